@@ -1,0 +1,58 @@
+"""The `sdakd` command. Every subcommand is a module of this package with `add_arguments(parser)` and `run(args) -> int`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from sdakd import __version__, compat
+
+COMMANDS = {
+    'prepare': 'cut, downscale and pack images: sub-images, multi-scale copies, meta-info, LMDB, LQ/GT pairs',
+    'link': 'drop the plugin into an existing BasicSR checkout',
+}
+
+
+def train(root_path: str) -> int:
+    """Runs BasicSR's training loop with the plugin loaded, on the options of the command line.
+
+    Args:
+        root_path: The folder that receives `experiments/` and `tb_logger/`.
+
+    Returns:
+        The exit status: 0, or 2 for a mistake that one sentence on stderr explains.
+    """
+    sys.excepthook = compat.exit_with_sentence
+    compat.import_basicsr()
+    import basicsr.train
+
+    import sdakd_models  # noqa: F401  registers the models and wraps parse_options
+
+    basicsr.train.train_pipeline(root_path)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console command; returns the exit status."""
+    sys.excepthook = compat.exit_with_sentence
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ['train']:  # its flags are BasicSR's own and are parsed where BasicSR parses them
+        sys.argv = ['sdakd train', *argv[1:]]
+        return train(os.getcwd())
+
+    parser = argparse.ArgumentParser(prog='sdakd', description='Distils super-resolution GANs into narrow students.')
+    parser.add_argument('--version', action='version', version=f'sdakd {__version__}')
+    commands = parser.add_subparsers(dest='command', metavar='command', required=True)
+    commands.add_parser('train', help="train on an option file, with BasicSR's flags (-opt, --auto_resume, ...)")
+    for name, description in COMMANDS.items():
+        command = commands.add_parser(name, help=description, description=description)
+        if argv[:1] == [name]:
+            importlib.import_module(f'sdakd.{name}').add_arguments(command)
+    args = parser.parse_args(argv)
+    return importlib.import_module(f'sdakd.{args.command}').run(args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
