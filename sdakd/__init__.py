@@ -4,8 +4,8 @@ Importing this package makes BasicSR importable on a current torch and torchvisi
 """
 
 from sdakd.compat import prepare_imports
-from sdakd.version import VERSION as __version__
+from sdakd.version import VERSION
 
-__all__ = ['__version__']
+__version__ = VERSION
 
 prepare_imports()

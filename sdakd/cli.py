@@ -27,7 +27,6 @@ def train(root_path: str) -> int:
     sys.excepthook = compat.exit_with_sentence
     compat.import_basicsr()
     import basicsr.train
-
     import sdakd_models  # noqa: F401  registers the models and wraps parse_options
 
     basicsr.train.train_pipeline(root_path)

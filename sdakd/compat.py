@@ -49,8 +49,10 @@ def _define_box_operators() -> list:
     import torch
 
     libraries = []
-    for schema in ('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
-                   'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'):
+    for schema in (
+        'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+        'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+    ):
         library = torch.library.Library('torchvision', 'FRAGMENT')
         library.define(schema)
         libraries.append(library)
@@ -104,7 +106,9 @@ def prepare_imports() -> None:
 
     version = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2])
     if version < OLDEST_TORCH:
-        raise UserError(f'torch {torch.__version__} is too old: install torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} or newer.')
+        raise UserError(
+            f'torch {torch.__version__} is too old: install torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} or newer.'
+        )
     _import_torchvision()
     if 'torchvision.transforms.functional_tensor' not in sys.modules:
         _alias_functional_tensor()
@@ -130,4 +134,6 @@ def import_basicsr() -> None:
             ) from None
         raise
     if getattr(package, '__file__', None) is None:
-        raise UserError(f'the name basicsr leads to the plain folder {list(package.__path__)}, not to BasicSR: {remedy}.')
+        raise UserError(
+            f'the name basicsr leads to the plain folder {list(package.__path__)}, not to BasicSR: {remedy}.'
+        )

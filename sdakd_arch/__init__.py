@@ -1,0 +1,8 @@
+"""What a network is: widths, weights files, feature taps, channel adapters, tiled inference.
+
+Importing the package registers the architectures of its ``*_arch.py`` modules with BasicSR.
+"""
+
+from sdakd_arch import adapter_arch
+
+__all__ = ['adapter_arch']

@@ -1,0 +1,55 @@
+"""Channel adapters: bring a narrow student's feature maps to the teacher's number of channels. Training only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+
+@ARCH_REGISTRY.register()
+class ChannelMLP(nn.Sequential):
+    """A multi-layer perceptron over channels, shared by all positions: 1x1 convolution, ReLU, 1x1 convolution.
+
+    The channel-wise transformation of Liu et al., arXiv 2303.13212 (``W2 ReLU(W1 F)``, on the student's feature only),
+    with unequal channel numbers. SDAKD (arXiv 2510.03870) uses "MLP-based feature-map distillation adapted to networks
+    with reduced channels" without publishing its sizes: biases and the hidden width are choices of this project.
+
+    Args:
+        in_ch: Channels of the student's feature map.
+        out_ch: Channels of the teacher's feature map.
+        hidden_ratio: Hidden channels as a multiple of ``out_ch``.
+
+    Shape: ``(N, in_ch, H, W)`` to ``(N, out_ch, H, W)``.
+    """
+
+    def __init__(self, in_ch: int, out_ch: int, hidden_ratio: float = 1.0) -> None:
+        hidden = max(1, round(out_ch * hidden_ratio))
+        super().__init__(nn.Conv2d(in_ch, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, out_ch, 1))
+
+
+@ARCH_REGISTRY.register()
+class AdapterBank(nn.Module):
+    """One :class:`ChannelMLP` for every pair of tapped layers.
+
+    Args:
+        channels: For each student tap, by name, the numbers of channels ``(student, teacher)``.
+        hidden_ratio: See :class:`ChannelMLP`.
+    """
+
+    def __init__(self, channels: Mapping[str, tuple[int, int]], hidden_ratio: float = 1.0) -> None:
+        super().__init__()
+        # a parameter's name may hold no dot, a module path does
+        self.adapters = nn.ModuleDict(
+            {self._key(name): ChannelMLP(*pair, hidden_ratio=hidden_ratio) for name, pair in channels.items()}
+        )
+
+    @staticmethod
+    def _key(name: str) -> str:
+        return name.replace('.', '/')
+
+    def forward(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Adapts every feature map: ``(N, C_student, H, W)`` to ``(N, C_teacher, H, W)``, by tap name."""
+        return {name: self.adapters[self._key(name)](feature) for name, feature in features.items()}

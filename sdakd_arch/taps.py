@@ -1,0 +1,97 @@
+"""Feature taps: the activations of a network at modules given by dotted name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from sdakd.compat import UserError, near
+
+
+class FeatureTaps:
+    """Records outputs or inputs of a network's modules during its next forward passes.
+
+    A tap is a dotted module name, ``'body.5'`` (its output) or ``'conv9:input'`` (its first input: activations that a
+    network computes by functional calls are honest only there). Recorded tensors are copies that keep their gradient,
+    so an activation that works in place on the tapped tensor afterwards does not change what was recorded.
+
+    The hooks sit on the modules of the given instance: build an EMA copy from options, not by ``deepcopy`` of a tapped
+    network, and hand over the bare module of a ``DistributedDataParallel`` wrapper.
+
+    Args:
+        network: The network to listen to.
+        names: Taps. Checked at once.
+        where: File and key to name in an error.
+
+    Raises:
+        UserError: A module of that name does not exist (the message lists near names).
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str], where: str = 'layers') -> None:
+        modules = dict(network.named_modules())
+        self.names = list(names)
+        self.active = False
+        self._recorded: dict[str, torch.Tensor] = {}
+        self._handles = []
+        for name in self.names:
+            path, _, side = name.partition(':')
+            if path not in modules or path == '':
+                raise UserError(
+                    f'{where}: {type(network).__name__} has no module {path!r} to tap; '
+                    f'{near(path, (m for m in modules if m))}.'
+                )
+            if side not in ('', 'input', 'output'):
+                raise UserError(f'{where}: the tap {name!r} ends in {side!r}; write {path}:input or {path}:output.')
+            self._handles.append(modules[path].register_forward_hook(self._hook(name, side)))
+
+    def _hook(self, name: str, side: str):
+        def record(_module, inputs, output):
+            if self.active:
+                self._recorded[name] = (inputs[0] if side == 'input' else output).clone()
+
+        return record
+
+    def __enter__(self) -> FeatureTaps:
+        self.active = True
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self.active = False
+
+    def pop(self) -> dict[str, torch.Tensor]:
+        """Hands out what the last forward pass recorded, by tap name, and forgets it."""
+        recorded, self._recorded = self._recorded, {}
+        return recorded
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._recorded.clear()
+
+
+def default_taps(network: nn.Module, count: int = 4) -> list[str]:
+    """The taps used where the options name none: ``count`` depths, evenly spread over the network's trunk.
+
+    RRDBNet: outputs of residual blocks. SRVGGNetCompact: outputs of activations. Four depths follow the papers that
+    publish theirs (DCD, arXiv 2212.14169; GCC, NeurIPS 2021); SDAKD does not, so this is a choice of this project.
+
+    Raises:
+        UserError: The architecture has no default.
+    """
+    kind = type(network).__name__
+    if kind == 'RRDBNet':
+        depth, name = len(network.body), 'body.{}'.format
+    elif kind == 'SRVGGNetCompact':
+        depth = network.num_conv
+
+        def name(index: int) -> str:
+            return f'body.{2 * (index + 1) + 1}'  # convolution and activation alternate, the first pair is the stem
+    else:
+        raise UserError(f'train:feature_opt:layers: {kind} has no default taps, list the modules to compare.')
+    count = min(count, depth)
+    return [name(math.ceil(depth * (i + 1) / count) - 1) for i in range(count)]

@@ -1,0 +1,104 @@
+"""Widths: narrower versions of a network, and what a network costs. The one place that knows how to narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sdakd.compat import UserError, near
+
+# architecture -> its options that count channels, with BasicSR's defaults
+WIDTHS: dict[str, dict[str, int]] = {
+    'RRDBNet': {'num_feat': 64, 'num_grow_ch': 32},
+    'SRVGGNetCompact': {'num_feat': 64},
+    'UNetDiscriminatorSN': {'num_feat': 64},
+    'VGGStyleDiscriminator': {'num_feat': 64},
+}
+
+
+def student_of(network: Mapping, ratio: float) -> dict:
+    """Narrows a generator or a discriminator: the same architecture and depth, ``ratio`` times the channels.
+
+    Args:
+        network: Options of the wide network, as BasicSR's ``build_network`` takes them, with ``type``.
+        ratio: Between 0 (exclusive) and 1 (allowed): SDAKD uses 1/2, 1/4 and 1/8.
+
+    Returns:
+        The options of the narrow network.
+
+    Raises:
+        UserError: An architecture that this project cannot narrow, or a ratio that leaves a fraction of a channel.
+    """
+    kind = network.get('type')
+    if kind not in WIDTHS:
+        raise UserError(f'no rule says how to narrow the architecture {kind!r}; {near(str(kind), WIDTHS)}.')
+    exact = Fraction(ratio).limit_denominator(1024)
+    if not 0 < exact <= 1:
+        raise UserError(f'the width ratio {ratio} of {kind} must be greater than 0 and at most 1.')
+    student = dict(network)
+    for key, default in WIDTHS[kind].items():
+        channels = network.get(key, default) * exact
+        if channels.denominator != 1:
+            raise UserError(
+                f'{key} of {kind} is {network.get(key, default)}, which {exact} does not divide into channels.'
+            )
+        student[key] = int(channels)
+    return student
+
+
+def lookup(registry, name: str, where: str):
+    """The class registered under ``name``, BasicSR's suffix rule included; unlike BasicSR it says what is near.
+
+    Raises:
+        UserError: Nothing of that name is registered.
+    """
+    known = dict(iter(registry))
+    for key in (name, f'{name}_basicsr'):
+        if key in known:
+            return known[key]
+    names = {key.removesuffix('_basicsr') for key in known}
+    raise UserError(f'{where}: nothing called {name!r} is registered; {near(str(name), names)}.')
+
+
+def build(network: Mapping, where: str) -> nn.Module:
+    """Builds a network from BasicSR options, without logging.
+
+    Raises:
+        UserError: Unknown type or argument, or values the architecture refuses.
+    """
+    options = dict(network)
+    if 'type' not in options:
+        raise UserError(f'{where}: the key type is missing; name an architecture, for example RRDBNet.')
+    cls = lookup(ARCH_REGISTRY, options.pop('type'), f'{where}:type')
+    try:
+        return cls(**options)
+    except (TypeError, ValueError, AssertionError, RuntimeError, UnboundLocalError) as error:
+        raise UserError(f'{where}: {cls.__name__} cannot be built from these options: {error}.') from None
+
+
+def scale_of(network: nn.Module, where: str) -> int:
+    """The factor between a generator's input and output size, found by running it on meta tensors."""
+    size = 64
+    with torch.device('meta'):
+        output = network.to('meta')(torch.empty(1, 3, size, size))
+    if output.shape[-1] % size or output.shape[1] != 3:
+        raise UserError(f'{where}: {type(network).__name__} maps 3x{size}x{size} to {tuple(output.shape[1:])}.')
+    return output.shape[-1] // size
+
+
+def cost(network: Mapping, size: int = 64) -> tuple[int, int]:
+    """Parameters and multiply-accumulates of a generator or discriminator for one RGB image of ``size`` x ``size``.
+
+    A multiply-accumulate is half of what torch's own flop counter counts: convolutions and matrix products, no
+    element-wise operations. Nothing is computed: the network runs on meta tensors.
+    """
+    with torch.device('meta'):
+        net = build(network, 'network')
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net.eval()(torch.empty(1, 3, size, size))
+    return sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2

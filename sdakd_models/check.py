@@ -1,0 +1,304 @@
+"""Checks of a run before anything is created: every mistake is found here, as one sentence, or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from basicsr.utils.registry import METRIC_REGISTRY
+from torch import nn
+
+from sdakd.compat import UserError, near
+from sdakd_arch.weights import load_into, read_weights
+from sdakd_arch.width import build, lookup, scale_of
+from sdakd_arch.zoo import URLS, ensure_file
+from sdakd_models.check_data import check_dataset
+from sdakd_models.options import Discriminator, Train, read_discriminators, read_teacher, read_train
+from sdakd_models.stages import EveryOr, Plan
+from sdakd_models.terms import TERMS, read_features, tap_channels, term_options
+from sdakd_models.wiring import active_terms, teacher_network
+
+KNOWN_TOP_LEVEL = {
+    'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'teacher',
+    'discriminators', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters',
+}  # fmt: skip
+DEGRADATION = (
+    'resize_prob', 'resize_range', 'gaussian_noise_prob', 'noise_range', 'poisson_scale_range', 'gray_noise_prob',
+    'jpeg_range', 'second_blur_prob', 'resize_prob2', 'resize_range2', 'gaussian_noise_prob2', 'noise_range2',
+    'poisson_scale_range2', 'gray_noise_prob2', 'jpeg_range2', 'gt_size',
+)  # fmt: skip
+
+
+def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
+    """Checks completed options and completes what depends on data and stages (see ``finish``).
+
+    Args:
+        opt: The options; changed in place.
+        root_path: Relative paths that do not exist in the current folder are looked for here too.
+        quiet: No download, no repeated data check (for all but the main process).
+
+    Raises:
+        UserError: The first mistake found.
+    """
+    resolve_paths(opt, root_path)
+    for key in opt:
+        if key not in KNOWN_TOP_LEVEL and key in {k + s for k in KNOWN_TOP_LEVEL for s in ('s', '_opt')}:
+            raise UserError(f'{key}: this key is not known; {near(key, KNOWN_TOP_LEVEL)}.')
+    train = read_train(opt, term_options())
+    plan = train.plan()
+    names = check_terms(opt, plan)
+    check_optimizers(train)
+    check_networks(opt, names)
+    if 'perceptual' in names:
+        check_vgg(opt['train']['perceptual_opt'], root_path)
+    check_validation(opt)
+    if 'RealESRGAN' in opt['model_type'] and opt.get('high_order_degradation', True):
+        check_degradation(opt)
+    images = {phase: check_dataset(phase, dataset, opt, shallow=quiet) for phase, dataset in opt['datasets'].items()}
+    if 'train' not in images:
+        raise UserError('datasets:train: the data set to train on is missing.')
+    finish(opt, plan, images['train'])
+
+
+def resolve_paths(opt: dict, root_path: str) -> None:
+    """Makes the paths of the options absolute, so that a run can be resumed from any folder."""
+
+    def absolute(path: object) -> object:
+        if not isinstance(path, str):
+            return path
+        path = os.path.expanduser(path)
+        here, there = os.path.abspath(path), os.path.join(root_path, path)
+        return there if not os.path.exists(here) and os.path.exists(there) else here
+
+    for dataset in opt['datasets'].values():
+        for key in ('dataroot_gt', 'dataroot_lq', 'meta_info', 'meta_info_file'):
+            value = dataset.get(key)
+            if value is not None:
+                dataset[key] = [absolute(v) for v in value] if isinstance(value, list) else absolute(value)
+    for key, value in opt['path'].items():
+        if 'pretrain_network' in key or key == 'resume_state':
+            opt['path'][key] = absolute(value)
+    for block in (opt.get('teacher'), *(opt.get('discriminators') or {}).values()):
+        if isinstance(block, dict) and block.get('weights'):
+            block['weights'] = absolute(block['weights'])
+
+
+def check_terms(opt: Mapping, plan: Plan) -> set[str]:
+    """Every term of every stage is known, has its options and its discriminator; returns the terms in use."""
+    discriminators = read_discriminators(opt)
+    used = set()
+    for name, stage in zip(plan.names, plan.stages, strict=True):
+        where = f'train:stages:{name}'
+        for term in stage.terms:
+            kind, _, which = term.partition(':')
+            if kind == 'gan':
+                which = which or 'student'
+                if which not in discriminators:
+                    need = 'network_d' if which == 'student' else f'discriminators:{which}'
+                    raise UserError(
+                        f'{where}:terms: the term {term!r} needs the discriminator {which!r}, which is not defined: write '
+                        f'{need}, or take the term out.'
+                    )
+            elif term not in TERMS:
+                known = {*TERMS, 'gan', *(f'gan:{d}' for d in discriminators if d != 'student')}
+                raise UserError(f'{where}:terms: unknown term {term!r}; {near(term, known)}.')
+        active = active_terms(stage, opt)
+        for term in active:
+            check_term(opt, term, discriminators, where)
+        if any(stage.terms.count(term) > 1 for term in stage.terms):
+            raise UserError(f'{where}:terms: a term stands twice in {stage.terms}.')
+        heard = [t for t in active if t in TERMS or discriminators[t.partition(':')[2] or 'student'].listens]
+        if not heard:
+            raise UserError(f'{where}:terms: no term is left that trains the student.')
+        learning = [t for t in active if t not in TERMS and discriminators[t.partition(':')[2] or 'student'].learns]
+        if learning and stage.lr_d is None:
+            raise UserError(
+                f'{where}:lr_d: the key is missing, but a discriminator learns in this stage ({learning[0]}).'
+            )
+        used.update(active)
+    return used
+
+
+def check_term(opt: Mapping, term: str, discriminators: Mapping[str, Discriminator], where: str) -> None:
+    """The options of one term."""
+    from sdakd_models.terms import Term  # the check of a GAN loss is that of any loss
+
+    if term in TERMS:
+        cls, key = TERMS[term], f'train:{TERMS[term].option}'
+        options = opt['train'].get(cls.option)
+    else:
+        which = term.partition(':')[2] or 'student'
+        cls, entry = Term, discriminators[which]
+        key = f'discriminators:{which}:gan_opt' if entry.gan_opt else 'train:gan_opt'
+        options = entry.gan_opt or opt['train'].get('gan_opt')
+    if options is None:
+        raise UserError(f'{key}: the block is missing, but {where} has the term {term!r}.')
+    cls.check(options, key)
+    if term == 'feature':
+        read_features(options)
+
+
+def check_optimizers(train: Train) -> None:
+    """Type and values of the optimizers, by building them."""
+    for key in ('optim_g', 'optim_d'):
+        values = dict(getattr(train, key))
+        kind = values.pop('type', 'Adam')
+        if kind not in ('Adam', 'AdamW'):
+            raise UserError(f'train:{key}:type: {kind!r} is not offered, write Adam or AdamW.')
+        try:
+            getattr(torch.optim, kind)([nn.Parameter(torch.zeros(1))], lr=0.0, **values)
+        except (TypeError, ValueError) as error:
+            raise UserError(f'train:{key}: {error}.') from None
+
+
+def check_networks(opt: dict, names: set[str]) -> None:
+    """Student, teacher and discriminators can be built, their files fit, their sizes agree."""
+    path = opt['path']
+    student = build(opt['network_g'], 'network_g')
+    if path.get('pretrain_network_g') and not path.get('resume_state'):
+        file = path['pretrain_network_g']
+        ensure_file(file, 'path:pretrain_network_g')
+        load_into(student, read_weights(file, path.get('param_key_g'), 'path:pretrain_network_g'), file,
+                  'path:pretrain_network_g')  # fmt: skip
+    elif opt['train'].get('start_stage') not in (None, next(iter(opt['train']['stages']))) and not path.get(
+        'resume_state'
+    ):
+        raise UserError(
+            f'path:pretrain_network_g: name the student that train:start_stage {opt["train"]["start_stage"]!r} begins with.'
+        )
+    scale = scale_of(student, 'network_g')
+    if opt.setdefault('scale', scale) != scale:
+        raise UserError(f'scale: the options say {opt["scale"]}, but network_g enlarges {scale} times.')
+
+    discriminators = {
+        name: entry for name, entry in read_discriminators(opt).items()
+        if ('gan' if name == 'student' else f'gan:{name}') in names
+    }  # fmt: skip
+    wants_teacher = any(name in TERMS and TERMS[name].needs_teacher for name in names) or any(
+        'teacher' in (entry.real, *entry.fake) for entry in discriminators.values()
+    )
+    if wants_teacher:
+        teacher = read_teacher(opt)
+        if teacher is not None:
+            ensure_file(teacher.weights, 'teacher:weights')
+        network = teacher_network(opt)
+        teacher_scale = scale_of(network, 'teacher')
+        if teacher_scale != scale:
+            raise UserError(
+                f'teacher: it enlarges {teacher_scale} times and network_g {scale} times; student and teacher must agree.'
+            )
+        if 'feature' in names:
+            features = read_features(opt['train']['feature_opt'])
+            tap_channels(student, network, features, 32, 'meta')
+
+    gt_size = opt.get('gt_size') or opt['datasets'].get('train', {}).get('gt_size') or 128
+    for name, entry in discriminators.items():
+        where = 'network_d' if name == 'student' else f'discriminators:{name}:network'
+        network = build(entry.network, where)
+        if entry.weights and not (name == 'student' and path.get('resume_state')):
+            key = 'path:pretrain_network_d' if name == 'student' else f'discriminators:{name}:weights'
+            ensure_file(entry.weights, key)
+            load_into(network, read_weights(entry.weights, entry.param_key, key), entry.weights, key)
+        elif not entry.learns:
+            raise UserError(f'discriminators:{name}:weights: a discriminator that does not learn needs its file.')
+        try:
+            network.to('meta').eval()(torch.empty(1, 3, gt_size, gt_size, device='meta'))
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f'{where}: it does not take images of {gt_size}x{gt_size} pixels ({reason}).') from None
+
+
+def check_vgg(options: Mapping, root_path: str) -> None:
+    """BasicSR's perceptual loss finds its VGG, or the sentence says which file is missing and how to go without."""
+    from basicsr.archs import vgg_arch
+
+    kind = options.get('vgg_type', 'vgg19')
+    without = 'go without the term: write `perceptual_opt: ~` under train'
+    candidates = [Path(vgg_arch.VGG_PRETRAIN_PATH), Path(root_path, vgg_arch.VGG_PRETRAIN_PATH)]
+    if kind == 'vgg19':
+        hub = Path(torch.hub.get_dir(), 'checkpoints', 'vgg19-dcbb9e9d.pth')
+        found = next((path for path in (*candidates, hub) if path.is_file()), None)
+        if found is None:
+            found = candidates[1]
+            ensure_file(found, 'train:perceptual_opt', without, URLS['vgg19-dcbb9e9d.pth'])
+        vgg_arch.VGG_PRETRAIN_PATH = str(found.resolve())
+        return
+    present = next((path for path in candidates if path.is_file()), None)
+    if present is not None:
+        raise UserError(
+            f'train:perceptual_opt:vgg_type: BasicSR would load {present} into {kind}; move that file away or use vgg19.'
+        )
+    if not list(Path(torch.hub.get_dir(), 'checkpoints').glob(f'{kind}-*.pth')):
+        raise UserError(
+            f'train:perceptual_opt: the weights of {kind} are not in {torch.hub.get_dir()}/checkpoints; put '
+            f"torchvision's file there, or {without}."
+        )
+
+
+def check_validation(opt: Mapping) -> None:
+    """Metrics exist and have what they compare with; frequencies are numbers."""
+    for block, key, least in (('logger', 'print_freq', 1), ('logger', 'save_checkpoint_freq', 1), ('val', 'val_freq', 1),
+                              ('val', 'tile', 0), ('val', 'tile_pad', 0), ('val', 'tb_images', 0)):  # fmt: skip
+        value = (opt.get(block) or {}).get(key)
+        if value is None and not (key == 'val_freq' and opt.get('val')):
+            continue
+        try:
+            number = int(float(value))
+        except (TypeError, ValueError):
+            number = -1
+        if number < least:
+            raise UserError(f'{block}:{key}: write a whole number of at least {least}, not {value!r}.')
+        opt[block][key] = number
+    val = opt.get('val')
+    if not val:
+        return
+    val.setdefault('save_img', False)
+    for name, metric in (val.get('metrics') or {}).items():
+        if not isinstance(metric, Mapping) or 'type' not in metric:
+            raise UserError(
+                f'val:metrics:{name}: write a mapping with its type, for example {{type: calculate_psnr, ...}}.'
+            )
+        lookup(METRIC_REGISTRY, metric['type'], f'val:metrics:{name}:type')
+        for phase, dataset in opt['datasets'].items():
+            if phase.startswith('val') and metric['type'] != 'calculate_niqe' and not dataset.get('dataroot_gt'):
+                raise UserError(
+                    f'datasets:{phase}:dataroot_gt: the metric {name} compares with a ground truth, name it.'
+                )
+
+
+def check_degradation(opt: Mapping) -> None:
+    """Real-ESRGAN's degradation has all its values, and the pair pool holds whole batches."""
+    for key in DEGRADATION:
+        if key not in opt:
+            raise UserError(f"{key}: the key is missing; Real-ESRGAN's degradation needs it beside model_type.")
+    batch = opt['datasets'].get('train', {}).get('batch_size_per_gpu')
+    queue = opt.setdefault('queue_size', 180)
+    if isinstance(batch, int) and isinstance(queue, int) and batch > 0 and queue % batch:
+        raise UserError(
+            f'queue_size: the pair pool holds {queue} pairs, which the batch of {batch} does not divide; write '
+            f'{math.ceil(queue / batch) * batch}.'
+        )
+    if opt['gt_size'] > 400 or opt['gt_size'] % opt['scale']:
+        raise UserError(f'gt_size: write a multiple of scale {opt["scale"]} up to 400, not {opt["gt_size"]}.')
+
+
+def finish(opt: dict, plan: Plan, images: int) -> None:
+    """Completes what BasicSR's loop reads: total length, ends of stages, and a data length that lasts.
+
+    BasicSR drops the last incomplete batch but counts it as an iteration, and stops early in silence: 200 images in
+    batches of 16 end after 1,128 of 1,200 iterations. With an enlarged data set that batches divide, none is dropped.
+    """
+    train = opt['datasets']['train']
+    batch = train['batch_size_per_gpu'] * opt['world_size']
+    ratio = train.get('dataset_enlarge_ratio', 1)
+    divisor = batch // math.gcd(images, batch)
+    train['dataset_enlarge_ratio'] = max(1, math.ceil(ratio / divisor)) * divisor
+    opt['train']['total_iter'] = plan.total_iter
+    logger = opt['logger']
+    logger['save_checkpoint_freq'] = EveryOr(logger['save_checkpoint_freq'], plan.ends)
+    if opt.get('val'):
+        # the loop validates once more after the last iteration
+        opt['val']['val_freq'] = EveryOr(opt['val']['val_freq'], plan.ends[:-1])

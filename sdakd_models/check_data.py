@@ -1,0 +1,161 @@
+"""Checks of data sets: what is missing, empty, unreadable or of the wrong size is named before a run starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+
+import cv2
+import numpy as np
+from basicsr.utils.registry import DATASET_REGISTRY
+from PIL import Image
+
+from sdakd.compat import UserError
+from sdakd_arch.width import lookup
+
+DECODED = 100  # images per set that are decoded whole; of the others only existence and size are read
+
+
+def check_dataset(phase: str, options: Mapping, opt: Mapping, shallow: bool = False) -> int:
+    """Checks one entry of ``datasets:`` and counts its images.
+
+    Args:
+        phase: Its key.
+        options: Its options.
+        opt: All options.
+        shallow: Count only.
+
+    Raises:
+        UserError: Unknown type, missing or empty folder, broken meta-info or LMDB, unreadable image (named), pairs whose
+            sizes do not differ by the scale, images smaller than the crop, or numbers that are none.
+    """
+    where = f'datasets:{phase}'
+    if options['phase'] not in ('train', 'val'):
+        raise UserError(f'{where}: a data set is called train, val or val_<number>.')
+    if 'type' not in options or 'name' not in options:
+        raise UserError(f'{where}: the key {"type" if "type" not in options else "name"} is missing.')
+    cls = lookup(DATASET_REGISTRY, options['type'], f'{where}:type')
+    if options['phase'] == 'train':
+        _check_numbers(where, options)
+    for key in ('dataroot_gt', 'dataroot_lq'):
+        root = options.get(key)
+        for folder in root if isinstance(root, list) else [root]:
+            if folder is not None and not os.path.isdir(folder):
+                raise UserError(f'{where}:{key}: the folder {folder} does not exist.')
+    for key in ('meta_info', 'meta_info_file'):
+        if options.get(key) is not None and not os.path.isfile(options[key]):
+            raise UserError(f'{where}:{key}: the file {options[key]} does not exist.')
+    is_lmdb = (options.get('io_backend') or {}).get('type') == 'lmdb'
+    for key in ('dataroot_gt', 'dataroot_lq'):
+        meta = os.path.join(str(options.get(key)), 'meta_info.txt')
+        if is_lmdb and options.get(key) and not os.path.isfile(meta):
+            raise UserError(f'{where}:{key}: {options[key]} is no LMDB data set, it has no meta_info.txt.')
+    try:
+        dataset = cls(deepcopy(dict(options)))
+        count = len(dataset)
+    except KeyError as error:
+        raise UserError(f'{where}: the key {error} is missing, {options["type"]} needs it.') from None
+    except (AssertionError, ValueError, OSError, TypeError, AttributeError) as error:
+        raise UserError(f'{where}: {str(error).rstrip(".") or type(error).__name__}.') from None
+    if count == 0:
+        raise UserError(f'{where}: no image was found in {options.get("meta_info") or options.get("dataroot_gt")}.')
+    paths = getattr(dataset, 'paths', None)
+    if not shallow and paths:
+        reader = _Lmdb(options) if is_lmdb else _Disk()
+        _check_images(where, options, opt, paths, reader)
+    return count
+
+
+def _check_numbers(where: str, options: Mapping) -> None:
+    for key, least in (('batch_size_per_gpu', 1), ('num_worker_per_gpu', 0), ('dataset_enlarge_ratio', 1)):
+        value = options.get(key, 1 if key == 'dataset_enlarge_ratio' else None)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f'{where}:{key}: write a whole number of at least {least}, not {value!r}.')
+
+
+class _Disk:
+    """Images in folders: existence, size from the header, and the pixels."""
+
+    def size(self, path: str, side: str) -> tuple[int, int] | None:
+        with Image.open(path) as image:
+            return image.size
+
+    def pixels(self, path: str, side: str) -> np.ndarray | None:
+        return cv2.imread(path, cv2.IMREAD_UNCHANGED)
+
+
+class _Lmdb:
+    """Images in LMDB data sets; their sizes stand in ``meta_info.txt``."""
+
+    def __init__(self, options: Mapping) -> None:
+        import lmdb
+
+        self.environments = {}
+        self.sizes = {}
+        for side in ('gt', 'lq'):
+            folder = options.get(f'dataroot_{side}')
+            if folder:
+                try:
+                    self.environments[side] = lmdb.open(folder, readonly=True, lock=False, readahead=False)
+                except lmdb.Error as error:
+                    raise UserError(f'datasets: {folder} cannot be opened as LMDB ({error}).') from None
+                with open(os.path.join(folder, 'meta_info.txt')) as file:
+                    for line in file:
+                        name, _, rest = line.partition(' (')
+                        height, width = rest.split(',')[:2]
+                        self.sizes[side, name.split('.')[0]] = (int(width), int(height))
+
+    def size(self, key: str, side: str) -> tuple[int, int] | None:
+        with self.environments[side].begin() as transaction:
+            if transaction.get(key.encode('ascii')) is None:
+                raise OSError('the key is not in the database')
+        return self.sizes.get((side, key))
+
+    def pixels(self, key: str, side: str) -> np.ndarray | None:
+        with self.environments[side].begin() as transaction:
+            return cv2.imdecode(np.frombuffer(transaction.get(key.encode('ascii')), np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def _pairs(paths: list) -> Iterator[dict[str, str]]:
+    """A data set's paths by side: ``gt`` and ``lq``."""
+    for entry in paths:
+        yield (
+            {key.removesuffix('_path'): path for key, path in entry.items()}
+            if isinstance(entry, Mapping)
+            else {'': entry}
+        )
+
+
+def _check_images(where: str, options: Mapping, opt: Mapping, paths: list, reader: _Disk | _Lmdb) -> None:
+    single = 'gt' if options.get('dataroot_gt') else 'lq'
+    step = max(1, len(paths) // DECODED)
+    logging.getLogger('PIL').setLevel(logging.WARNING)
+    for number, sides in enumerate(_pairs(paths)):
+        sizes = {}
+        for side, path in sides.items():
+            side = side or single
+            try:
+                sizes[side] = reader.size(path, side)
+                broken = number % step == 0 and reader.pixels(path, side) is None
+            except (OSError, ValueError, SyntaxError):
+                broken = True
+            if broken:
+                missing = isinstance(reader, _Disk) and not os.path.isfile(path)
+                raise UserError(f'{where}: the image {path} {"does not exist" if missing else "cannot be read"}.')
+        if None in sizes.values():
+            continue
+        if len(sizes) == 2 and options['phase'] == 'train':
+            (gt_w, gt_h), (lq_w, lq_h), scale = sizes['gt'], sizes['lq'], opt['scale']
+            crop = options.get('gt_size', 0)
+            if (gt_w, gt_h) != (lq_w * scale, lq_h * scale):
+                raise UserError(
+                    f'{where}: {sides["gt"]} is {gt_w}x{gt_h} and its LQ image {lq_w}x{lq_h}, which scale {scale} does not '
+                    'relate; crop the ground truth to a multiple of the scale.'
+                )
+            if not isinstance(crop, int) or crop % scale or min(gt_w, gt_h) < crop:
+                raise UserError(
+                    f'{where}:gt_size: the crop of {crop} must be a multiple of scale {scale} and fit into '
+                    f'{sides["gt"]} ({gt_w}x{gt_h}).'
+                )

@@ -1,0 +1,265 @@
+"""The one interception point: reads and checks an option file before BasicSR creates or archives any folder.
+
+``parse_options`` is wrapped wherever BasicSR's training loop finds it. Option files of other models pass through
+untouched; for this plugin's models the YAML is read by PyYAML's safe loader (BasicSR uses the one that can execute
+code), values of ``--force_yml`` are literals, and resuming works from any folder and without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import basicsr.utils.options
+import torch
+import yaml
+from basicsr.utils import check_resume, set_random_seed
+from basicsr.utils.dist_util import get_dist_info, init_dist
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from sdakd.compat import UserError, exit_with_sentence, near
+from sdakd_arch.width import lookup
+from sdakd_models.check import check_run
+from sdakd_models.options import read_train
+from sdakd_models.sdakd_model import SDAKDModel
+from sdakd_models.terms import term_options
+
+_original = basicsr.utils.options.parse_options
+
+
+def read_yaml(path: str) -> dict:
+    """Reads an option file with the safe loader.
+
+    Raises:
+        UserError: Missing file, broken YAML, tags that would execute code, or no mapping.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise UserError(f'-opt: {path} cannot be read ({error.strerror}).') from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, 'problem_mark', None)
+        line = f' in line {mark.line + 1}' if mark else ''
+        raise UserError(f'{path}: broken YAML{line}: {getattr(error, "problem", error)}.') from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: this is no option file, it must hold keys and values.')
+    return content
+
+
+def force(opt: dict, entries: list[str] | None) -> None:
+    """Applies ``--force_yml key:key=value``; values are YAML literals, and nothing is executed.
+
+    As in BasicSR the key must exist; unlike there, a list index may be part of it, and optional keys of this plugin's
+    stages may be added.
+
+    Raises:
+        UserError: No ``=``, or a key that does not exist.
+    """
+    for entry in entries or []:
+        keys, equals, text = entry.partition('=')
+        if not equals:
+            raise UserError(f'--force_yml {entry}: write key:key=value.')
+        try:
+            value = yaml.safe_load(text.strip())
+        except yaml.YAMLError:
+            raise UserError(f'--force_yml {entry}: the value is no YAML literal.') from None
+        *parents, last = keys.strip().split(':')
+        block = opt
+        for depth, key in enumerate(parents):
+            if not isinstance(block.get(key), dict):
+                raise UserError(
+                    f'--force_yml {entry}: there is no block {":".join(parents[: depth + 1])}; {near(key, block)}.'
+                )
+            block = block[key]
+        optional = parents[:2] == ['train', 'stages'] or parents in (['train'], ['path'], ['val'], ['teacher'])
+        if last not in block and not optional:
+            raise UserError(f'--force_yml {entry}: there is no key {keys.strip()}; {near(last, block)}.')
+        block[last] = value
+
+
+def _arguments() -> argparse.Namespace:
+    """BasicSR's own flags."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('-opt', type=str, required=True, help='option file (YAML)')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
+    parser.add_argument('--auto_resume', action='store_true', help='continue from the last saved state, if any')
+    parser.add_argument('--debug', action='store_true', help='name the run debug_..., log, save and validate often')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
+    parser.add_argument('--force_yml', nargs='+', help='change values of the option file: train:ema_decay=0.99')
+    return parser.parse_args()
+
+
+def _belongs_to_another() -> bool:
+    """Whether the command line names an option file for a model that is registered and not this plugin's.
+
+    The file is searched as text: BasicSR's option files may hold YAML tags that only its own loader accepts.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument('-opt')
+    path = parser.parse_known_args()[0].opt
+    if path is None or not os.path.isfile(path):
+        return False
+    models = dict(iter(MODEL_REGISTRY))
+    with open(path, encoding='utf-8', errors='replace') as file:
+        for line in file:
+            key, _, value = line.partition(':')
+            if key.strip() == 'model_type':
+                name = value.split('#')[0].strip().strip('\'"')
+                model = models.get(name, models.get(f'{name}_basicsr'))
+                return model is not None and not issubclass(model, SDAKDModel)
+    return False
+
+
+@functools.wraps(_original)
+def parse_options(root_path: str, is_train: bool = True):
+    """BasicSR's ``parse_options`` for this plugin's models; for any other it is BasicSR's own.
+
+    Returns:
+        The completed options and the command line's arguments.
+
+    Raises:
+        UserError: Anything a user can mend; on the main process only, as one sentence with the file's name.
+    """
+    if _belongs_to_another():
+        return _original(root_path, is_train)
+    sys.excepthook = exit_with_sentence
+    args = _arguments()
+    _replace_everywhere('load_resume_state', load_resume_state)
+    try:
+        opt = read_yaml(args.opt)
+        force(opt, args.force_yml)
+        _distribute(opt, args)
+        _complete(opt, args, root_path, is_train)
+        if opt['rank'] > 0:  # the others wait for the main process: it downloads what is missing and reports mistakes
+            torch.distributed.barrier()
+        if is_train:
+            check_run(opt, root_path, quiet=opt['rank'] > 0)
+        if opt['dist'] and opt['rank'] == 0:
+            torch.distributed.barrier()
+    except UserError as error:
+        if int(os.environ.get('RANK', 0)) > 0:
+            raise SystemExit(2) from None
+        raise UserError(f'{args.opt}: {error}') from None
+    return opt, args
+
+
+def _distribute(opt: dict, args: argparse.Namespace) -> None:
+    """Starts distributed training where a launcher asks for it: NCCL on GPUs, Gloo on CPUs."""
+    gpus = torch.cuda.device_count()
+    opt['dist'] = args.launcher != 'none'
+    wanted = opt.get('num_gpu', 'auto')
+    if wanted != 'auto' and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0):
+        raise UserError(f'num_gpu: write auto or a number of GPUs, not {wanted!r}.')
+    opt['num_gpu'] = gpus if wanted == 'auto' else wanted
+    if opt['num_gpu'] > gpus:
+        raise UserError(f'num_gpu: {wanted} GPUs are asked for, torch sees {gpus}; write auto, or 0 for the CPU.')
+    if not opt['dist']:
+        if opt['num_gpu'] > 1:
+            raise UserError(
+                f'num_gpu: {opt["num_gpu"]} GPUs need a launcher, run `torchrun --nproc_per_node={opt["num_gpu"]} '
+                f'{sys.argv[0]} -opt {args.opt} --launcher pytorch`, or write num_gpu: 1.'
+            )
+    elif args.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UserError(
+            f'--launcher pytorch: no launcher has started this process, run `torchrun --nproc_per_node=N {sys.argv[0]} '
+            f'-opt {args.opt} --launcher pytorch`.'
+        )
+    elif opt['num_gpu'] == 0:
+        torch.distributed.init_process_group('gloo')
+    else:
+        init_dist(args.launcher, **(opt.get('dist_params') or {}))
+    opt['rank'], opt['world_size'] = get_dist_info()
+
+
+def _complete(opt: dict, args: argparse.Namespace, root_path: str, is_train: bool) -> None:
+    """What BasicSR derives from the options: seed, phases, folders, debug values; and the state to resume from."""
+    for key in ('name', 'model_type', 'datasets', 'network_g'):
+        if not opt.get(key):
+            raise UserError(f'{key}: the key is missing.')
+    lookup(MODEL_REGISTRY, opt['model_type'], 'model_type')
+    opt['name'] = str(opt['name'])
+    if os.path.basename(opt['name']) != opt['name'] or opt['name'] in ('.', '..'):
+        raise UserError(f'name: {opt["name"]!r} names a folder under experiments/, it may hold no path separator.')
+    opt['path'] = opt.get('path') or {}
+    opt['logger'] = {'print_freq': 100, 'save_checkpoint_freq': 5000, 'use_tb_logger': False} | (
+        opt.get('logger') or {}
+    )
+    if opt.get('manual_seed') is None:
+        opt['manual_seed'] = random.randint(1, 10000)
+    set_random_seed(opt['manual_seed'] + opt['rank'])
+    opt['is_train'], opt['auto_resume'] = is_train, args.auto_resume
+    if args.debug and not opt['name'].startswith('debug'):
+        opt['name'] = 'debug_' + opt['name']
+    for phase, dataset in opt['datasets'].items():
+        if not isinstance(dataset, dict):
+            raise UserError(f'datasets:{phase}: write a mapping of keys and values here.')
+        dataset['phase'] = phase.split('_')[0]
+        if 'scale' in opt:
+            dataset['scale'] = opt['scale']
+
+    path = opt['path']
+    if is_train:
+        root = os.path.join(root_path, 'experiments', opt['name'])
+        path.update(experiments_root=root, log=root)
+        for folder in ('models', 'training_states', 'visualization'):
+            path[folder] = os.path.join(root, folder)
+        if 'debug' in opt['name']:
+            opt['logger'].update(print_freq=1, save_checkpoint_freq=8)
+            if opt.get('val'):
+                opt['val']['val_freq'] = 8
+        if args.auto_resume:
+            states = [p for p in Path(path['training_states']).glob('*.state') if p.stem.isdigit()]
+            path['resume_state'] = str(max(states, key=lambda p: int(p.stem))) if states else None
+            # BasicSR would look under the current folder, and start afresh where it finds nothing
+            opt['auto_resume'] = False
+    else:
+        root = os.path.join(root_path, 'results', opt['name'])
+        path.update(results_root=root, log=root, visualization=os.path.join(root, 'visualization'))
+
+
+def load_resume_state(opt: dict) -> dict | None:
+    """Loads the training state to continue from, on the CPU: loading it into optimizers moves it where they are.
+
+    Raises:
+        UserError: The file is missing, cannot be read, or lies beyond the end of the run.
+    """
+    path = opt['path'].get('resume_state')
+    if not path:
+        return None
+    if not os.path.isfile(path):
+        raise UserError(f'path:resume_state: the file {path} does not exist.')
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        iteration = state['iter']
+    except Exception as error:  # torch, zipfile and pickle each raise their own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f'path:resume_state: {path} cannot be read as a training state ({reason[0][:200]}); delete it to continue '
+            'from the one before.'
+        ) from None
+    total = read_train(opt, term_options()).plan().total_iter
+    if iteration > total:
+        raise UserError(
+            f'path:resume_state: {path} is at iteration {iteration:,d}, beyond the {total:,d} of the stages.'
+        )
+    check_resume(opt, iteration)
+    return state
+
+
+def _replace_everywhere(name: str, function: Callable) -> None:
+    """Puts ``function`` where a training loop looks ``name`` up: BasicSR's, or a train.py that runs as main program."""
+    for module in ('basicsr.utils.options', 'basicsr.train', '__main__'):
+        module = sys.modules.get(module)
+        if module is not None and hasattr(module, name):
+            setattr(module, name, function)
+
+
+def install() -> None:
+    """Wraps ``parse_options``; done once, when ``sdakd_models`` is imported."""
+    _replace_everywhere('parse_options', parse_options)

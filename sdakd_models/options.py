@@ -1,0 +1,151 @@
+"""The options that this plugin adds to a BasicSR option file: typed and described once, checked and refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from sdakd.compat import UserError, near
+from sdakd_models.stages import Plan, Stage
+
+T = TypeVar('T')
+
+
+class Teacher(Struct, forbid_unknown_fields=True):
+    """The trained network to distil: the block ``teacher:``."""
+
+    weights: Annotated[str, Meta(description='.pth or .safetensors file; official ones are downloaded when missing.')]
+    network: Annotated[
+        dict | None, Meta(description="Its options as in network_g; told from the file's keys if absent.")
+    ] = None
+    param_key: Annotated[str | None, Meta(description='Key of the tensors in the file: params_ema, params.')] = None
+
+
+class Discriminator(Struct, forbid_unknown_fields=True):
+    """A further discriminator: an entry of ``discriminators:``, switched on in a stage as ``gan:<name>``."""
+
+    network: Annotated[dict, Meta(description='Its options as in network_d.')]
+    weights: Annotated[str | None, Meta(description='File to start from.')] = None
+    param_key: Annotated[str | None, Meta(description='Key of the tensors in the file.')] = None
+    real: Annotated[Literal['gt', 'teacher'], Meta(description='What it learns to call real.')] = 'gt'
+    fake: Annotated[list[Literal['student', 'teacher']], Meta(description='Whose images it learns to call fake.')] = (
+        msgspec.field(default_factory=lambda: ['student'])
+    )
+    learns: Annotated[bool, Meta(description='False: frozen, buffers included.')] = True
+    listens: Annotated[bool, Meta(description='Whether the student is trained to please it.')] = True
+    gan_opt: Annotated[dict | None, Meta(description='GAN loss; default train:gan_opt.')] = None
+
+
+class Features(Struct):
+    """What ``train:feature_opt`` holds besides the arguments of its loss."""
+
+    layers: Annotated[list[str] | dict[str, str] | None, Meta(description='Taps, or student tap: teacher tap.')] = None
+    hidden_ratio: Annotated[float, Meta(gt=0, description="Hidden width of the MLPs over the teacher's channels.")] = (
+        1.0
+    )
+
+
+class Train(Struct, forbid_unknown_fields=True):
+    """The block ``train:`` without the options of the terms (``<term>_opt``)."""
+
+    stages: Annotated[dict[str, dict], Meta(min_length=1, description='Stage by name, in order.')]
+    start_stage: Annotated[str | None, Meta(description='Stage to begin with, from path:pretrain_network_g.')] = None
+    ema_decay: Annotated[float, Meta(ge=0, lt=1, description='Exponential moving average of the student.')] = 0.999
+    optim_g: Annotated[dict, Meta(description="Adam's values for student and adapters, without lr.")] = msgspec.field(
+        default_factory=lambda: {'type': 'Adam', 'betas': [0.9, 0.99]}
+    )
+    optim_d: Annotated[dict, Meta(description="Adam's values for discriminators, without lr.")] = msgspec.field(
+        default_factory=lambda: {'type': 'Adam', 'betas': [0.9, 0.99]}
+    )
+    total_iter: Annotated[int | None, Meta(description='Derived from the stages; leave it out.')] = None
+
+    def plan(self) -> Plan:
+        """The stages, typed.
+
+        Raises:
+            UserError: A stage has an unknown key, a missing one or a value of the wrong kind.
+        """
+        stages = {str(name): typed(Stage, stage, f'train:stages:{name}') for name, stage in self.stages.items()}
+        if self.start_stage is not None and self.start_stage not in stages:
+            raise UserError(
+                f'train:start_stage: there is no stage {self.start_stage!r}; {near(self.start_stage, stages)}.'
+            )
+        return Plan(stages, self.start_stage)
+
+
+def typed(struct: type[T], value: object, where: str) -> T:
+    """Turns a mapping of the option file into ``struct``; numbers written as text (``2e-4``) become numbers.
+
+    Raises:
+        UserError: Unknown key (with near names), missing key, or a value of the wrong kind; names ``where``.
+    """
+    if not isinstance(value, Mapping):
+        raise UserError(f'{where}: write a mapping of keys and values here, not {value!r}.')
+    fields = {field.encode_name for field in msgspec.structs.fields(struct)}
+    for key in value:
+        if key not in fields and struct.__struct_config__.forbid_unknown_fields:
+            raise UserError(f'{where}: unknown key {key!r}; {near(str(key), fields)}.')
+    try:
+        return msgspec.convert(value, struct, strict=False)
+    except msgspec.ValidationError as error:
+        reason, _, at = str(error).partition(' - at `$')
+        key = at.rstrip('`').replace('.', ':').lstrip(':')
+        shown = value.get(key.split('[')[0])
+        given = f', given {shown!r}' if shown is not None and 'required' not in reason else ''
+        raise UserError(f'{where}{":" + key if key else ""}: {reason[0].lower()}{reason[1:]}{given}.') from None
+
+
+def read_train(opt: Mapping, term_options: Mapping[str, str]) -> Train:
+    """The typed block ``train:``.
+
+    Args:
+        opt: The whole options.
+        term_options: Known keys of terms' options, to whoever owns them.
+
+    Raises:
+        UserError: See :func:`typed`.
+    """
+    train = opt.get('train')
+    if not isinstance(train, Mapping):
+        raise UserError('train: the block is missing; it holds the stages and the options of the terms.')
+    own = {field.encode_name for field in msgspec.structs.fields(Train)}
+    moved = {'scheduler', 'warmup_iter', 'lr', 'lr_g', 'lr_d', 'grad_clip'}
+    for key in train:
+        if key in moved:
+            raise UserError(f'train:{key}: this belongs to each stage, write it under train:stages:<name>.')
+        if key not in own and key not in term_options:
+            raise UserError(f'train: unknown key {key!r}; {near(str(key), own | set(term_options))}.')
+    for side in ('optim_g', 'optim_d'):
+        if 'lr' in (train.get(side) or {}):
+            raise UserError(
+                f'train:{side}:lr: the learning rate belongs to each stage (train:stages:<name>:lr_{side[-1]}).'
+            )
+    return typed(Train, {key: value for key, value in train.items() if key in own}, 'train')
+
+
+def read_teacher(opt: Mapping) -> Teacher | None:
+    """The typed block ``teacher:``, or None where there is none."""
+    return typed(Teacher, opt['teacher'], 'teacher') if opt.get('teacher') else None
+
+
+def read_discriminators(opt: Mapping) -> dict[str, Discriminator]:
+    """All discriminators by name: ``network_d`` as ``student``, and the entries of ``discriminators:``."""
+    path = opt.get('path') or {}
+    found = {}
+    if opt.get('network_d'):
+        found['student'] = Discriminator(
+            network=dict(opt['network_d']),
+            weights=path.get('pretrain_network_d'),
+            param_key=path.get('param_key_d'),
+        )
+    entries = opt.get('discriminators') or {}
+    if not isinstance(entries, Mapping):
+        raise UserError('discriminators: write a mapping of name and discriminator here.')
+    for name, entry in entries.items():
+        if name == 'student':
+            raise UserError('discriminators:student: this name belongs to network_d, choose another one.')
+        found[str(name)] = typed(Discriminator, entry, f'discriminators:{name}')
+    return found

@@ -1,0 +1,125 @@
+"""Players: everyone who may learn. A player that does not learn is frozen, buffers included, and never wrapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from basicsr.losses import build_loss
+from torch import nn
+
+from sdakd_models.options import Discriminator
+from sdakd_models.stages import Stage
+
+if TYPE_CHECKING:
+    from sdakd_models.terms import Context
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """Evaluation mode and no gradients: spectral norm moves its buffers in training mode even where nothing learns."""
+    return network.eval().requires_grad_(False)
+
+
+class Player:
+    """A network with its optimizer and the terms that make it learn.
+
+    Args:
+        name: Label of its checkpoint, ``net_<name>_<iteration>.pth``.
+        net: The network as it is called: on its device, wrapped for distributed training where needed.
+        bare: The same without wrapper.
+        side: Whose learning rate applies: the generator's (``g``) or the discriminators' (``d``).
+        terms: It learns in the stages where one of these terms is on; empty for every stage.
+        optim: Type and values of its optimizer, without the rate.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        net: nn.Module,
+        bare: nn.Module,
+        side: Literal['g', 'd'],
+        terms: Iterable[str],
+        optim: Mapping,
+    ) -> None:
+        self.name, self.net, self.bare, self.side, self.terms = name, net, bare, side, tuple(terms)
+        values = dict(optim)
+        kind = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW}[values.pop('type', 'Adam')]
+        # the rate is set before every step, from the stage
+        self.optimizer = kind(bare.parameters(), lr=0.0, **values)
+
+    def learns_in(self, stage: Stage) -> bool:
+        return not self.terms or any(term in stage.terms for term in self.terms)
+
+    def forget(self) -> None:
+        """Drops the optimizer's moments."""
+        self.optimizer.state.clear()
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group['lr'] = rate
+
+    def step(self, grad_clip: float | None) -> None:
+        """Applies the gradients, limited to the 2-norm ``grad_clip``, and clears them."""
+        if grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.bare.parameters(), grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class Adversary:
+    """A discriminator: what is real to it, whose images are fake, whether it learns and whether the student listens.
+
+    SDAKD's student discriminator is the one called ``student``: ground truth against the student's images.
+
+    Args:
+        name: ``student`` for ``network_d``, otherwise its key under ``discriminators:``.
+        facts: Its entry of the options.
+        gan_opt: Options of its GAN loss; ``loss_weight`` counts for the student only.
+        bare: The network on its device.
+        player: The player that trains it, or None when it is frozen.
+    """
+
+    def __init__(
+        self, name: str, facts: Discriminator, gan_opt: Mapping, bare: nn.Module, player: Player | None
+    ) -> None:
+        self.name, self.facts, self.bare, self.player = name, facts, bare, player
+        self.term = 'gan' if name == 'student' else f'gan:{name}'
+        self.suffix = '' if name == 'student' else f'_{name}'
+        self.loss = build_loss(gan_opt)
+
+    def student_loss(self, context: Context) -> dict[str, torch.Tensor]:
+        """What the student pays for being told from the real images. Leaves the discriminator's gradients alone.
+
+        Where the student's images are none of its fakes, its buffers do not move either (updating-freezing of CRD).
+        """
+        if not self.facts.listens:
+            return {}
+        self.bare.requires_grad_(False)
+        self.bare.train(self.player is not None and 'student' in self.facts.fake)
+        verdict = self.bare(context.student)
+        return {f'l_g_gan{self.suffix}': self.loss(verdict, True, is_disc=False)}
+
+    def learn(self, context: Context) -> dict[str, torch.Tensor]:
+        """Accumulates the discriminator's gradients: the loss on real images plus the mean loss over its fakes."""
+        if self.player is None:
+            return {}
+        self.bare.requires_grad_(True).train()
+        net, log = self.player.net, {}
+        real = context.target('gan') if self.facts.real == 'gt' else context.teacher
+        images = {'student': lambda: context.student, 'teacher': lambda: context.teacher}
+        # two backward passes, as distributed training and spectral norm's moving buffers want it
+        verdict = net(real)
+        loss = self.loss(verdict, True, is_disc=True)
+        loss.backward()
+        log[f'l_d_real{self.suffix}'], log[f'out_d_real{self.suffix}'] = loss, verdict.detach().mean()
+        losses, verdicts = [], []
+        for name in self.facts.fake:
+            verdict = net(images[name]().detach())
+            loss = self.loss(verdict, False, is_disc=True) / len(self.facts.fake)
+            loss.backward()
+            losses.append(loss.detach())
+            verdicts.append(verdict.detach().mean())
+        log[f'l_d_fake{self.suffix}'] = torch.stack(losses).sum()
+        log[f'out_d_fake{self.suffix}'] = torch.stack(verdicts).mean()
+        return log

@@ -1,0 +1,319 @@
+"""The training model: stages, players and terms on BasicSR's loop. It knows no method by name."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Literal
+
+import torch
+from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger, tensor2img
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sdakd.compat import UserError
+from sdakd_arch.tiling import run_tiled
+from sdakd_arch.weights import describe, fingerprint, load_into, read_weights, save_whole
+from sdakd_arch.width import build, cost, scale_of
+from sdakd_models.options import Discriminator, read_discriminators, read_train
+from sdakd_models.players import Adversary, Player, freeze
+from sdakd_models.stages import Moment, StageMark
+from sdakd_models.terms import TERMS, Context, term_options
+from sdakd_models.wiring import active_terms, teacher_network
+
+
+@MODEL_REGISTRY.register()
+class SDAKDModel(SRModel):
+    """Distils a super-resolution GAN into a narrow student in stages, on paired data.
+
+    The option file adds ``teacher:``, ``train:stages:`` and, where wanted, ``discriminators:`` to BasicSR's keys; see
+    ``docs/options.md``. Checkpoints are BasicSR's: ``net_g_<iteration>.pth`` with ``params`` and ``params_ema``.
+
+    Raises:
+        UserError: The options contradict themselves or the files they name.
+    """
+
+    def __init__(self, opt: Mapping) -> None:
+        BaseModel.__init__(self, opt)  # not SRModel's constructor: players build what it would
+        self.path = opt.get('path') or {}
+        self.net_g = self.place(build(opt['network_g'], 'network_g'))
+        self.bare_student = self.get_bare_model(self.net_g)
+        self.scale = opt.get('scale') or scale_of(build(opt['network_g'], 'network_g'), 'network_g')
+        self._log_network('student', opt['network_g'])
+        weights = self.path.get('pretrain_network_g')
+        if weights:
+            state = read_weights(weights, self.path.get('param_key_g'), 'path:pretrain_network_g')
+            load_into(self.bare_student, state, weights, 'path:pretrain_network_g')
+        if self.is_train:
+            self.init_training_settings()
+
+    # ------------------------------------------------------------------------------------------------- construction
+
+    def init_training_settings(self) -> None:
+        """Builds the players and terms that some stage uses."""
+        opt = self.opt
+        self.train_options = read_train(opt, term_options())
+        self.plan = self.train_options.plan()
+        self.last_iter = 0
+        self.players: list[Player] = []
+        self.student_taps = self.teacher_taps = None
+        self.lq_size = 32
+
+        self.net_g.train()
+        self.student = Player('g', self.net_g, self.bare_student, 'g', (), self.train_options.optim_g)
+        self.players.append(self.student)
+        self.optimizers.append(self.student.optimizer)
+        self.ema_decay = self.train_options.ema_decay
+        if self.ema_decay > 0:
+            # from options, not by deepcopy: a copy would inherit the hooks of the feature taps
+            self.net_g_ema = build(opt['network_g'], 'network_g').to(self.device)
+            self.net_g_ema.load_state_dict(self.bare_student.state_dict())
+            freeze(self.net_g_ema)
+
+        names = {name for stage in self.plan.stages for name in active_terms(stage, opt)}
+        entries = read_discriminators(opt)
+        used = {
+            name: entry for name, entry in entries.items() if ('gan' if name == 'student' else f'gan:{name}') in names
+        }
+        self.teacher = None
+        if any(n in TERMS and TERMS[n].needs_teacher for n in names) or any(
+            'teacher' in (entry.real, *entry.fake) for entry in used.values()
+        ):
+            self.teacher = freeze(teacher_network(opt).to(self.device))
+            self._log_network('teacher', None, self.teacher)
+        self.terms = {name: TERMS[name](opt['train'][TERMS[name].option], self) for name in TERMS if name in names}
+        self.adversaries = [self._adversary(name, entry) for name, entry in used.items()]
+
+    def add_player(
+        self, name: str, network: nn.Module, side: Literal['g', 'd'], terms: Iterable[str], optim: Mapping | None = None
+    ) -> Player:
+        """Lets a network learn in the stages where one of ``terms`` is on; returns the player."""
+        net = self.place(network)
+        optim = optim if optim is not None else getattr(self.train_options, f'optim_{side}')
+        player = Player(name, net, self.get_bare_model(net), side, terms, optim)
+        self.players.append(player)
+        self.optimizers.append(player.optimizer)
+        return player
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Moves a network that learns to the device and wraps it for distributed training, on a CPU as well."""
+        network = network.to(self.device)
+        if not self.opt['dist']:
+            return network
+        devices = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
+        unused = self.opt.get('find_unused_parameters', False)
+        return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=unused)
+
+    def _adversary(self, name: str, entry: Discriminator) -> Adversary:
+        where = 'network_d' if name == 'student' else f'discriminators:{name}:network'
+        network = build(entry.network, where).to(self.device)
+        if entry.weights:
+            key = 'path:pretrain_network_d' if name == 'student' else f'discriminators:{name}:weights'
+            load_into(network, read_weights(entry.weights, entry.param_key, key), entry.weights, key)
+        term = 'gan' if name == 'student' else f'gan:{name}'
+        gan_opt = entry.gan_opt or self.opt['train']['gan_opt']
+        player = None
+        if entry.learns:
+            player = self.add_player('d' if name == 'student' else f'd_{name}', network, 'd', (term,))
+        else:
+            freeze(network)
+        self._log_network(f'discriminator {name}', entry.network)
+        return Adversary(name, entry, gan_opt, network, player)
+
+    def _log_network(self, role: str, options: Mapping | None, network: nn.Module | None = None) -> None:
+        if options is not None:
+            parameters, macs = cost(options)
+            text = f'{describe(options)}: {parameters:,d} parameters, {macs / 1e9:.2f} GMACs for 64x64 pixels'
+        else:
+            text = f'{type(network).__name__}: {sum(p.numel() for p in network.parameters()):,d} parameters'
+        get_root_logger().info(f'{role}: {text}')
+
+    # ------------------------------------------------------------------------------------------------------ training
+
+    def target(self, term: str) -> torch.Tensor:
+        """The ground truth as a term wants it; data sets without sharpening have one for all."""
+        return self.gt
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """Sets every player's rate from the stage; BasicSR's schedulers and its own warm-up are not used."""
+        for player in self.players:
+            player.set_learning_rate(self.plan.learning_rate(current_iter, player.side))
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One step: the generator's side, then every discriminator that learns in this stage."""
+        moment = self.plan.at(current_iter)
+        stage = moment.stage
+        if moment.step == 1:
+            self._enter(moment)
+        names = active_terms(stage, self.opt)
+        terms = [self.terms[name] for name in names if name in self.terms]
+        adversaries = [adversary for adversary in self.adversaries if adversary.term in names]
+        context = Context(self, with_features=any(term.needs_features for term in terms))
+        log: dict[str, torch.Tensor] = {}
+
+        for term in terms:
+            log.update({f'l_g_{name}': value for name, value in term(context).items()})
+        for adversary in adversaries:
+            log.update(adversary.student_loss(context))
+        sum(log.values()).backward()
+        for player in self.players:
+            if player.side == 'g' and player.learns_in(stage):
+                player.step(stage.grad_clip)
+
+        for adversary in adversaries:
+            log.update(adversary.learn(context))
+            if adversary.player is not None:
+                adversary.player.step(stage.grad_clip)
+
+        if self.ema_decay > 0:
+            # with the bare decay, a short run would be validated on its initial weights
+            self.model_ema(decay=min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
+        self.output = context.student.detach()
+        self.last_iter = current_iter
+        self._report(moment, current_iter, log)
+
+    def _enter(self, moment: Moment) -> None:
+        terms = ', '.join(active_terms(moment.stage, self.opt))
+        get_root_logger().info(
+            f'Stage {moment.index + 1} of {len(self.plan.stages)}, {moment.name}: '
+            f'{moment.stage.iters:,d} iterations with {terms}.'
+        )
+        if moment.stage.reset_optimizers:
+            for player in self.players:
+                player.forget()
+
+    def _report(self, moment: Moment, current_iter: int, log: Mapping[str, torch.Tensor]) -> None:
+        """Averages the logged values over processes, with one synchronisation, and stops on NaN or infinity."""
+        values = torch.stack([value.detach().float().mean() for value in log.values()])
+        if self.opt['dist']:
+            torch.distributed.all_reduce(values)
+            values /= self.opt['world_size']
+        values = OrderedDict(zip(log, values.tolist(), strict=True))
+        bad = [name for name, value in values.items() if value != value or abs(value) == float('inf')]
+        if bad:
+            raise UserError(
+                f'the loss {bad[0]} became {values[bad[0]]} at iteration {current_iter:,d} (stage {moment.name}, step '
+                f'{moment.step:,d}): lower train:stages:{moment.name}:lr_{bad[0][2] if bad[0][:2] == "l_" else "d"} or '
+                f'set grad_clip there, and continue from the last checkpoint in {self.path.get("models")} '
+                f'with --auto_resume.'
+            )
+        self.log_dict = OrderedDict(stage=StageMark(self.plan, moment), **values)
+
+    # ------------------------------------------------------------------------------------- validation and checkpoints
+
+    def test(self) -> None:
+        """Runs the averaged student on ``self.lq``, in tiles where ``val:tile`` says so."""
+        val = self.opt.get('val') or {}
+        network = getattr(self, 'net_g_ema', self.bare_student)
+        network.eval()
+        with torch.no_grad():
+            self.output = run_tiled(network, self.lq, self.scale, val.get('tile') or 0, val.get('tile_pad', 10))
+        if network is self.bare_student:
+            network.train(self.opt['is_train'])
+
+    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
+        """BasicSR's validation, with the first images of every set in TensorBoard (``val:tb_images``, default 3)."""
+        self._images = None
+        if tb_logger is not None:
+            name = dataloader.dataset.opt['name']
+            self._images = (tb_logger, name, current_iter, iter(range(self.opt['val'].get('tb_images', 3))))
+        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        self._images = None
+
+    def get_current_visuals(self) -> OrderedDict:
+        """The current images on the CPU: ``lq``, ``result`` and, where there is one, ``gt``."""
+        visuals = super().get_current_visuals()
+        if getattr(self, '_images', None) is not None:
+            tb_logger, name, current_iter, numbers = self._images
+            number = next(numbers, None)
+            if number is not None:
+                for kind, image in visuals.items():
+                    rgb = tensor2img([image], rgb2bgr=False)
+                    tb_logger.add_image(f'{name}/{number}/{kind}', rgb, current_iter, dataformats='HWC')
+        return visuals
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Writes every player's network and, unless this is the run's end (-1), the training state.
+
+        Raises:
+            UserError: The run ended before its last stage did, or weights are not finite; nothing is written then.
+        """
+        for player in self.players:
+            for name, parameter in player.bare.named_parameters():
+                if not torch.isfinite(parameter).all():
+                    raise UserError(
+                        f'{name} of the network {player.name} is not finite at iteration {self.last_iter:,d} (stage '
+                        f'{self.plan.at(self.last_iter).name}): lower its learning rate or set grad_clip in that stage, '
+                        f'and continue from the last checkpoint in {self.path.get("models")} with --auto_resume.'
+                    )
+        if current_iter == -1 and self.last_iter < self.plan.total_iter:
+            raise UserError(
+                f'the run ended at iteration {self.last_iter:,d} of {self.plan.total_iter:,d}: the data ran out before '
+                'the stages did; raise datasets:train:dataset_enlarge_ratio and continue with --auto_resume.'
+            )
+        for player in self.players:
+            if player is self.student and self.ema_decay > 0:
+                self.save_network([player.bare, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
+            else:
+                self.save_network(player.bare, f'net_{player.name}', current_iter)
+        self.save_training_state(epoch, current_iter)
+
+    @master_only
+    def save_network(self, net, net_label, current_iter, param_key='params') -> None:
+        """BasicSR's checkpoint format, written whole or not at all."""
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        label = 'latest' if current_iter == -1 else current_iter
+        content = {
+            key: {name: tensor.detach().cpu() for name, tensor in self.get_bare_model(one).state_dict().items()}
+            for key, one in zip(keys, nets, strict=True)
+        }
+        save_whole(content, os.path.join(self.path['models'], f'{net_label}_{label}.pth'))
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """BasicSR's ``.state`` file plus what must not change on resuming: stage, players and the teacher."""
+        if current_iter == -1:
+            return
+        state = {
+            'epoch': epoch,
+            'iter': current_iter,
+            'optimizers': [player.optimizer.state_dict() for player in self.players],
+            'schedulers': [],  # rates are a function of the iteration
+            'stage': self.plan.at(current_iter).name,
+            'players': [player.name for player in self.players],
+            'teacher': fingerprint(self.teacher) if self.teacher is not None else None,
+        }
+        save_whole(state, os.path.join(self.path['training_states'], f'{current_iter}.state'))
+
+    def resume_training(self, resume_state: Mapping) -> None:
+        """Brings back every player with its optimizer.
+
+        Raises:
+            UserError: The state belongs to another set of players or another teacher, or a checkpoint is missing.
+        """
+        names = [player.name for player in self.players]
+        if resume_state.get('players', names) != names or len(resume_state['optimizers']) != len(names):
+            raise UserError(
+                f'path:resume_state: it was saved with the players {resume_state.get("players")}, the options define '
+                f'{names}; resume with the option file of that run.'
+            )
+        teacher = fingerprint(self.teacher) if self.teacher is not None else None
+        if resume_state.get('teacher', teacher) != teacher:
+            raise UserError('teacher:weights: this is not the teacher that the run to resume was trained with.')
+        iteration = resume_state['iter']
+        for player in self.players:
+            path = os.path.join(self.path['models'], f'net_{player.name}_{iteration}.pth')
+            load_into(player.bare, read_weights(path, 'params', 'path:resume_state'), path, 'path:resume_state')
+            if player is self.student and self.ema_decay > 0:
+                state = read_weights(path, 'params_ema', 'path:resume_state')
+                load_into(self.net_g_ema, state, path, 'path:resume_state')
+        for player, state in zip(self.players, resume_state['optimizers'], strict=True):
+            player.optimizer.load_state_dict(deepcopy(state))
+        self.last_iter = iteration

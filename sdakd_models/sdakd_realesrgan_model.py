@@ -1,0 +1,53 @@
+"""Distillation on Real-ESRGAN's second-order degradation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from basicsr.models.realesrgan_model import RealESRGANModel
+from basicsr.utils import DiffJPEG, USMSharp
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from sdakd_models.sdakd_model import SDAKDModel
+
+
+class ContiguousJPEG(DiffJPEG):
+    """BasicSR's JPEG, whose permuted output its own ``filter2D`` refuses on a CPU."""
+
+    def forward(self, x: torch.Tensor, quality) -> torch.Tensor:
+        """``(N, 3, H, W)`` in [0, 1] to the same."""
+        return super().forward(x, quality=quality).contiguous()
+
+
+@MODEL_REGISTRY.register()
+class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
+    """:class:`SDAKDModel` on BasicSR's Real-ESRGAN degradation, pair pool and sharpened targets, on any device.
+
+    ``l1_gt_usm``, ``percep_gt_usm`` and ``gan_gt_usm`` say which terms compare with the sharpened ground truth, as
+    upstream; ``high_order_degradation: false`` takes paired data instead.
+    """
+
+    sharpened = {'pixel': 'l1_gt_usm', 'perceptual': 'percep_gt_usm', 'gan': 'gan_gt_usm'}
+
+    def __init__(self, opt: Mapping) -> None:
+        SDAKDModel.__init__(self, opt)
+        self.jpeger = ContiguousJPEG(differentiable=False).to(self.device)
+        self.usm_sharpener = USMSharp().to(self.device)
+        self.queue_size = opt.get('queue_size', 180)
+
+    def feed_data(self, data: Mapping) -> None:
+        """Takes a batch: ``gt`` with blur kernels to degrade, or a pair of ``lq`` and ``gt``."""
+        # collating keeps the loader's channels-last strides, which filter2D refuses on a CPU
+        super().feed_data({k: v.contiguous() if torch.is_tensor(v) else v for k, v in data.items()})
+
+    def _dequeue_and_enqueue(self) -> None:
+        if not hasattr(self, 'queue_lr'):  # BasicSR would allocate the pool on the GPU
+            self.queue_lr = self.lq.new_zeros(self.queue_size, *self.lq.shape[1:])
+            self.queue_gt = self.gt.new_zeros(self.queue_size, *self.gt.shape[1:])
+            self.queue_ptr = 0
+        super()._dequeue_and_enqueue()
+
+    def target(self, term: str) -> torch.Tensor:
+        """The ground truth of a term, sharpened where the options say so."""
+        return self.gt if self.opt.get(self.sharpened.get(term)) is False else self.gt_usm
