@@ -3,9 +3,15 @@
 Importing this package makes BasicSR importable on a current torch and torchvision, and does nothing else.
 """
 
-from sdakd.compat import prepare_imports
+import sys
+
+from sdakd import compat
 from sdakd.version import VERSION
 
 __version__ = VERSION
 
-prepare_imports()
+try:
+    compat.prepare_imports()
+except compat.UserError:
+    sys.excepthook = compat.exit_with_sentence  # whoever imports this has had no chance yet to ask for the sentence
+    raise

@@ -1,4 +1,4 @@
-"""The `sdakd` command. Every subcommand is a module of this package with `add_arguments(parser)` and `run(args) -> int`."""
+"""The `sdakd` command; a subcommand is a module of this package with `add_arguments(parser)` and `run(args) -> int`."""
 
 from __future__ import annotations
 

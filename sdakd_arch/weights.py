@@ -19,8 +19,8 @@ State = dict[str, torch.Tensor]
 def read_weights(path: str | os.PathLike, param_key: str | None = None, where: str = 'weights') -> State:
     """Reads a state dict, with plain float32 tensors on the CPU and today's key names.
 
-    Accepts ``.safetensors``; ``.pth`` with the tensors under ``params_ema``, ``params`` or ``state_dict``, or bare; keys
-    with DataParallel's ``module.`` in front; and ESRGAN's two older namings of RRDBNet.
+    Accepts ``.safetensors``; ``.pth`` with the tensors under ``params_ema``, ``params`` or ``state_dict``, or bare;
+    keys with DataParallel's ``module.`` in front; and ESRGAN's two older namings of RRDBNet.
 
     Args:
         path: The file.
@@ -142,7 +142,8 @@ def load_into(network: nn.Module, state: State, path: str | os.PathLike, where: 
             holds = f'it holds {describe(found)}'
         else:
             example = sorted(missing or extra or shapes)[0]
-            holds = f'{len(missing)} keys are missing, {len(extra)} unknown, {len(shapes)} of another shape, such as {example}'
+            counts = f'{len(missing)} keys are missing, {len(extra)} unknown, {len(shapes)} of another shape'
+            holds = f'{counts}, such as {example}'
         want = infer_network(own)
         want = describe(want) if want else type(network).__name__
         raise UserError(f'{where}: {path} does not fit {want}: {holds}.')

@@ -81,6 +81,24 @@ def build(network: Mapping, where: str) -> nn.Module:
         raise UserError(f'{where}: {cls.__name__} cannot be built from these options: {error}.') from None
 
 
+def initialise(network: nn.Module) -> None:
+    """Gives a student that starts from nothing weights from which it learns at once.
+
+    BasicSR leaves SRVGGNetCompact to torch's default, which shrinks the signal about 2.4 times a layer: behind 17
+    layers hardly any is left, and a narrow student stands still for more than 1,000 steps. Kaiming's
+    rule for PReLU's initial slope of 0.25 keeps the signal; the last layer, a residual's, starts small. A choice of
+    this project. Other architectures initialise themselves.
+    """
+    if type(network).__name__ != 'SRVGGNetCompact':
+        return
+    convolutions = [module for module in network.body if isinstance(module, nn.Conv2d)]
+    for convolution in convolutions:
+        nn.init.kaiming_normal_(convolution.weight, a=0.25)
+        nn.init.zeros_(convolution.bias)
+    with torch.no_grad():
+        convolutions[-1].weight.mul_(0.1)
+
+
 def scale_of(network: nn.Module, where: str) -> int:
     """The factor between a generator's input and output size, found by running it on meta tensors."""
     size = 64

@@ -55,7 +55,8 @@ def ensure_file(path: str | os.PathLike, where: str, otherwise: str = '', url: s
     except (OSError, ValueError) as error:
         reason = getattr(error, 'reason', error)
         raise UserError(
-            f'{where}: {path} does not exist and cannot be downloaded ({reason}); get it from {url} and put it there{ending}'
+            f'{where}: {path} does not exist and cannot be downloaded ({reason}); get it from {url} and put it there'
+            f'{ending}'
         ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     # torch downloads to a temporary name; a hash in the name (vgg19-dcbb9e9d.pth) is the file's own

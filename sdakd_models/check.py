@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from collections.abc import Mapping
@@ -44,8 +45,8 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
         UserError: The first mistake found.
     """
     resolve_paths(opt, root_path)
-    for key in opt:
-        if key not in KNOWN_TOP_LEVEL and key in {k + s for k in KNOWN_TOP_LEVEL for s in ('s', '_opt')}:
+    for key in opt:  # unknown keys are legal in BasicSR, but one that looks like ours is a slip
+        if key not in KNOWN_TOP_LEVEL and difflib.get_close_matches(key, KNOWN_TOP_LEVEL, cutoff=0.85):
             raise UserError(f'{key}: this key is not known; {near(key, KNOWN_TOP_LEVEL)}.')
     train = read_train(opt, term_options())
     plan = train.plan()
@@ -99,8 +100,8 @@ def check_terms(opt: Mapping, plan: Plan) -> set[str]:
                 if which not in discriminators:
                     need = 'network_d' if which == 'student' else f'discriminators:{which}'
                     raise UserError(
-                        f'{where}:terms: the term {term!r} needs the discriminator {which!r}, which is not defined: write '
-                        f'{need}, or take the term out.'
+                        f'{where}:terms: the term {term!r} needs the discriminator {which!r}, which is not defined: '
+                        f'write {need}, or take the term out.'
                     )
             elif term not in TERMS:
                 known = {*TERMS, 'gan', *(f'gan:{d}' for d in discriminators if d != 'student')}
@@ -167,7 +168,8 @@ def check_networks(opt: dict, names: set[str]) -> None:
         'resume_state'
     ):
         raise UserError(
-            f'path:pretrain_network_g: name the student that train:start_stage {opt["train"]["start_stage"]!r} begins with.'
+            'path:pretrain_network_g: name the student to begin with, because train:start_stage is '
+            f'{opt["train"]["start_stage"]!r}.'
         )
     scale = scale_of(student, 'network_g')
     if opt.setdefault('scale', scale) != scale:
@@ -188,13 +190,16 @@ def check_networks(opt: dict, names: set[str]) -> None:
         teacher_scale = scale_of(network, 'teacher')
         if teacher_scale != scale:
             raise UserError(
-                f'teacher: it enlarges {teacher_scale} times and network_g {scale} times; student and teacher must agree.'
+                f'teacher: it enlarges {teacher_scale} times and network_g {scale} times; student and teacher must '
+                'agree.'
             )
         if 'feature' in names:
             features = read_features(opt['train']['feature_opt'])
             tap_channels(student, network, features, 32, 'meta')
 
     gt_size = opt.get('gt_size') or opt['datasets'].get('train', {}).get('gt_size') or 128
+    if not isinstance(gt_size, int) or gt_size % scale:
+        raise UserError(f'datasets:train:gt_size: the crop of {gt_size} must be a multiple of scale {scale}.')
     for name, entry in discriminators.items():
         where = 'network_d' if name == 'student' else f'discriminators:{name}:network'
         network = build(entry.network, where)
@@ -229,7 +234,8 @@ def check_vgg(options: Mapping, root_path: str) -> None:
     present = next((path for path in candidates if path.is_file()), None)
     if present is not None:
         raise UserError(
-            f'train:perceptual_opt:vgg_type: BasicSR would load {present} into {kind}; move that file away or use vgg19.'
+            f'train:perceptual_opt:vgg_type: BasicSR would load {present} into {kind}; move that file away or write '
+            'vgg19.'
         )
     if not list(Path(torch.hub.get_dir(), 'checkpoints').glob(f'{kind}-*.pth')):
         raise UserError(
@@ -240,8 +246,9 @@ def check_vgg(options: Mapping, root_path: str) -> None:
 
 def check_validation(opt: Mapping) -> None:
     """Metrics exist and have what they compare with; frequencies are numbers."""
-    for block, key, least in (('logger', 'print_freq', 1), ('logger', 'save_checkpoint_freq', 1), ('val', 'val_freq', 1),
-                              ('val', 'tile', 0), ('val', 'tile_pad', 0), ('val', 'tb_images', 0)):  # fmt: skip
+    least_values = {'logger': {'print_freq': 1, 'save_checkpoint_freq': 1}}
+    least_values['val'] = {'val_freq': 1, 'tile': 0, 'tile_pad': 0, 'tb_images': 0}
+    for block, key, least in ((block, *item) for block, items in least_values.items() for item in items.items()):
         value = (opt.get(block) or {}).get(key)
         if value is None and not (key == 'val_freq' and opt.get('val')):
             continue

@@ -28,8 +28,8 @@ def check_dataset(phase: str, options: Mapping, opt: Mapping, shallow: bool = Fa
         shallow: Count only.
 
     Raises:
-        UserError: Unknown type, missing or empty folder, broken meta-info or LMDB, unreadable image (named), pairs whose
-            sizes do not differ by the scale, images smaller than the crop, or numbers that are none.
+        UserError: Unknown type, missing or empty folder, broken meta-info or LMDB, unreadable image (named), pairs
+            whose sizes do not differ by the scale, images smaller than the crop, or numbers that are none.
     """
     where = f'datasets:{phase}'
     if options['phase'] not in ('train', 'val'):
@@ -151,8 +151,8 @@ def _check_images(where: str, options: Mapping, opt: Mapping, paths: list, reade
             crop = options.get('gt_size', 0)
             if (gt_w, gt_h) != (lq_w * scale, lq_h * scale):
                 raise UserError(
-                    f'{where}: {sides["gt"]} is {gt_w}x{gt_h} and its LQ image {lq_w}x{lq_h}, which scale {scale} does not '
-                    'relate; crop the ground truth to a multiple of the scale.'
+                    f'{where}: {sides["gt"]} is {gt_w}x{gt_h} and its LQ image {lq_w}x{lq_h}, which scale {scale} does '
+                    'not relate; crop the ground truth to a multiple of the scale.'
                 )
             if not isinstance(crop, int) or crop % scale or min(gt_w, gt_h) < crop:
                 raise UserError(

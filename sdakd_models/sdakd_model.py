@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sdakd.compat import UserError
 from sdakd_arch.tiling import run_tiled
 from sdakd_arch.weights import describe, fingerprint, load_into, read_weights, save_whole
-from sdakd_arch.width import build, cost, scale_of
+from sdakd_arch.width import build, cost, initialise, scale_of
 from sdakd_models.options import Discriminator, read_discriminators, read_train
 from sdakd_models.players import Adversary, Player, freeze
 from sdakd_models.stages import Moment, StageMark
@@ -42,7 +42,9 @@ class SDAKDModel(SRModel):
     def __init__(self, opt: Mapping) -> None:
         BaseModel.__init__(self, opt)  # not SRModel's constructor: players build what it would
         self.path = opt.get('path') or {}
-        self.net_g = self.place(build(opt['network_g'], 'network_g'))
+        network = build(opt['network_g'], 'network_g')
+        initialise(network)
+        self.net_g = self.place(network)
         self.bare_student = self.get_bare_model(self.net_g)
         self.scale = opt.get('scale') or scale_of(build(opt['network_g'], 'network_g'), 'network_g')
         self._log_network('student', opt['network_g'])
@@ -249,8 +251,8 @@ class SDAKDModel(SRModel):
                 if not torch.isfinite(parameter).all():
                     raise UserError(
                         f'{name} of the network {player.name} is not finite at iteration {self.last_iter:,d} (stage '
-                        f'{self.plan.at(self.last_iter).name}): lower its learning rate or set grad_clip in that stage, '
-                        f'and continue from the last checkpoint in {self.path.get("models")} with --auto_resume.'
+                        f'{self.plan.at(self.last_iter).name}): lower its learning rate or set grad_clip in that '
+                        f'stage, and continue from the last checkpoint in {self.path.get("models")} with --auto_resume.'
                     )
         if current_iter == -1 and self.last_iter < self.plan.total_iter:
             raise UserError(

@@ -1,0 +1,39 @@
+# make demo   set up, distil a student on real photographs, show it
+# make test   set up, run every test
+# make lint   ruff
+# make setup  only install, into .venv
+#
+# PYTHON=python3.12        the interpreter for .venv (3.10 to 3.12)
+# TORCH_INDEX=address      where to get torch and torchvision from, such as PyTorch's own index of CPU wheels
+# TEACHER=path or URL      the demo's teacher, instead of the one in this repository
+# SEED=0                   the demo's random seed
+
+PYTHON ?= python3
+SEED ?= 0
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+.PHONY: demo test lint setup
+
+demo: .venv/ready
+	$(BIN)/python -m sdakd.demo --seed $(SEED) $(if $(TEACHER),--teacher "$(TEACHER)")
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: .venv/ready
+
+.venv/ready: requirements.txt requirements-build.txt requirements-dev.txt pyproject.toml
+	@echo 'Setting up .venv (a few minutes)'
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Error: Python %d.%d is not supported, BasicSR needs 3.10 to 3.12: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv .venv
+	$(if $(FROM),$(INSTALL) $(FROM) $$(grep '^torch==' requirements-build.txt) $$(grep '^torchvision==' requirements.txt))
+	$(INSTALL) -r requirements-build.txt
+	$(INSTALL) --no-build-isolation -r requirements.txt -r requirements-dev.txt
+	$(INSTALL) --no-build-isolation --no-deps -e .
+	@touch $@

@@ -1,0 +1,228 @@
+"""Many images at once, for `sdakd prepare`: listing, reading, writing, and a pass over them in several processes.
+
+Every image is decoded as BasicSR's datasets decode it: three channels, eight bits, turned as its EXIF tag says, without
+alpha. Every file is written beside its place under a name that starts with a dot and is then renamed, so a file that
+is there is complete, and a command that was interrupted goes on where it stopped when it is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from sdakd.compat import UserError
+
+ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+
+
+class UnusableError(Exception):
+    """One image cannot be used, the others can; ``kind`` is how the final line counts it."""
+
+    def __init__(self, kind: str, reason: str):
+        super().__init__(kind, reason)
+        self.kind, self.reason = kind, reason
+
+
+def list_images(folder: str, flag: str = '-i') -> list[str]:
+    """Paths of the images below ``folder``, relative to it, with forward slashes, sorted; dot-files are passed over.
+
+    Raises:
+        UserError: There is no such folder, or no image in it.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f'{flag}: {folder} is no folder; give one that holds images.')
+    names, others, seen = [], Counter(), set()
+    for at, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(at))
+        # a linked folder may lead back to one of its parents
+        folders[:] = [f for f in folders if f[0] != '.' and os.path.realpath(os.path.join(at, f)) not in seen]
+        for file in files:
+            ending = os.path.splitext(file)[1].lower()
+            if file[0] != '.' and ending in ENDINGS:
+                names.append(Path(at, file).relative_to(folder).as_posix())
+            elif file[0] != '.':
+                others[ending or 'no ending'] += 1
+    kinds = ', '.join(sorted(others))
+    if not names:
+        there = f'only files of other kinds ({kinds})' if others else 'no file'
+        raise UserError(f'{flag}: {folder} holds {there}; images are told by their endings {", ".join(ENDINGS)}.')
+    if others:
+        sys.stderr.write(f'{folder}: left out {sum(others.values())} of other kinds ({kinds}).\n')
+    return sorted(names)
+
+
+def stem(name: str) -> str:
+    """The relative path without its ending: what outputs, LMDB keys and pairs are called."""
+    return os.path.splitext(name)[0]
+
+
+def by_stem(names: Iterable[str], folder: str, rename: Callable[[str], str] = stem) -> dict[str, str]:
+    """Maps output names to inputs.
+
+    Raises:
+        UserError: Two inputs would get the same output.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        other = found.setdefault(rename(name), name)
+        if other != name:
+            raise UserError(f'-i: {name} and {other} in {folder} would both become {rename(name)}; rename one of them.')
+    return found
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Decodes an image as BasicSR's datasets do.
+
+    Returns:
+        uint8 array (H, W, 3), BGR.
+
+    Raises:
+        UnusableError: It cannot be read, or is cut off.
+    """
+    try:
+        data = Path(path).read_bytes()
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        if image is None:
+            raise UnusableError('unreadable', 'is empty' if not data else 'is damaged or no image')
+        if data[:2] == b'\xff\xd8':
+            # OpenCV 4 fills what is missing from a JPEG with grey and says nothing
+            Image.open(io.BytesIO(data)).load()
+    except OSError as error:
+        raise UnusableError('unreadable', f'cannot be read ({error.strerror or error})') from None
+    except cv2.error as error:
+        raise UnusableError('unreadable', f'cannot be decoded ({error.err})') from None
+    return image
+
+
+def encode_png(image: np.ndarray, level: int) -> bytes:
+    return cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, level])[1].tobytes()
+
+
+def write(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file that is either absent or complete, and its folder if need be."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.part')
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    write(path, encode_png(image, 3))
+
+
+def is_made(path: str | os.PathLike, source: str) -> bool:
+    """Whether the output is there and not older than its input."""
+    return os.path.exists(path) and os.path.getmtime(path) >= os.path.getmtime(source)
+
+
+# ---------------------------------------------- a pass over many images -----------------------------------------------
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says that it was interrupted, once
+    cv2.setNumThreads(0)
+    import torch
+
+    torch.set_num_threads(1)  # there is a process per core, and results must not depend on how many there are
+    Image.MAX_IMAGE_PIXELS = None  # a training image is no attack
+    parent = multiprocessing.parent_process().sentinel
+
+    def follow() -> None:
+        wait([parent])
+        os._exit(1)  # a worker that outlived a killed parent would write into the next run's files
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _in_order(function: Callable, items: Iterable, workers: int) -> Iterator:
+    """Yields ``function(item)`` in the order of the items, a few of them ahead, so that memory stays bounded."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)  # a forked process would wait for OpenCV's threads, which are not forked
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
+    ahead: deque = deque()
+    try:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > 4 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(threads)
+
+
+def _attempt(work: Callable[[str], Any], name: str) -> tuple[str, Any, UnusableError | None]:
+    try:
+        return name, work(name), None
+    except UnusableError as error:
+        return name, None, error
+
+
+class Pass:
+    """One pass over images in several processes: a progress bar, counts, and what could not be used.
+
+    Args:
+        args: The command line, for the job's name and the number of processes.
+        folder: Where the images are, to name them.
+    """
+
+    def __init__(self, args: argparse.Namespace, folder: str):
+        self.job, self.workers, self.folder = args.name, args.workers, folder
+        self.counts: Counter = Counter()
+        self.unusable: list[str] = []
+
+    def over(self, work: Callable[[str], Any], names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        """Yields the name and what ``work`` returned (false: an output was kept) for every image that could be used."""
+        names = list(names)
+        with tqdm(total=len(names), desc=self.job, unit='image') as bar:
+            for name, result, error in _in_order(functools.partial(_attempt, work), names, self.workers):
+                bar.update()
+                if error is None:
+                    self.counts['done' if result else 'kept'] += 1
+                    yield name, result
+                else:
+                    self.counts[error.kind] += 1
+                    self.unusable.append(f'{name} {error.reason}')
+                    tqdm.write(f'{os.path.join(self.folder, name)} {error.reason}', file=sys.stderr)
+
+    def run(self, work: Callable[[str], Any], names: Iterable[str]) -> None:
+        for _ in self.over(work, names):
+            pass
+
+    def finish(self, output: str, use: str) -> int:
+        """Writes the final line and how to use the output.
+
+        Raises:
+            UserError: Some image could not be used.
+        """
+        kinds = ['done', 'kept', 'unreadable', *sorted(self.counts.keys() - {'done', 'kept', 'unreadable'})]
+        counts = ', '.join(f'{self.counts[kind]} {kind}' for kind in kinds)
+        sys.stdout.write(f'{self.job}: {counts}; {output}\n')
+        if self.counts['done'] + self.counts['kept']:
+            sys.stdout.write(f'In the option file: {use}\n')
+        if self.unusable:
+            first = '; '.join(self.unusable[:3]) + ('; ...' if len(self.unusable) > 3 else '')
+            raise UserError(
+                f'{len(self.unusable)} of {sum(self.counts.values())} images in {self.folder} could not be used '
+                f'({first}); repair or remove them and give the same command again.'
+            )
+        return 0

@@ -1,0 +1,191 @@
+"""What all tests share: BasicSR made importable as the launcher does it, a fixed seed, small photographs."""
+
+import os
+import sys
+import warnings
+
+# the tensors of tests are too small to share: threads that wait for each other on busy cores cost many times the work
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))
+
+
+def _is_ours(entry):
+    return os.path.realpath(entry or '.') in (ROOT, os.path.join(ROOT, 'basicsr'))
+
+
+# The checkout holds a folder basicsr/ without __init__.py, for the launcher. On the path, it would be a namespace
+# package that hides an editable installation of BasicSR: the checkout leaves the path until BasicSR is imported.
+sys.path[:] = [entry for entry in sys.path if not _is_ours(entry)]
+sys.path.append(ROOT)
+with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', 'torchvision was built', UserWarning)
+    from sdakd import compat
+
+    sys.path.remove(ROOT)
+    compat.import_basicsr()
+sys.path.append(ROOT)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def photographs() -> dict[str, np.ndarray]:
+    """Crops of 128 x 128 pixels from photographs, RGB, uint8, by name."""
+    from skimage import data
+
+    corners = {'astronaut': (60, 170), 'chelsea': (60, 120), 'coffee': (100, 240), 'rocket': (150, 260)}
+    crops = {name: getattr(data, name)()[top : top + 128, left : left + 128] for name, (top, left) in corners.items()}
+    return {name: np.ascontiguousarray(crop) for name, crop in crops.items()}
+
+
+@pytest.fixture(scope='session')
+def photo(photographs) -> torch.Tensor:
+    """One photograph as networks take it: ``(1, 3, 128, 128)`` in [0, 1]."""
+    return torch.from_numpy(photographs['chelsea']).permute(2, 0, 1)[None].float() / 255
+
+
+class World:
+    """A small run in a folder of its own: eight pairs, a teacher with 8 features, options for three short stages.
+
+    ``options()`` gives fresh options of the student with 4 features; ``write`` puts them into a file.
+    """
+
+    # Real-ESRGAN's published values, on crops of 64 pixels
+    degradation = {
+        'resize_prob': [0.2, 0.7, 0.1],
+        'resize_range': [0.15, 1.5],
+        'gaussian_noise_prob': 0.5,
+        'noise_range': [1, 30],
+        'poisson_scale_range': [0.05, 3],
+        'gray_noise_prob': 0.4,
+        'jpeg_range': [30, 95],
+        'second_blur_prob': 0.8,
+        'resize_prob2': [0.3, 0.4, 0.3],
+        'resize_range2': [0.3, 1.2],
+        'gaussian_noise_prob2': 0.5,
+        'noise_range2': [1, 25],
+        'poisson_scale_range2': [0.05, 2.5],
+        'gray_noise_prob2': 0.4,
+        'jpeg_range2': [30, 95],
+        'gt_size': 64,
+        'queue_size': 4,
+    }
+    kernels = {
+        'blur_kernel_size': 21,
+        'kernel_list': ['iso', 'aniso'],
+        'kernel_prob': [0.5, 0.5],
+        'sinc_prob': 0.1,
+        'blur_sigma': [0.2, 3],
+        'betag_range': [0.5, 4],
+        'betap_range': [1, 2],
+        'blur_kernel_size2': 21,
+        'kernel_list2': ['iso', 'aniso'],
+        'kernel_prob2': [0.5, 0.5],
+        'sinc_prob2': 0.1,
+        'blur_sigma2': [0.2, 1.5],
+        'betag_range2': [0.5, 4],
+        'betap_range2': [1, 2],
+        'final_sinc_prob': 0.8,
+    }
+
+    def __init__(self, root, photographs) -> None:
+        import cv2
+        from basicsr.archs.srvgg_arch import SRVGGNetCompact
+        from basicsr.utils.matlab_functions import imresize
+
+        self.root = root
+        for folder in ('HR', 'LRx4'):
+            (root / folder).mkdir()
+        for name, image in photographs.items():
+            for number in range(2):
+                gt = image[:, 64 * number : 64 * number + 64, ::-1]
+                cv2.imwrite(str(root / 'HR' / f'{name}{number}.png'), gt)
+                lq = imresize(gt.astype(np.float32) / 255, 0.25).clip(0, 1) * 255
+                cv2.imwrite(str(root / 'LRx4' / f'{name}{number}.png'), lq.round().astype(np.uint8))
+        torch.manual_seed(1)
+        self.teacher = SRVGGNetCompact(num_feat=8, num_conv=4)
+        torch.save({'params': self.teacher.state_dict()}, root / 'teacher.pth')
+
+    def options(self) -> dict:
+        pairs = {
+            'type': 'PairedImageDataset',
+            'dataroot_gt': str(self.root / 'HR'),
+            'dataroot_lq': str(self.root / 'LRx4'),
+            'io_backend': {'type': 'disk'},
+        }
+        train = {'gt_size': 32, 'use_hflip': True, 'use_rot': True, 'num_worker_per_gpu': 0, 'batch_size_per_gpu': 2}
+        return {
+            'name': 'run',
+            'model_type': 'SDAKDModel',
+            'scale': 4,
+            'num_gpu': 'auto',
+            'manual_seed': 0,
+            'datasets': {'train': {'name': 'pairs', **pairs, **train}, 'val': {'name': 'held_out', **pairs}},
+            'network_g': {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 4},
+            'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4},
+            'teacher': {'weights': str(self.root / 'teacher.pth')},
+            'path': {},
+            'train': {
+                'ema_decay': 0.9,
+                'stages': {
+                    'supervised': {'iters': 20, 'lr_g': 1e-3, 'terms': ['pixel']},
+                    'distillation': {'iters': 20, 'lr_g': 1e-3, 'warmup_iter': 5, 'terms': ['pixel', 'feature']},
+                    'adversarial': {
+                        'iters': 20,
+                        'lr_g': 1e-4,
+                        'lr_d': 1e-4,
+                        'grad_clip': 1.0,
+                        'terms': ['pixel', 'feature', 'gan'],
+                    },
+                },
+                'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
+                'feature_opt': {'type': 'FeatureMapLoss', 'loss_weight': 0.1},
+                'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
+            },
+            'val': {
+                'val_freq': 1000,
+                'save_img': False,
+                'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 4, 'test_y_channel': True}},
+            },
+            'logger': {'print_freq': 10, 'save_checkpoint_freq': 1000, 'use_tb_logger': False},
+        }
+
+    def write(self, options: dict, name: str = 'run.yml') -> str:
+        import yaml
+
+        path = self.root / name
+        path.write_text(yaml.safe_dump(options, sort_keys=False))
+        return str(path)
+
+
+@pytest.fixture
+def world(tmp_path, photographs) -> World:
+    """A small run that a test may change and break."""
+    return World(tmp_path, photographs)
+
+
+@pytest.fixture(scope='module')
+def shared_world(tmp_path_factory, photographs) -> World:
+    """A small run that the tests of a module only read."""
+    return World(tmp_path_factory.mktemp('world'), photographs)
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Calls the wrapped ``parse_options`` as the command line would; returns the completed options."""
+    from sdakd_models import launch
+
+    def call(file, root, *flags):
+        monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(file), *flags])
+        monkeypatch.setattr(sys, 'excepthook', sys.__excepthook__)
+        return launch.parse_options(str(root))[0]
+
+    return call
