@@ -94,8 +94,11 @@ def prepare_imports() -> None:
     """Makes ``import basicsr`` work on the installed torch and torchvision, without importing it.
 
     Raises:
-        UserError: torch or torchvision is missing, or torch is older than 2.1.
+        UserError: torch or torchvision is missing, or torch is older than 2.1. From here on such an error ends a
+            program with its sentence.
     """
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = exit_with_sentence
     for package, remedy in (
         ('torch', 'pip install torch'),
         ('torchvision', 'pip install the torchvision that belongs to your torch'),

@@ -56,11 +56,12 @@ def prepare(folder: Path, scale: int) -> None:
     from sdakd import cli
 
     photographs(folder / 'photographs')
-    cut = ['--crop-size', '256', '--step', '224', '--thresh-size', '0']
+    cut = ['--crop_size', '256', '--step', '224']
+    bicubic = ['--degradation', 'bicubic']
     jobs = [
         ['subimages', '-i', folder / 'photographs/train', '-o', folder / 'train_sub', *cut],
-        ['pairs', '-i', folder / 'train_sub', '-o', folder / f'train_x{scale}', '--scale', scale],
-        ['pairs', '-i', folder / 'photographs/val', '-o', folder / f'val_x{scale}', '--scale', scale],
+        ['pairs', '-i', folder / 'train_sub', '-o', folder / f'train_x{scale}', '--scale', scale, *bicubic],
+        ['pairs', '-i', folder / 'photographs/val', '-o', folder / f'val_x{scale}', '--scale', scale, *bicubic],
     ]
     for job in jobs:
         status = cli.main(['prepare', *map(str, job)])
@@ -77,7 +78,7 @@ def options(teacher: Path, teacher_network: dict, data: Path, scale: int, seed: 
     opt['teacher'] = {'weights': str(teacher), 'network': teacher_network}
     for phase in ('train', 'val'):
         folder = data / f'{phase}_x{scale}'
-        opt['datasets'][phase].update(dataroot_gt=str(folder / 'HR'), dataroot_lq=str(folder / f'LRx{scale}'))
+        opt['datasets'][phase].update(dataroot_gt=str(folder / 'gt'), dataroot_lq=str(folder / 'lq'))
     for metric in opt['val']['metrics'].values():
         metric['crop_border'] = scale
     return opt
@@ -144,9 +145,9 @@ def measure(models: dict, data: Path, scale: int) -> tuple[list[dict], dict]:
     rows, images = [], {}
     for name, model in models.items():
         scores = {'psnr': [], 'ssim': [], 'niqe': []}
-        for path in sorted((data / 'HR').glob('*.png')):
+        for path in sorted((data / 'gt').glob('*.png')):
             gt = cv2.imread(str(path))
-            lq = cv2.imread(str(data / f'LRx{scale}' / path.name)).astype('float32') / 255
+            lq = cv2.imread(str(data / 'lq' / path.name)).astype('float32') / 255
             if model is None:
                 result = (imresize(lq, scale).clip(0, 1) * 255).round().astype('uint8')
             else:

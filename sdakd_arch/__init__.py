@@ -3,7 +3,10 @@
 Importing the package registers the architectures of its ``*_arch.py`` modules with BasicSR.
 """
 
-import sdakd  # the ground floor makes BasicSR importable
-from sdakd_arch import adapter_arch
+from sdakd.compat import prepare_imports
 
-__all__ = ['adapter_arch', 'sdakd']
+prepare_imports()
+
+from sdakd_arch import adapter_arch  # noqa: E402
+
+__all__ = ['adapter_arch']

@@ -3,7 +3,10 @@
 Importing the package registers the losses of its ``*_loss.py`` modules with BasicSR.
 """
 
-import sdakd  # the ground floor makes BasicSR importable
-from sdakd_losses import feature_loss
+from sdakd.compat import prepare_imports
 
-__all__ = ['feature_loss', 'sdakd']
+prepare_imports()
+
+from sdakd_losses import feature_loss  # noqa: E402
+
+__all__ = ['feature_loss']

@@ -64,7 +64,10 @@ def check_dataset(phase: str, options: Mapping, opt: Mapping, shallow: bool = Fa
     paths = getattr(dataset, 'paths', None)
     if not shallow and paths:
         reader = _Lmdb(options) if is_lmdb else _Disk()
-        _check_images(where, options, opt, paths, reader)
+        try:
+            _check_images(where, options, opt, paths, reader)
+        finally:
+            reader.close()
     return count
 
 
@@ -77,6 +80,9 @@ def _check_numbers(where: str, options: Mapping) -> None:
 
 class _Disk:
     """Images in folders: existence, size from the header, and the pixels."""
+
+    def close(self) -> None:
+        pass
 
     def size(self, path: str, side: str) -> tuple[int, int] | None:
         with Image.open(path) as image:
@@ -106,6 +112,11 @@ class _Lmdb:
                         name, _, rest = line.partition(' (')
                         height, width = rest.split(',')[:2]
                         self.sizes[side, name.split('.')[0]] = (int(width), int(height))
+
+    def close(self) -> None:
+        """lmdb opens a database once in a process: the data loader comes next."""
+        for environment in self.environments.values():
+            environment.close()
 
     def size(self, key: str, side: str) -> tuple[int, int] | None:
         with self.environments[side].begin() as transaction:

@@ -6,18 +6,10 @@ from collections.abc import Mapping
 
 import torch
 from basicsr.models.realesrgan_model import RealESRGANModel
-from basicsr.utils import DiffJPEG, USMSharp
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from sdakd_models.degradation import ContiguousJPEG, Sharpener
 from sdakd_models.sdakd_model import SDAKDModel
-
-
-class ContiguousJPEG(DiffJPEG):
-    """BasicSR's JPEG, whose permuted output its own ``filter2D`` refuses on a CPU."""
-
-    def forward(self, x: torch.Tensor, quality) -> torch.Tensor:
-        """``(N, 3, H, W)`` in [0, 1] to the same."""
-        return super().forward(x, quality=quality).contiguous()
 
 
 @MODEL_REGISTRY.register()
@@ -33,7 +25,7 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
     def __init__(self, opt: Mapping) -> None:
         SDAKDModel.__init__(self, opt)
         self.jpeger = ContiguousJPEG(differentiable=False).to(self.device)
-        self.usm_sharpener = USMSharp().to(self.device)
+        self.usm_sharpener = Sharpener().to(self.device)
         self.queue_size = opt.get('queue_size', 180)
 
     def feed_data(self, data: Mapping) -> None:
