@@ -19,6 +19,9 @@ class UserError(Exception):
     Commands print the sentence without a traceback and exit with status 2.
     """
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence.replace('?.', '?'))  # where it ends in the question of near()
+
 
 def near(name: str, known: Iterable[str]) -> str:
     """A clause for an error message that names what is known and, first, what looks like ``name``."""

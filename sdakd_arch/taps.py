@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -45,14 +46,20 @@ class FeatureTaps:
                 )
             if side not in ('', 'input', 'output'):
                 raise UserError(f'{where}: the tap {name!r} ends in {side!r}; write {path}:input or {path}:output.')
-            self._handles.append(modules[path].register_forward_hook(self._hook(name, side)))
+            # an input is taken before the module runs, which may work in place on it
+            if side == 'input':
+                handle = modules[path].register_forward_pre_hook(partial(self._record_input, name))
+            else:
+                handle = modules[path].register_forward_hook(partial(self._record_output, name))
+            self._handles.append(handle)
 
-    def _hook(self, name: str, side: str):
-        def record(_module, inputs, output):
-            if self.active:
-                self._recorded[name] = (inputs[0] if side == 'input' else output).clone()
+    def _record_input(self, name: str, _module, inputs) -> None:
+        if self.active:
+            self._recorded[name] = inputs[0].clone()
 
-        return record
+    def _record_output(self, name: str, _module, _inputs, output) -> None:
+        if self.active:
+            self._recorded[name] = output.clone()
 
     def __enter__(self) -> FeatureTaps:
         self.active = True

@@ -50,9 +50,9 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
             content = content[key]
             break
     state = {
-        key.removeprefix('module.'): (tensor.float() if tensor.is_floating_point() else tensor)
+        key.removeprefix('module.'): (tensor.detach().float() if tensor.is_floating_point() else tensor.detach())
         for key, tensor in content.items()
-        if isinstance(tensor, torch.Tensor)
+        if isinstance(key, str) and isinstance(tensor, torch.Tensor)
     }
     if not state:
         found = ', '.join(map(str, list(content)[:6])) or 'nothing'
@@ -91,7 +91,7 @@ def infer_network(state: State) -> dict | None:
     Known are RRDBNet (scale 4, 2 or 1 from the channels of its pixel-unshuffled input), SRVGGNetCompact with PReLU (a
     network with ReLU and one with LeakyReLU look the same in a file) and UNetDiscriminatorSN.
     """
-    if 'conv_first.weight' in state and 'body.0.rdb1.conv1.weight' in state:
+    if all(key in state for key in ('conv_first.weight', 'body.0.rdb1.conv1.weight', 'conv_last.weight')):
         first = state['conv_first.weight']
         unshuffled = {3: 4, 12: 2, 48: 1}.get(first.shape[1])
         blocks = {int(key.split('.')[1]) for key in state if key.startswith('body.')}
@@ -106,8 +106,11 @@ def infer_network(state: State) -> dict | None:
             'num_block': len(blocks),
             'num_grow_ch': state['body.0.rdb1.conv1.weight'].shape[0],
         }
-    if 'body.0.weight' in state and 'body.1.weight' in state and state['body.1.weight'].dim() == 1:
-        convs = [tensor for key, tensor in state.items() if key.endswith('.weight') and tensor.dim() == 4]
+    # by number: a .safetensors file sorts its keys as text, body.10 before body.2
+    numbers = sorted(int(found[1]) for key in state if (found := re.fullmatch(r'body\.(\d+)\.weight', key)))
+    body = [state[f'body.{number}.weight'] for number in numbers]
+    if numbers[:2] == [0, 1] and body[0].dim() == 4 and body[1].dim() == 1:
+        convs = [tensor for tensor in body if tensor.dim() == 4]
         return {
             'type': 'SRVGGNetCompact',
             'num_in_ch': convs[0].shape[1],
@@ -137,15 +140,14 @@ def load_into(network: nn.Module, state: State, path: str | os.PathLike, where: 
     missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
     shapes = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
     if missing or extra or shapes:
-        found = infer_network(state)
-        if found is not None:
-            holds = f'it holds {describe(found)}'
+        found, want = infer_network(state), infer_network(own)
+        found, want = found and describe(found), describe(want) if want else type(network).__name__
+        if found is not None and found != want:
+            holds = f'it holds {found}'
         else:
             example = sorted(missing or extra or shapes)[0]
             counts = f'{len(missing)} keys are missing, {len(extra)} unknown, {len(shapes)} of another shape'
             holds = f'{counts}, such as {example}'
-        want = infer_network(own)
-        want = describe(want) if want else type(network).__name__
         raise UserError(f'{where}: {path} does not fit {want}: {holds}.')
     network.load_state_dict(state)
 

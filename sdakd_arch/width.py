@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -37,7 +38,7 @@ def student_of(network: Mapping, ratio: float) -> dict:
     kind = network.get('type')
     if kind not in WIDTHS:
         raise UserError(f'no rule says how to narrow the architecture {kind!r}; {near(str(kind), WIDTHS)}.')
-    exact = Fraction(ratio).limit_denominator(1024)
+    exact = Fraction(ratio).limit_denominator(1024) if math.isfinite(ratio) else Fraction(0)
     if not 0 < exact <= 1:
         raise UserError(f'the width ratio {ratio} of {kind} must be greater than 0 and at most 1.')
     student = dict(network)

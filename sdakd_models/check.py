@@ -50,6 +50,8 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
             raise UserError(f'{key}: this key is not known; {near(key, KNOWN_TOP_LEVEL)}.')
     train = read_train(opt, term_options())
     plan = train.plan()
+    if train.total_iter not in (None, plan.total_iter):
+        raise UserError(f'train:total_iter: the stages last {plan.total_iter:,d} iterations; leave this key out.')
     names = check_terms(opt, plan)
     check_optimizers(train)
     check_networks(opt, names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -51,7 +51,7 @@ class Features(Struct):
 class Train(Struct, forbid_unknown_fields=True):
     """The block ``train:`` without the options of the terms (``<term>_opt``)."""
 
-    stages: Annotated[dict[str, dict], Meta(min_length=1, description='Stage by name, in order.')]
+    stages: Annotated[dict[str, Any], Meta(min_length=1, description='Stage by name, in order.')]
     start_stage: Annotated[str | None, Meta(description='Stage to begin with, from path:pretrain_network_g.')] = None
     ema_decay: Annotated[float, Meta(ge=0, lt=1, description='Exponential moving average of the student.')] = 0.999
     optim_g: Annotated[dict, Meta(description="Adam's values for student and adapters, without lr.")] = msgspec.field(
@@ -76,6 +76,12 @@ class Train(Struct, forbid_unknown_fields=True):
         return Plan(stages, self.start_stage)
 
 
+def _structs(annotation: object) -> list[type[Struct]]:
+    if isinstance(annotation, type) and issubclass(annotation, Struct):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _structs(part)]
+
+
 def typed(struct: type[T], value: object, where: str) -> T:
     """Turns a mapping of the option file into ``struct``; numbers written as text (``2e-4``) become numbers.
 
@@ -88,11 +94,22 @@ def typed(struct: type[T], value: object, where: str) -> T:
     for key in value:
         if key not in fields and struct.__struct_config__.forbid_unknown_fields:
             raise UserError(f'{where}: unknown key {key!r}; {near(str(key), fields)}.')
+    for field in msgspec.structs.fields(struct):
+        inner = value.get(field.encode_name)
+        choices = {cls.__struct_config__.tag: cls for cls in _structs(field.type)}
+        if isinstance(inner, Mapping) and choices:
+            if inner.get('type') not in choices:
+                kind = inner.get('type')
+                raise UserError(f'{where}:{field.encode_name}:type: unknown {kind!r}; {near(str(kind), choices)}.')
+            known = {'type', *choices[inner['type']].__struct_fields__}
+            for key in inner:
+                if key not in known:
+                    raise UserError(f'{where}:{field.encode_name}: unknown key {key!r}; {near(str(key), known)}.')
     try:
         return msgspec.convert(value, struct, strict=False)
     except msgspec.ValidationError as error:
         reason, _, at = str(error).partition(' - at `$')
-        key = at.rstrip('`').replace('.', ':').lstrip(':')
+        key = at.rstrip('`').replace('[...]', '').replace('.', ':').lstrip(':')
         shown = value.get(key.split('[')[0])
         given = f', given {shown!r}' if shown is not None and 'required' not in reason else ''
         raise UserError(f'{where}{":" + key if key else ""}: {reason[0].lower()}{reason[1:]}{given}.') from None
@@ -123,7 +140,10 @@ def read_train(opt: Mapping, term_options: Mapping[str, str]) -> Train:
             raise UserError(
                 f'train:{side}:lr: the learning rate belongs to each stage (train:stages:<name>:lr_{side[-1]}).'
             )
-    return typed(Train, {key: value for key, value in train.items() if key in own}, 'train')
+    own_values = {key: value for key, value in train.items() if key in own}
+    if isinstance(train.get('stages'), Mapping):  # YAML reads a stage called 1 as a number
+        own_values['stages'] = {str(name): stage for name, stage in train['stages'].items()}
+    return typed(Train, own_values, 'train')
 
 
 def read_teacher(opt: Mapping) -> Teacher | None:
@@ -147,5 +167,10 @@ def read_discriminators(opt: Mapping) -> dict[str, Discriminator]:
     for name, entry in entries.items():
         if name == 'student':
             raise UserError('discriminators:student: this name belongs to network_d, choose another one.')
-        found[str(name)] = typed(Discriminator, entry, f'discriminators:{name}')
+        found[str(name)] = entry = typed(Discriminator, entry, f'discriminators:{name}')
+        if entry.learns and not entry.fake:
+            raise UserError(
+                f'discriminators:{name}:fake: the list is empty, but it learns; name student or teacher, '
+                'or write learns: false.'
+            )
     return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from basicsr.losses import build_loss
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from sdakd_models.options import Discriminator
 from sdakd_models.stages import Stage
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 def freeze(network: nn.Module) -> nn.Module:
     """Evaluation mode and no gradients: spectral norm moves its buffers in training mode even where nothing learns."""
     return network.eval().requires_grad_(False)
+
+
+def settle(network: nn.Module, rounds: int = 20) -> None:
+    """Power iterations of spectral norm before the first use.
+
+    It begins with random vectors, which underestimate the norm of a layer many times: in evaluation mode, an untrained
+    discriminator would answer with logits of 1e9 and more.
+    """
+    with torch.no_grad():
+        for module in network.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, SpectralNorm):
+                    for _ in range(rounds):
+                        hook.compute_weight(module, do_power_iteration=True)
 
 
 class Player:
@@ -87,6 +102,8 @@ class Adversary:
         self.term = 'gan' if name == 'student' else f'gan:{name}'
         self.suffix = '' if name == 'student' else f'_{name}'
         self.loss = build_loss(gan_opt)
+        if player is not None:
+            settle(bare)
 
     def student_loss(self, context: Context) -> dict[str, torch.Tensor]:
         """What the student pays for being told from the real images. Leaves the discriminator's gradients alone.

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdakd.compat import UserError
 from sdakd_arch.tiling import run_tiled
-from sdakd_arch.weights import describe, fingerprint, load_into, read_weights, save_whole
-from sdakd_arch.width import build, cost, initialise, scale_of
+from sdakd_arch.weights import describe, fingerprint, infer_network, load_into, read_weights, save_whole
+from sdakd_arch.width import build, initialise, scale_of
 from sdakd_models.options import Discriminator, read_discriminators, read_train
 from sdakd_models.players import Adversary, Player, freeze
 from sdakd_models.stages import Moment, StageMark
@@ -47,7 +47,7 @@ class SDAKDModel(SRModel):
         self.net_g = self.place(network)
         self.bare_student = self.get_bare_model(self.net_g)
         self.scale = opt.get('scale') or scale_of(build(opt['network_g'], 'network_g'), 'network_g')
-        self._log_network('student', opt['network_g'])
+        self._log_network('student', self.bare_student, opt['network_g'])
         weights = self.path.get('pretrain_network_g')
         if weights:
             state = read_weights(weights, self.path.get('param_key_g'), 'path:pretrain_network_g')
@@ -88,7 +88,7 @@ class SDAKDModel(SRModel):
             'teacher' in (entry.real, *entry.fake) for entry in used.values()
         ):
             self.teacher = freeze(teacher_network(opt).to(self.device))
-            self._log_network('teacher', None, self.teacher)
+            self._log_network('teacher', self.teacher)
         self.terms = {name: TERMS[name](opt['train'][TERMS[name].option], self) for name in TERMS if name in names}
         self.adversaries = [self._adversary(name, entry) for name, entry in used.items()]
 
@@ -125,16 +125,13 @@ class SDAKDModel(SRModel):
             player = self.add_player('d' if name == 'student' else f'd_{name}', network, 'd', (term,))
         else:
             freeze(network)
-        self._log_network(f'discriminator {name}', entry.network)
+        self._log_network(f'discriminator {name}', network, entry.network)
         return Adversary(name, entry, gan_opt, network, player)
 
-    def _log_network(self, role: str, options: Mapping | None, network: nn.Module | None = None) -> None:
-        if options is not None:
-            parameters, macs = cost(options)
-            text = f'{describe(options)}: {parameters:,d} parameters, {macs / 1e9:.2f} GMACs for 64x64 pixels'
-        else:
-            text = f'{type(network).__name__}: {sum(p.numel() for p in network.parameters()):,d} parameters'
-        get_root_logger().info(f'{role}: {text}')
+    def _log_network(self, role: str, network: nn.Module, options: Mapping | None = None) -> None:
+        options = options or infer_network(network.state_dict())
+        kind = describe(options) if options else type(network).__name__
+        get_root_logger().info(f'{role}: {kind}, {sum(p.numel() for p in network.parameters()):,d} parameters')
 
     # ------------------------------------------------------------------------------------------------------ training
 

@@ -11,7 +11,7 @@ from sdakd.compat import UserError
 from sdakd_arch.adapter_arch import AdapterBank, ChannelMLP
 from sdakd_arch.taps import FeatureTaps, default_taps
 from sdakd_arch.tiling import run_tiled
-from sdakd_arch.width import WIDTHS, build, cost, lookup, scale_of, student_of
+from sdakd_arch.width import WIDTHS, build, cost, initialise, lookup, scale_of, student_of
 from sdakd_models.options import Features
 from sdakd_models.terms import tap_channels
 
@@ -131,6 +131,39 @@ def test_scale_is_found_by_running(scale, network):
     key = 'scale' if network is RRDB else 'upscale'
     narrow = student_of({**network, **({'num_block': 1} if network is RRDB else {'num_conv': 1})}, 1 / 8)
     assert scale_of(build({**narrow, key: scale}, 'network_g'), 'network_g') == scale
+
+
+def signal(net, image):
+    """What is left behind every layer of the difference between an image and its mirror image, as root mean square."""
+    both = torch.cat([image, image.flip(3)])
+    with torch.no_grad(), FeatureTaps(net, [f'body.{i}' for i in range(len(net.body))]) as taps:
+        net(both)
+    return [(one - other).square().mean().sqrt().item() for one, other in taps.pop().values()]
+
+
+@pytest.mark.parametrize('feat', [8, 16, 64])
+def test_a_deep_student_begins_with_a_signal_in_every_layer_and_a_small_residual(photo, feat):
+    net = SRVGGNetCompact(num_feat=feat, num_conv=32)
+    image = photo[..., :32, :32]
+    activations = signal(net, image)[1:-1:2]
+    assert activations[-1] < 1e-6 * activations[0]  # torch's default
+    initialise(net)
+    *features, residual = signal(net, image)
+    activations = features[1::2]
+    assert len(activations) == 33
+    assert all(0.01 < behind / activations[0] < 100 for behind in activations)
+    assert residual < 0.5 * activations[-1]
+    assert all(net.body[i].bias.abs().max() == 0 for i in range(0, 67, 2))
+
+
+@pytest.mark.parametrize(
+    'options', [{**RRDB, 'num_feat': 4, 'num_block': 1, 'num_grow_ch': 4}, {**UNET, 'num_feat': 4}]
+)
+def test_other_architectures_initialise_themselves(options):
+    net = build(options, 'network_g')
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    initialise(net)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
 # --------------------------------------------------------------------------------------------------------------- taps

@@ -1,0 +1,104 @@
+"""Writes the page of the options from their types: ``python -m sdakd_models.reference > docs/options.md``."""
+
+from __future__ import annotations
+
+import sys
+import typing
+
+import msgspec
+
+from sdakd_models.options import Discriminator, Features, Teacher, Train
+from sdakd_models.stages import CosineAnnealingLR, MultiStepLR, Stage
+from sdakd_models.terms import TERMS
+
+_HEAD = """\
+# Options
+
+An option file is BasicSR's, with these additions. Numbers may be written without a dot (`2e-4` is text to YAML and is
+read as a number here); an unknown key or a value of the wrong kind ends the run with one sentence before anything is
+created.
+
+`model_type` is `SDAKDRealESRGANModel` (Real-ESRGAN's second-order degradation, or `high_order_degradation: false` with
+`RealESRGANPairedDataset`) or `SDAKDModel` (paired data, such as `PairedImageDataset`). `network_g` is the student,
+`network_d` the student discriminator. Checkpoints to start from stand under `path:` as in BasicSR; paths are looked for
+in the current folder, then in the one that holds `experiments/`. The total number of iterations and the enlarging of a
+data set that is needed to reach it are derived.
+
+`val:` knows three more keys: `tile` (side of a tile in input pixels, default 0 for whole images) with `tile_pad`
+(default 10), and `tb_images` (images of each set that go to TensorBoard, default 3).
+"""
+_TAIL = """\
+## Terms
+
+| term | options | compares |
+|---|---|---|
+"""
+_DISCRIMINATORS = """\
+| `gan` | `train:gan_opt` | The verdict of the student discriminator (`network_d`). |
+| `gan:<name>` | its `gan_opt`, or `train:gan_opt` | The verdict of an entry of `discriminators`. |
+
+A term goes from all stages with one line: `perceptual_opt: ~`. Logged are `l_g_<term>`, and for every discriminator
+`l_d_real`, `l_d_fake`, `out_d_real` and `out_d_fake`, with `_<name>` for entries of `discriminators`.
+
+A tap is a dotted module name, `body.5` (its output) or `conv9:input` (its input). Without `layers`, four depths evenly
+spread over the trunk are taken: outputs of residual blocks (RRDBNet) or of activations (SRVGGNetCompact).
+"""
+
+
+def _kind(annotation: object) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _kind(arguments[0])
+    if origin is typing.Literal:
+        return ' or '.join(f'`{value}`' for value in arguments)
+    if origin is list:
+        return f'list of {_kind(arguments[0])}'
+    if origin is dict:
+        return 'mapping'
+    if arguments:
+        return ' or '.join(_kind(argument) for argument in arguments if argument is not type(None))
+    names = {'str': 'text', 'int': 'whole number', 'float': 'number', 'bool': 'true or false', 'dict': 'mapping'}
+    name = getattr(annotation, '__name__', str(annotation))
+    return names.get(name, f'[{name}](#{name.lower()})')
+
+
+def _section(title: str, struct: type[msgspec.Struct]) -> str:
+    kinds = typing.get_type_hints(struct, include_extras=True)
+    lines = [
+        f'## {title}',
+        '',
+        ' '.join(struct.__doc__.split()).replace('``', '`'),
+        '',
+        '| key | kind | default | meaning |',
+        '|---|---|---|---|',
+    ]
+    for field in msgspec.structs.fields(struct):
+        default = field.default
+        if field.default_factory is not msgspec.NODEFAULT:
+            default = field.default_factory()
+        shown = 'required' if default is msgspec.NODEFAULT else '~' if default is None else f'`{default}'.lower() + '`'
+        if isinstance(default, (dict, list)):
+            shown = f'`{str(default).replace(chr(39), "")}`'
+        meaning = typing.get_args(kinds[field.name])[1].description
+        lines.append(f'| `{field.encode_name}` | {_kind(kinds[field.name])} | {shown} | {meaning} |')
+    return '\n'.join(lines) + '\n'
+
+
+def reference() -> str:
+    """The whole page, as Markdown."""
+    sections = [
+        ('teacher', Teacher),
+        ('train', Train),
+        ('train: stages: a stage', Stage),
+        ('MultiStepLR', MultiStepLR),
+        ('CosineAnnealingLR', CosineAnnealingLR),
+        ('train: feature_opt', Features),
+        ('discriminators: an entry', Discriminator),
+    ]
+    terms = [f'| `{name}` | `train:{cls.option}` | {cls.__doc__.strip()} |\n' for name, cls in TERMS.items()]
+    parts = [_HEAD, *(_section(*section) for section in sections), _TAIL + ''.join(terms) + _DISCRIMINATORS]
+    return '\n'.join(parts)
+
+
+if __name__ == '__main__':
+    sys.stdout.write(reference())

@@ -1,0 +1,102 @@
+"""Step time and peak memory of an option file at its real network sizes, stage by stage, through the literal command.
+
+    python test_scripts/benchmark_step.py -opt options/sdakd_realesrgan_x4.yml --batch 2 --iters 6
+
+The teacher and VGG19 have random weights and the images are noise: the time of a step does not depend on them. The first
+step of every stage is left out of the median.
+"""
+
+import argparse
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+
+def make_world(folder: Path, opt: dict) -> None:
+    """Writes a random teacher, a random VGG19 and noise images where the run looks for them."""
+    import cv2
+    import numpy as np
+    import torch
+    from torchvision.models import vgg19
+
+    from sdakd_arch.width import build
+
+    torch.manual_seed(0)
+    torch.save({'params_ema': build(opt['teacher']['network'], 'teacher').state_dict()}, folder / 'teacher.pth')
+    weights = folder / 'experiments/pretrained_models'
+    weights.mkdir(parents=True)
+    state = vgg19(weights=None).state_dict()
+    # the classifier is not used; a stride of 0 stores one number
+    state = {k: v if k.startswith('features') else torch.zeros(()).expand(v.shape) for k, v in state.items()}
+    torch.save(state, weights / 'vgg19-dcbb9e9d.pth')
+    (folder / 'images').mkdir()
+    names = [f'{number}.png' for number in range(8)]
+    for name in names:
+        noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / 'images' / name), cv2.GaussianBlur(noise, (0, 0), 2))
+    (folder / 'meta.txt').write_text('\n'.join(names) + '\n')
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-opt', required=True)
+    parser.add_argument('--batch', type=int, default=2)
+    parser.add_argument('--iters', type=int, default=6, help='iterations of each stage')
+    args = parser.parse_args()
+    import yaml
+
+    from sdakd import compat
+
+    compat.import_basicsr()
+    opt = yaml.safe_load(Path(args.opt).read_text())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_world(folder, opt)
+        changes = [f'train:stages:{stage}:iters={args.iters}' for stage in opt['train']['stages']]
+        changes += ['teacher:weights=teacher.pth', 'datasets:train:dataroot_gt=images', 'name=benchmark']
+        changes += ['datasets:train:meta_info=meta.txt', 'datasets:train:num_worker_per_gpu=1', 'logger:print_freq=1']
+        changes += [f'datasets:train:batch_size_per_gpu={args.batch}', f'queue_size={args.batch * 2}']
+        changes += [f'datasets:train:dataset_enlarge_ratio={args.batch * args.iters}', 'logger:use_tb_logger=false']
+        command = [
+            sys.executable,
+            '-m',
+            'sdakd.cli',
+            'train',
+            '-opt',
+            os.path.abspath(args.opt),
+            '--force_yml',
+            *changes,
+        ]
+        path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+        process = subprocess.run(
+            command, cwd=folder, env={**os.environ, 'PYTHONPATH': path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+    if process.returncode:
+        sys.stderr.write(process.stdout)
+        return process.returncode
+    # BasicSR logs a running mean of the time per iteration, data included
+    found = re.findall(r'iter: +([\d,]+), .*time \(data\): ([\d.]+) .*stage: \S+ (\S+) ([\d,]+)/', process.stdout)
+    totals = [int(number.replace(',', '')) * float(mean) for number, mean, _, _ in found]
+    steps: dict[str, list[float]] = {}
+    for (_, _, stage, step), now, before in zip(found, totals, [0.0, *totals], strict=False):
+        if step != '1':
+            steps.setdefault(stage, []).append(now - before)
+    sys.stdout.write(f'| stage | seconds per step (batch {args.batch}) |\n|---|--:|\n')
+    for stage, seconds in steps.items():
+        sys.stdout.write(f'| {stage} | {statistics.median(seconds):.2f} |\n')
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    sys.stdout.write(f'peak memory of the whole run: {peak:.2f} GiB\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
