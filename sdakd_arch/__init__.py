@@ -3,9 +3,9 @@
 Importing the package registers the architectures of its ``*_arch.py`` modules with BasicSR.
 """
 
-from sdakd.compat import prepare_imports
+from sdakd.compat import import_basicsr
 
-prepare_imports()
+import_basicsr()
 
 from sdakd_arch import adapter_arch  # noqa: E402
 

@@ -3,9 +3,9 @@
 Importing the package registers the losses of its ``*_loss.py`` modules with BasicSR.
 """
 
-from sdakd.compat import prepare_imports
+from sdakd.compat import import_basicsr
 
-prepare_imports()
+import_basicsr()
 
 from sdakd_losses import feature_loss  # noqa: E402
 

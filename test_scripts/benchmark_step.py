@@ -2,8 +2,8 @@
 
     python test_scripts/benchmark_step.py -opt options/sdakd_realesrgan_x4.yml --batch 2 --iters 6
 
-The teacher and VGG19 have random weights and the images are noise: the time of a step does not depend on them. The first
-step of every stage is left out of the median.
+The teacher and VGG19 have random weights and the images are noise: the time of a step does not depend on them. The
+first step of every stage is left out of the median.
 """
 
 import argparse
@@ -76,15 +76,15 @@ def main() -> int:
             *changes,
         ]
         path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-        process = subprocess.run(
-            command, cwd=folder, env={**os.environ, 'PYTHONPATH': path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True,
-        )  # fmt: skip
+        environment = {**os.environ, 'PYTHONPATH': path}
+        streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
+        process = subprocess.run(command, cwd=folder, env=environment, **streams)
     if process.returncode:
         sys.stderr.write(process.stdout)
         return process.returncode
     # BasicSR logs a running mean of the time per iteration, data included
-    found = re.findall(r'iter: +([\d,]+), .*time \(data\): ([\d.]+) .*stage: \S+ (\S+) ([\d,]+)/', process.stdout)
+    line = r'iter: +([\d,]+), .*time \(data\): ([\d.]+) .*stage: \S+ (\S+) ([\d,]+)/'
+    found = re.findall(line, process.stdout)
     totals = [int(number.replace(',', '')) * float(mean) for number, mean, _, _ in found]
     steps: dict[str, list[float]] = {}
     for (_, _, stage, step), now, before in zip(found, totals, [0.0, *totals], strict=False):
