@@ -38,13 +38,12 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
 
     Args:
         opt: The options; changed in place.
-        root_path: Relative paths that do not exist in the current folder are looked for here too.
+        root_path: The folder that holds ``experiments/``.
         quiet: No download, no repeated data check (for all but the main process).
 
     Raises:
         UserError: The first mistake found.
     """
-    resolve_paths(opt, root_path)
     for key in opt:  # unknown keys are legal in BasicSR, but one that looks like ours is a slip
         if key not in KNOWN_TOP_LEVEL and difflib.get_close_matches(key, KNOWN_TOP_LEVEL, cutoff=0.85):
             raise UserError(f'{key}: this key is not known; {near(key, KNOWN_TOP_LEVEL)}.')
@@ -67,7 +66,10 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
 
 
 def resolve_paths(opt: dict, root_path: str) -> None:
-    """Makes the paths of the options absolute, so that a run can be resumed from any folder."""
+    """Makes the paths of the options absolute, so that a run can be resumed from any folder.
+
+    A relative path that does not exist in the current folder is looked for under ``root_path``.
+    """
 
     def absolute(path: object) -> object:
         if not isinstance(path, str):

@@ -24,7 +24,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from sdakd.compat import UserError, exit_with_sentence, near
 from sdakd_arch.width import lookup
-from sdakd_models.check import check_run
+from sdakd_models.check import check_run, resolve_paths
 from sdakd_models.options import read_train
 from sdakd_models.sdakd_model import SDAKDModel
 from sdakd_models.terms import term_options
@@ -136,6 +136,7 @@ def parse_options(root_path: str, is_train: bool = True):
         force(opt, args.force_yml)
         _distribute(opt, args)
         _complete(opt, args, root_path, is_train)
+        resolve_paths(opt, root_path)
         if opt['rank'] > 0:  # the others wait for the main process: it downloads what is missing and reports mistakes
             torch.distributed.barrier()
         if is_train:

@@ -358,3 +358,31 @@ def test_a_student_from_nothing_learns_at_once(photographs):
         nearest = (torch.nn.functional.interpolate(lq, scale_factor=4) - gt).abs().mean().item()
         gains.append(nearest - min(losses[-5:]))
     assert gains[0] > 0.001 and gains[0] > 3 * gains[1]
+
+
+def test_perceptual_term_with_a_vgg_file(world, parse, monkeypatch):
+    """A random VGG19 beside the run's experiments is found from any folder, and the term is BasicSR's own loss."""
+    from basicsr.archs import vgg_arch
+    from basicsr.losses.basic_loss import PerceptualLoss
+    from torchvision.models import vgg19
+
+    relative = 'experiments/pretrained_models/vgg19-dcbb9e9d.pth'
+    monkeypatch.setattr(vgg_arch, 'VGG_PRETRAIN_PATH', relative)
+    with torch.device('meta'):
+        shapes = {key: value.shape for key, value in vgg19(weights=None).state_dict().items()}
+    # the classifier is not used: a stride of 0 stores one number instead of 124 million
+    state = {k: torch.randn(s) * 0.05 if k.startswith('f') else torch.zeros(()).expand(s) for k, s in shapes.items()}
+    (world.root / relative).parent.mkdir(parents=True)
+    torch.save(state, world.root / relative)
+    options = world.options()
+    values = {'layer_weights': {'conv1_2': 0.1, 'conv3_4': 1}, 'perceptual_weight': 0.5, 'criterion': 'l1'}
+    options['train']['perceptual_opt'] = {'type': 'PerceptualLoss', **values}
+    options['train']['stages']['supervised']['terms'] = ['pixel', 'perceptual']
+    opt = parse(world.write(options), world.root)
+    model = build_model(opt)
+    before = copy.deepcopy(model.bare_student)
+    data = batches(1)
+    log = run(model, data, 1, 1)[1]
+    expected, style = PerceptualLoss(**values)(before(data[0]['lq']), data[0]['gt'])
+    assert style is None and 'l_g_style' not in log
+    assert log['l_g_percep'] == pytest.approx(expected.item(), rel=1e-4)
