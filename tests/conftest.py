@@ -58,50 +58,16 @@ class World:
     ``options()`` gives fresh options of the student with 4 features; ``write`` puts them into a file.
     """
 
-    # Real-ESRGAN's published values, on crops of 64 pixels
-    degradation = {
-        'resize_prob': [0.2, 0.7, 0.1],
-        'resize_range': [0.15, 1.5],
-        'gaussian_noise_prob': 0.5,
-        'noise_range': [1, 30],
-        'poisson_scale_range': [0.05, 3],
-        'gray_noise_prob': 0.4,
-        'jpeg_range': [30, 95],
-        'second_blur_prob': 0.8,
-        'resize_prob2': [0.3, 0.4, 0.3],
-        'resize_range2': [0.3, 1.2],
-        'gaussian_noise_prob2': 0.5,
-        'noise_range2': [1, 25],
-        'poisson_scale_range2': [0.05, 2.5],
-        'gray_noise_prob2': 0.4,
-        'jpeg_range2': [30, 95],
-        'gt_size': 64,
-        'queue_size': 4,
-    }
-    kernels = {
-        'blur_kernel_size': 21,
-        'kernel_list': ['iso', 'aniso'],
-        'kernel_prob': [0.5, 0.5],
-        'sinc_prob': 0.1,
-        'blur_sigma': [0.2, 3],
-        'betag_range': [0.5, 4],
-        'betap_range': [1, 2],
-        'blur_kernel_size2': 21,
-        'kernel_list2': ['iso', 'aniso'],
-        'kernel_prob2': [0.5, 0.5],
-        'sinc_prob2': 0.1,
-        'blur_sigma2': [0.2, 1.5],
-        'betag_range2': [0.5, 4],
-        'betap_range2': [1, 2],
-        'final_sinc_prob': 0.8,
-    }
-
     def __init__(self, root, photographs) -> None:
         import cv2
         from basicsr.archs.srvgg_arch import SRVGGNetCompact
         from basicsr.utils.matlab_functions import imresize
 
+        from sdakd.pairs import PUBLISHED
+
         self.root = root
+        self.degradation = {**PUBLISHED, 'gt_size': 64, 'queue_size': 4}
+        self.kernels = {**PUBLISHED, 'blur_kernel_size': 21, 'blur_kernel_size2': 21}
         for folder in ('HR', 'LRx4'):
             (root / folder).mkdir()
         for name, image in photographs.items():

@@ -6,6 +6,7 @@ import os
 import pytest
 import yaml
 
+from sdakd.pairs import PUBLISHED
 from sdakd_arch.taps import default_taps
 from sdakd_arch.width import build, scale_of, student_of
 from sdakd_arch.zoo import URLS
@@ -33,6 +34,8 @@ def test_option_file_is_sound(file):
     assert scale_of(build(opt['network_g'], 'network_g'), 'network_g') == opt['scale']
     if opt['model_type'] == 'SDAKDRealESRGANModel':
         check_degradation(opt)
+        given = {**opt['datasets']['train'], **opt}
+        assert {key: given[key] for key in PUBLISHED} == PUBLISHED
         assert opt['gt_size'] == opt['datasets']['train']['gt_size'] == 256
 
 
