@@ -56,7 +56,7 @@ def prepare(folder: Path, scale: int) -> None:
     from sdakd import cli
 
     photographs(folder / 'photographs')
-    cut = ['--crop_size', '256', '--step', '224']
+    cut = ['--crop_size', '160', '--step', '140']
     bicubic = ['--degradation', 'bicubic']
     jobs = [
         ['subimages', '-i', folder / 'photographs/train', '-o', folder / 'train_sub', *cut],
