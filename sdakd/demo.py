@@ -55,8 +55,13 @@ def prepare(folder: Path, scale: int) -> None:
     """Cuts the photographs into training and validation pairs, by the commands that a user would type."""
     from sdakd import cli
 
-    photographs(folder / 'photographs')
     cut = ['--crop_size', '160', '--step', '140']
+    key = folder / 'cut.txt'
+    if folder.exists() and not (key.exists() and key.read_text() == ' '.join(cut)):
+        shutil.rmtree(folder)  # made by another version of this demo
+    folder.mkdir(parents=True, exist_ok=True)
+    key.write_text(' '.join(cut))
+    photographs(folder / 'photographs')
     bicubic = ['--degradation', 'bicubic']
     jobs = [
         ['subimages', '-i', folder / 'photographs/train', '-o', folder / 'train_sub', *cut],

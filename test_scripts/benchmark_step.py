@@ -9,13 +9,13 @@ first step of every stage is left out of the median.
 import argparse
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+LINE = r'iter: +([\d,]+), .*time \(data\): ([\d.]+) .*stage: \S+ (\S+) ([\d,]+)/'
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
@@ -43,6 +43,12 @@ def make_world(folder: Path, opt: dict) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / 'images' / name), cv2.GaussianBlur(noise, (0, 0), 2))
     (folder / 'meta.txt').write_text('\n'.join(names) + '\n')
+
+
+def peak_memory(pid: int) -> float:
+    """Largest resident memory of a Linux process so far, GiB."""
+    status = Path(f'/proc/{pid}/status').read_text()
+    return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 2**20
 
 
 def main() -> int:
@@ -78,23 +84,25 @@ def main() -> int:
         path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
         environment = {**os.environ, 'PYTHONPATH': path}
         streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
-        process = subprocess.run(command, cwd=folder, env=environment, **streams)
+        lines, peaks = [], {}
+        with subprocess.Popen(command, cwd=folder, env=environment, **streams) as process:
+            for line in process.stdout:
+                lines.append(line)
+                if found := re.search(LINE, line):
+                    peaks[found[3]] = peak_memory(process.pid)
     if process.returncode:
-        sys.stderr.write(process.stdout)
+        sys.stderr.writelines(lines)
         return process.returncode
     # BasicSR logs a running mean of the time per iteration, data included
-    line = r'iter: +([\d,]+), .*time \(data\): ([\d.]+) .*stage: \S+ (\S+) ([\d,]+)/'
-    found = re.findall(line, process.stdout)
+    found = re.findall(LINE, ''.join(lines))
     totals = [int(number.replace(',', '')) * float(mean) for number, mean, _, _ in found]
     steps: dict[str, list[float]] = {}
     for (_, _, stage, step), now, before in zip(found, totals, [0.0, *totals], strict=False):
         if step != '1':
             steps.setdefault(stage, []).append(now - before)
-    sys.stdout.write(f'| stage | seconds per step (batch {args.batch}) |\n|---|--:|\n')
+    sys.stdout.write(f'| stage | seconds per step (batch {args.batch}) | peak memory so far, GiB |\n|---|--:|--:|\n')
     for stage, seconds in steps.items():
-        sys.stdout.write(f'| {stage} | {statistics.median(seconds):.2f} |\n')
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    sys.stdout.write(f'peak memory of the whole run: {peak:.2f} GiB\n')
+        sys.stdout.write(f'| {stage} | {statistics.median(seconds):.2f} | {peaks[stage]:.2f} |\n')
     return 0
 
 
