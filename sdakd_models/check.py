@@ -20,7 +20,7 @@ from sdakd_models.check_data import check_dataset
 from sdakd_models.options import Discriminator, Train, read_discriminators, read_teacher, read_train
 from sdakd_models.stages import EveryOr, Plan
 from sdakd_models.terms import TERMS, read_features, tap_channels, term_options
-from sdakd_models.wiring import active_terms, teacher_network
+from sdakd_models.wiring import active_terms, needs_teacher, teacher_network, used_discriminators
 
 KNOWN_TOP_LEVEL = {
     'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'teacher',
@@ -179,14 +179,8 @@ def check_networks(opt: dict, names: set[str]) -> None:
     if opt.setdefault('scale', scale) != scale:
         raise UserError(f'scale: the options say {opt["scale"]}, but network_g enlarges {scale} times.')
 
-    discriminators = {
-        name: entry for name, entry in read_discriminators(opt).items()
-        if ('gan' if name == 'student' else f'gan:{name}') in names
-    }  # fmt: skip
-    wants_teacher = any(name in TERMS and TERMS[name].needs_teacher for name in names) or any(
-        'teacher' in (entry.real, *entry.fake) for entry in discriminators.values()
-    )
-    if wants_teacher:
+    discriminators = used_discriminators(opt, names)
+    if needs_teacher(names, discriminators):
         teacher = read_teacher(opt)
         if teacher is not None:
             ensure_file(teacher.weights, 'teacher:weights')

@@ -151,6 +151,11 @@ def read_teacher(opt: Mapping) -> Teacher | None:
     return typed(Teacher, opt['teacher'], 'teacher') if opt.get('teacher') else None
 
 
+def gan_term(discriminator: str) -> str:
+    """The term by which a stage switches a discriminator on."""
+    return 'gan' if discriminator == 'student' else f'gan:{discriminator}'
+
+
 def read_discriminators(opt: Mapping) -> dict[str, Discriminator]:
     """All discriminators by name: ``network_d`` as ``student``, and the entries of ``discriminators:``."""
     path = opt.get('path') or {}

@@ -10,7 +10,7 @@ from basicsr.losses import build_loss
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from sdakd_models.options import Discriminator
+from sdakd_models.options import Discriminator, gan_term
 from sdakd_models.stages import Stage
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Adversary:
         self, name: str, facts: Discriminator, gan_opt: Mapping, bare: nn.Module, player: Player | None
     ) -> None:
         self.name, self.facts, self.bare, self.player = name, facts, bare, player
-        self.term = 'gan' if name == 'student' else f'gan:{name}'
+        self.term = gan_term(name)
         self.suffix = '' if name == 'student' else f'_{name}'
         self.loss = build_loss(gan_opt)
         if player is not None:

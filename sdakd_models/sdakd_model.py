@@ -21,11 +21,11 @@ from sdakd.compat import UserError
 from sdakd_arch.tiling import run_tiled
 from sdakd_arch.weights import describe, fingerprint, infer_network, load_into, read_weights, save_whole
 from sdakd_arch.width import build, initialise, scale_of
-from sdakd_models.options import Discriminator, read_discriminators, read_train
+from sdakd_models.options import Discriminator, gan_term, read_train
 from sdakd_models.players import Adversary, Player, freeze
 from sdakd_models.stages import Moment, StageMark
 from sdakd_models.terms import TERMS, Context, term_options
-from sdakd_models.wiring import active_terms, teacher_network
+from sdakd_models.wiring import active_terms, needs_teacher, teacher_network, used_discriminators
 
 
 @MODEL_REGISTRY.register()
@@ -79,14 +79,9 @@ class SDAKDModel(SRModel):
             freeze(self.net_g_ema)
 
         names = {name for stage in self.plan.stages for name in active_terms(stage, opt)}
-        entries = read_discriminators(opt)
-        used = {
-            name: entry for name, entry in entries.items() if ('gan' if name == 'student' else f'gan:{name}') in names
-        }
+        used = used_discriminators(opt, names)
         self.teacher = None
-        if any(n in TERMS and TERMS[n].needs_teacher for n in names) or any(
-            'teacher' in (entry.real, *entry.fake) for entry in used.values()
-        ):
+        if needs_teacher(names, used):
             self.teacher = freeze(teacher_network(opt).to(self.device))
             self._log_network('teacher', self.teacher)
         self.terms = {name: TERMS[name](opt['train'][TERMS[name].option], self) for name in TERMS if name in names}
@@ -118,11 +113,10 @@ class SDAKDModel(SRModel):
         if entry.weights:
             key = 'path:pretrain_network_d' if name == 'student' else f'discriminators:{name}:weights'
             load_into(network, read_weights(entry.weights, entry.param_key, key), entry.weights, key)
-        term = 'gan' if name == 'student' else f'gan:{name}'
         gan_opt = entry.gan_opt or self.opt['train']['gan_opt']
         player = None
         if entry.learns:
-            player = self.add_player('d' if name == 'student' else f'd_{name}', network, 'd', (term,))
+            player = self.add_player('d' if name == 'student' else f'd_{name}', network, 'd', (gan_term(name),))
         else:
             freeze(network)
         self._log_network(f'discriminator {name}', network, entry.network)
