@@ -12,6 +12,11 @@ from sdakd import __version__, compat
 COMMANDS = {
     'prepare': 'cut, downscale and pack images: sub-images, multi-scale copies, meta-info, LMDB, LQ/GT pairs',
     'link': 'drop the plugin into an existing BasicSR checkout',
+    'evaluate': 'measure models on test sets: PSNR, SSIM, NIQE, LPIPS, FID, KID, with intervals',
+    'bench': 'time models side by side: parameters, MACs, latency and memory in every runtime',
+    'export': 'write a model as safetensors, padded, ONNX, TorchScript or ncnn, and check the file',
+    'upscale': 'enlarge images with a model',
+    'report': 'put results into one HTML file',
 }
 
 

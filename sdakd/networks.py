@@ -1,0 +1,163 @@
+"""Generators from files, whatever the file: what evaluate, bench, export and upscale open a model with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from sdakd.compat import UserError
+from sdakd_arch.weights import describe, infer_network, load_into, read_weights
+from sdakd_arch.width import build, cost, scale_of
+
+METADATA = ('network', 'scale', 'training', 'commit', 'version')  # what an exported file says of itself, as JSON texts
+
+
+@dataclass
+class Opened:
+    """A generator that is ready to run.
+
+    Args:
+        name: What tables call it, the file's name without its ending.
+        path: The file.
+        module: On the CPU, in float32, in eval mode; maps ``(N, 3, h, w)``, RGB in [0, 1], to ``(N, 3, h * scale,
+            w * scale)``.
+        scale: Factor between input and output.
+        network: Its options as BasicSR's ``build_network`` takes them; None for an ONNX file that does not tell.
+        metadata: What the file says of itself: the keys of :data:`METADATA` that it holds, decoded.
+    """
+
+    name: str
+    path: Path
+    module: nn.Module
+    scale: int
+    network: dict | None
+    metadata: dict = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """One line for people."""
+        return describe(self.network) if self.network else 'ONNX graph'
+
+    def cost(self, size: int = 64) -> tuple[int, int] | None:
+        """Parameters and multiply-accumulates for ``size`` x ``size`` input pixels; None where they cannot be told."""
+        return cost(self.network, size) if self.network else None
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX graph run by ONNX Runtime, called as any other generator.
+
+    Args:
+        path: The file; its input is ``(N, 3, h, w)`` with dynamic height and width.
+        threads: How many threads ONNX Runtime may use; 0 leaves the choice to it.
+
+    Raises:
+        UserError: ONNX Runtime is not installed, or the file is no ONNX graph that takes one image.
+    """
+
+    def __init__(self, path: Path, where: str, threads: int = 0) -> None:
+        super().__init__()
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise UserError(f'{where}: {path} needs ONNX Runtime: pip install onnxruntime.') from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        wanted = ['CUDAExecutionProvider', 'CPUExecutionProvider']
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # its exceptions share no base class
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(f'{where}: {path} cannot be read as an ONNX graph ({reason}).') from None
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] != 3:
+            shapes = [entry.shape for entry in inputs]
+            raise UserError(f'{where}: {path} takes {shapes}, not one RGB image (N, 3, height, width).')
+        self.input = inputs[0].name
+        self.dtype = torch.float16 if 'float16' in inputs[0].type else torch.float32
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        array = image.detach().to('cpu', self.dtype).contiguous().numpy()
+        output = self.session.run(None, {self.input: array})[0]
+        return torch.from_numpy(output).to(image.device, image.dtype)
+
+
+def read_metadata(path: Path) -> dict:
+    """What a ``.safetensors`` or ``.onnx`` file says of itself, decoded from JSON; empty for any other file."""
+    texts: Mapping[str, str] = {}
+    if path.suffix == '.safetensors':
+        from safetensors import safe_open
+
+        with safe_open(path, 'pt') as file:
+            texts = file.metadata() or {}
+    found = {}
+    for key in METADATA:
+        try:
+            found[key] = json.loads(texts[key])
+        except (KeyError, ValueError):
+            continue
+    return found
+
+
+def _options_beside(path: Path) -> dict | None:
+    """``network_g`` of the option file that BasicSR copies into ``experiments/<name>/``, two folders above."""
+    for file in sorted(path.resolve().parent.parent.glob('*.yml')):
+        try:
+            network = (yaml.safe_load(file.read_text()) or {}).get('network_g')
+        except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError):
+            continue
+        if isinstance(network, Mapping) and 'type' in network:
+            return dict(network)
+    return None
+
+
+def _open_onnx(path: Path, where: str, threads: int) -> Opened:
+    module = OnnxNetwork(path, where, threads)
+    texts = module.session.get_modelmeta().custom_metadata_map
+    metadata = {key: json.loads(texts[key]) for key in METADATA if key in texts}
+    try:
+        output = module(torch.zeros(1, 3, 16, 16))
+    except Exception as error:  # a graph for one fixed size, for example
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f'{where}: {path} does not run on an image of 16x16 pixels ({reason}).') from None
+    return Opened(path.stem, path, module, output.shape[-1] // 16, metadata.get('network'), metadata)
+
+
+def open_network(path: str | Path, where: str = '-m', threads: int = 0) -> Opened:
+    """Opens a generator: BasicSR's and ESRGAN's ``.pth``, ``.safetensors`` or ``.onnx``.
+
+    The architecture is told by the file's metadata, else by the names and shapes of its weights, else by the option
+    file of the BasicSR experiment that the checkpoint lies in. ``params_ema`` goes before ``params``.
+
+    Args:
+        path: The file.
+        where: The flag or key to name in an error.
+        threads: For ONNX Runtime; 0 leaves the choice to it.
+
+    Raises:
+        UserError: A missing or damaged file, pickled objects other than tensors, an architecture that cannot be told,
+            weights that do not fit it, or a discriminator.
+    """
+    path = Path(path)
+    if path.suffix == '.onnx':
+        if not path.is_file():
+            raise UserError(f'{where}: the file {path} does not exist.')
+        return _open_onnx(path, where, threads)
+    state = read_weights(path, 'params_ema', where)
+    metadata = read_metadata(path)
+    network = metadata.get('network') or infer_network(state) or _options_beside(path)
+    if network is None:
+        raise UserError(
+            f'{where}: nothing tells the architecture of {path}: it is no RRDBNet and no SRVGGNetCompact with PReLU, '
+            'and no option file with network_g lies two folders above; put it where its experiment left it.'
+        )
+    if 'Discriminator' in network['type']:
+        raise UserError(f'{where}: {path} holds the discriminator {describe(network)}; give a generator (net_g_...).')
+    module = build(network, where).eval().requires_grad_(False)
+    load_into(module, state, path, where)
+    return Opened(path.stem, path, module, scale_of(build(network, where), where), network, metadata)
