@@ -151,8 +151,12 @@ def test_a_deep_student_begins_with_a_signal_in_every_layer_and_a_small_residual
     *features, residual = signal(net, image)
     activations = features[1::2]
     assert len(activations) == 33
-    assert all(0.01 < behind / activations[0] < 100 for behind in activations)
+    assert all(0.3 < behind / activations[0] < 3 for behind in activations)
     assert residual < 0.5 * activations[-1]
+    centre = net.body[2].weight[:, :, 1, 1].double()
+    gain = 2 / (1 + net.body[1].weight[0].double() ** 2)
+    torch.testing.assert_close(centre @ centre.T, gain * torch.eye(feat, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+    assert net.body[2].weight.count_nonzero() == centre.count_nonzero()
     assert all(net.body[i].bias.abs().max() == 0 for i in range(0, 67, 2))
 
 

@@ -334,7 +334,8 @@ def test_second_order_degradation_runs_on_the_cpu(world, parse, storage):
     assert (sharp * (model.gt - torch.nn.functional.avg_pool2d(model.gt, 9, 1, 4, count_include_pad=False))).sum() > 0
 
 
-def test_a_student_from_nothing_learns_at_once(photographs):
+@pytest.mark.parametrize('num_conv', [16, 32])
+def test_a_student_from_nothing_learns_at_once(photographs, num_conv):
     """60 steps of L1 training bring a deep, narrow SRVGG closer; from torch's default weights they do not."""
     from basicsr.archs.srvgg_arch import SRVGGNetCompact
 
@@ -345,7 +346,7 @@ def test_a_student_from_nothing_learns_at_once(photographs):
     gains = []
     for prepare in (initialise, lambda network: None):
         torch.manual_seed(0)
-        network = SRVGGNetCompact(num_feat=8, num_conv=16)
+        network = SRVGGNetCompact(num_feat=8, num_conv=num_conv)
         prepare(network)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
         losses = []
