@@ -98,6 +98,14 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """
     try:
         data = Path(path).read_bytes()
+    except OSError as error:
+        raise UnusableError('unreadable', f'cannot be read ({error.strerror or error})') from None
+    return decode(data)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decodes the bytes of an image file; see :func:`read_image`."""
+    try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
         if image is None:
             raise UnusableError('unreadable', 'is empty' if not data else 'is damaged or no image')

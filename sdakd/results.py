@@ -17,8 +17,12 @@ NAME = 'results.json'
 TABLES = {'md': 'pipe', 'tex': 'latex_booktabs'}  # ending -> tabulate's format; CSV is written by csv
 
 
-def read_results(folder: str | Path) -> dict:
+def read_results(folder: str | Path, remedy: str = 'move it away or choose another -o') -> dict:
     """The sections ``evaluate`` and ``bench`` of a folder's ``results.json``; empty where there is none.
+
+    Args:
+        folder: Where the file is.
+        remedy: What to do about a damaged file, the end of the error's sentence.
 
     Raises:
         UserError: The file is damaged or of another kind.
@@ -29,9 +33,9 @@ def read_results(folder: str | Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read ({error}): move it away or choose another -o.') from None
+        raise UserError(f'{path} cannot be read ({error}): {remedy}.') from None
     if not isinstance(content, dict):
-        raise UserError(f'{path} holds no results of evaluate or bench: move it away or choose another -o.')
+        raise UserError(f'{path} holds no results of evaluate or bench: {remedy}.')
     return content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,7 +14,8 @@ from sdakd.compat import UserError
 
 _REAL_ESRGAN = 'https://github.com/xinntao/Real-ESRGAN/releases/download'
 
-# file name -> URL (Real-ESRGAN's releases, and torchvision's VGG19 for BasicSR's perceptual loss)
+# file name -> URL: Real-ESRGAN's releases; torchvision's VGG19 for BasicSR's perceptual loss and AlexNet for LPIPS;
+# torch-fidelity's InceptionV3 for FID
 URLS = {
     'RealESRGAN_x4plus.pth': f'{_REAL_ESRGAN}/v0.1.0/RealESRGAN_x4plus.pth',
     'RealESRGAN_x2plus.pth': f'{_REAL_ESRGAN}/v0.2.1/RealESRGAN_x2plus.pth',
@@ -25,6 +27,9 @@ URLS = {
     'realesr-animevideov3.pth': f'{_REAL_ESRGAN}/v0.2.5.0/realesr-animevideov3.pth',
     'realesr-general-x4v3.pth': f'{_REAL_ESRGAN}/v0.2.5.0/realesr-general-x4v3.pth',
     'vgg19-dcbb9e9d.pth': 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth',
+    'alexnet-owt-7be5be79.pth': 'https://download.pytorch.org/models/alexnet-owt-7be5be79.pth',
+    'weights-inception-2015-12-05-6726825d.pth': 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
+    'weights-inception-2015-12-05-6726825d.pth',
 }
 
 
@@ -60,4 +65,5 @@ def ensure_file(path: str | os.PathLike, where: str, otherwise: str = '', url: s
         ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     # torch downloads to a temporary name; a hash in the name (vgg19-dcbb9e9d.pth) is the file's own
-    torch.hub.download_url_to_file(url, str(path), hash_prefix='dcbb9e9d' if 'dcbb9e9d' in path.name else None)
+    digest = re.search(r'-([0-9a-f]{8})\.pth$', path.name)
+    torch.hub.download_url_to_file(url, str(path), hash_prefix=digest and digest[1])

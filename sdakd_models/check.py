@@ -18,6 +18,7 @@ from sdakd_arch.width import build, lookup, scale_of
 from sdakd_arch.zoo import URLS, ensure_file
 from sdakd_models.check_data import check_dataset
 from sdakd_models.options import Discriminator, Train, read_discriminators, read_teacher, read_train
+from sdakd_models.set_metrics import check_set_metric, check_set_size
 from sdakd_models.stages import EveryOr, Plan
 from sdakd_models.terms import TERMS, read_features, tap_channels, term_options
 from sdakd_models.wiring import active_terms, needs_teacher, teacher_network, used_discriminators
@@ -62,6 +63,8 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
     images = {phase: check_dataset(phase, dataset, opt, shallow=quiet) for phase, dataset in opt['datasets'].items()}
     if 'train' not in images:
         raise UserError('datasets:train: the data set to train on is missing.')
+    for phase, number in images.items():
+        check_set_size(opt, phase, number)
     finish(opt, plan, images['train'])
 
 
@@ -267,6 +270,7 @@ def check_validation(opt: Mapping) -> None:
                 f'val:metrics:{name}: write a mapping with its type, for example {{type: calculate_psnr, ...}}.'
             )
         lookup(METRIC_REGISTRY, metric['type'], f'val:metrics:{name}:type')
+        check_set_metric(metric, f'val:metrics:{name}')
         for phase, dataset in opt['datasets'].items():
             if phase.startswith('val') and metric['type'] != 'calculate_niqe' and not dataset.get('dataroot_gt'):
                 raise UserError(

@@ -1,0 +1,267 @@
+"""Distances between sets of images: their features as two Gaussians (Frechet), or under a polynomial kernel (KID).
+
+Features come from torch-fidelity's InceptionV3 with its standard weights, one vector per image, which is what the
+names FID and KID stand for, or from patches of images through a torchvision backbone whose weights file the user
+names. The two are never exchanged for each other: distances on other features carry the backbone's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from sdakd.compat import UserError, near
+from sdakd_arch.weights import load_into, read_weights
+from sdakd_arch.zoo import URLS, ensure_file
+
+PATCH, STRIDE = 64, 32  # side of a patch and distance from one to the next, in pixels
+BACKBONES = {'squeezenet': 'squeezenet1_1', 'alexnet': 'alexnet', 'vgg19': 'vgg19'}  # what users write -> torchvision
+# the same file under torch-fidelity's name and pytorch-fid's; a name ends in the first digits of the file's SHA-256
+INCEPTION = ('weights-inception-2015-12-05-6726825d.pth', 'pt_inception-2015-12-05-6726825d.pth')
+ALEXNET = ('alexnet-owt-7be5be79.pth',)
+
+Features = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3), BGR -> float64 (samples, channels)
+
+
+class Moments:
+    """Mean and covariance of feature vectors that arrive in parts, in float64; memory does not grow with their number.
+
+    Parts are merged as Chan, Golub and LeVeque (1983) do, who avoid the cancellation of a sum of squares.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: np.ndarray | None = None
+        self.scatter: np.ndarray | None = None  # sum of the outer products of deviations from the mean
+
+    def add(self, features: np.ndarray) -> None:
+        """Takes ``(samples, channels)``; none is allowed."""
+        if not len(features):
+            return
+        features = np.asarray(features, np.float64)
+        mean = features.mean(0)
+        scatter = (features - mean).T @ (features - mean)
+        if self.count == 0:
+            self.count, self.mean, self.scatter = len(features), mean, scatter
+            return
+        total = self.count + len(features)
+        step = mean - self.mean
+        scatter += np.outer(step, step) * (self.count * len(features) / total)
+        self.scatter += scatter
+        self.mean = self.mean + step * (len(features) / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased, ``(channels, channels)``; needs two samples."""
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared Frechet distance of two Gaussians: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
+
+    Dowson and Landau (1982); Heusel et al. (arXiv 1706.08500), equation 6. C_a C_b has the eigenvalues of the symmetric
+    R' C_b R with R R' = C_a, so no root of an unsymmetric matrix is needed. Covariances of fewer samples than channels
+    are singular; eigenvalues that must be zero are left out, for the root of their rounding errors would not be small.
+
+    Raises:
+        ValueError: One of them has seen fewer than two samples.
+    """
+    if min(a.count, b.count) < 2:
+        raise ValueError('a covariance needs at least two samples')
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = vectors * np.sqrt(values.clip(0))
+    rank = min(a.count, b.count) - 1
+    cross = np.sqrt(np.linalg.eigvalsh(root.T @ b.covariance @ root)[-rank:].clip(0)).sum()
+    step = a.mean - b.mean
+    return float(step @ step + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """KID of two sets of features, ``(samples, channels)``: torch-fidelity's own function and defaults.
+
+    The unbiased squared maximum mean discrepancy under the kernel (x'y / channels + 1)^3 (Binkowski et al., arXiv
+    1801.01401), averaged over 100 subsets of 1,000 samples; over all samples at once where there are no more.
+    """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+
+    samples = min(len(a), len(b))
+    found = kid_features_to_metric(
+        torch.from_numpy(a),
+        torch.from_numpy(b),
+        kid_subsets=100 if samples > 1000 else 1,
+        kid_subset_size=min(samples, 1000),
+        verbose=False,
+    )
+    return found[KEY_METRIC_KID_MEAN]
+
+
+# ---------------------------------------------- features -------------------------------------------------------------
+
+
+def standard_file(names: tuple[str, ...], where: str, otherwise: str) -> Path:
+    """The path of a published weights file in torch hub's folder; it is downloaded when the machine is online.
+
+    Args:
+        names: Names of the same file, the published one first; they end in the first digits of its SHA-256.
+        where: Flag or key to name in an error.
+        otherwise: How to go on without it.
+
+    Raises:
+        UserError: It is not there and cannot be fetched, or it is another file.
+    """
+    folder = Path(torch.hub.get_dir(), 'checkpoints')
+    url = URLS[names[0]]
+    path = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+    ensure_file(path, where, otherwise, url)
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    wanted = path.stem.rsplit('-', 1)[1]
+    if not digest.hexdigest().startswith(wanted):
+        raise UserError(
+            f'{where}: {path} is not the standard file (its SHA-256 begins with {digest.hexdigest()[:8]}, not '
+            f'{wanted}); get it again from {url}, or {otherwise}.'
+        )
+    return path
+
+
+def need(package: str, where: str, otherwise: str) -> None:
+    """Sees that an optional package is installed.
+
+    Raises:
+        UserError: It is not.
+    """
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        pip = package.replace('_', '-')
+        raise UserError(f'{where}: the package {pip} is not installed: pip install {pip}, or {otherwise}.')
+
+
+class Inception(nn.Module):
+    """torch-fidelity's InceptionV3, converted from the TensorFlow graph of the original FID; 2,048 pooled features.
+
+    Args:
+        path: The weights file; see :func:`standard_file`.
+    """
+
+    def __init__(self, path: Path, where: str) -> None:
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        read_weights(path, where=where)  # torch-fidelity would execute what a pickle asks for; this refuses it
+        self.network = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], str(path)).eval()
+
+    def forward(self, image: np.ndarray) -> np.ndarray:
+        """One vector for the whole image, which the network shrinks or stretches to 299 x 299."""
+        device = next(self.network.parameters()).device
+        batch = torch.from_numpy(image[..., ::-1].transpose(2, 0, 1).copy())[None].to(device)
+        with torch.no_grad():
+            return self.network(batch)[0].double().cpu().numpy()
+
+
+class PatchBackbone(nn.Module):
+    """The convolutions of a torchvision classifier over patches; averaged over each patch's positions.
+
+    Args:
+        kind: A key of :data:`BACKBONES`.
+        caffe: Whether it takes BGR in 0..255 minus (104, 117, 123), as Caffe's models do, instead of torchvision's
+            RGB in [0, 1], normalised by ImageNet's mean and standard deviation.
+        patch: Side of a patch in pixels.
+        stride: From one patch to the next; what is left at the right and lower border is not seen.
+    """
+
+    def __init__(self, kind: str, caffe: bool, patch: int = PATCH, stride: int = STRIDE) -> None:
+        super().__init__()
+        import torchvision
+
+        self.kind, self.patch, self.stride = kind, patch, stride
+        self.features = getattr(torchvision.models, BACKBONES[kind])(weights=None).features
+        mean, deviation = ((104, 117, 123), (1, 1, 1)) if caffe else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        unit = 1 if caffe else 255
+        self.caffe = caffe
+        self.register_buffer('shift', torch.tensor(mean).view(3, 1, 1) * unit, persistent=False)
+        self.register_buffer('divisor', torch.tensor(deviation).view(3, 1, 1) * unit, persistent=False)
+        self.requires_grad_(False).eval()
+
+    def patches(self, image: np.ndarray) -> np.ndarray:
+        """The patches of ``(H, W, 3)`` as ``(n, 3, patch, patch)``; none if the image is smaller than one."""
+        if min(image.shape[:2]) < self.patch:
+            return np.empty((0, 3, self.patch, self.patch), image.dtype)
+        windows = np.lib.stride_tricks.sliding_window_view(image, (self.patch, self.patch), (0, 1))
+        return windows[:: self.stride, :: self.stride].reshape(-1, 3, self.patch, self.patch)
+
+    def forward(self, image: np.ndarray) -> np.ndarray:
+        """One vector per patch, 64 patches at a time."""
+        patches = self.patches(image if self.caffe else image[..., ::-1])
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(patches), 64):
+                batch = torch.from_numpy(np.ascontiguousarray(patches[start : start + 64])).to(self.shift.device)
+                found.append(self.features((batch - self.shift) / self.divisor).mean((2, 3)).double().cpu().numpy())
+        return np.concatenate(found) if found else np.empty((0, 1))
+
+
+def open_inception(where: str, otherwise: str) -> Inception:
+    """The network of FID and KID.
+
+    Raises:
+        UserError: torch-fidelity or its weights file is missing, or the file is another one.
+    """
+    need('torch_fidelity', where, otherwise)
+    return Inception(standard_file(INCEPTION, where, otherwise), where)
+
+
+def read_backbone(spec: object, where: str) -> tuple[str, bool, str]:
+    """Takes ``squeezenet:FILE`` or ``squeezenet-caffe:FILE`` apart: kind, whether Caffe's input is meant, file.
+
+    Raises:
+        UserError: It is not of this form.
+    """
+    name, colon, file = str(spec).partition(':')
+    kind = name.removesuffix('-caffe')
+    if not colon or not file:
+        raise UserError(f'{where}: write KIND:FILE, for example squeezenet:squeezenet1_1-b8a52dc0.pth, not {spec!r}.')
+    if kind not in BACKBONES:
+        raise UserError(f'{where}: no backbone is called {kind!r}; {near(kind, BACKBONES)}.')
+    return kind, kind != name, file
+
+
+def open_backbone(spec: object, where: str) -> PatchBackbone:
+    """The network that a user names as ``squeezenet:FILE``; the file has torchvision's key names.
+
+    Raises:
+        UserError: Another form, an unknown kind, a missing or damaged file, or one that holds another network.
+    """
+    kind, caffe, file = read_backbone(spec, where)
+    state = {key: tensor for key, tensor in read_weights(file, where=where).items() if key.startswith('features.')}
+    network = PatchBackbone(kind, caffe)
+    try:
+        load_into(network, state, file, where)
+    except UserError:
+        raise UserError(f"{where}: {file} does not hold torchvision's {BACKBONES[kind]}; name its file.") from None
+    return network
+
+
+def open_lpips(where: str, otherwise: str) -> nn.Module:
+    """LPIPS v0.1 on AlexNet (Zhang et al., arXiv 1801.03924), of the package lpips.
+
+    Raises:
+        UserError: The package or torchvision's AlexNet file is missing, or the file is another one.
+    """
+    need('lpips', where, otherwise)
+    path = standard_file(ALEXNET, where, otherwise)
+    read_weights(path, where=where)
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the package calls torchvision by arguments of years ago
+        return lpips.LPIPS(net='alex', verbose=False).eval().requires_grad_(False)
