@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,13 +68,14 @@ def output_folder(folder: str | Path, flag: str = '-o') -> Path:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = 'simple') -> str:
     """Rows of text as a table: tabulate's ``simple`` for the screen, ``md``, ``tex`` or ``csv``.
 
-    The first column is set flush left, the others flush right; texts stand as they are given.
+    Columns in which every cell is a number, or begins with one, are set flush right; texts stand as they are given.
     """
     if kind == 'csv':
         text = io.StringIO()
         csv.writer(text, lineterminator='\n').writerows([header, *rows])
         return text.getvalue()
-    align = ['left', *['right'] * (len(header) - 1)]
+    align = ['right' if all(re.match(r'[-+]?(\d|$|inf)', str(cell)) for cell in column) else 'left'
+             for column in zip(*rows, strict=True)] or None  # fmt: skip
     return tabulate(rows, header, tablefmt=TABLES.get(kind, kind), colalign=align, disable_numparse=True) + '\n'
 
 
