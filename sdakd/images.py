@@ -128,8 +128,11 @@ def write(path: str | os.PathLike, data: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.part')
-    part.write_bytes(data)
-    os.replace(part, path)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # of a write that failed, such as on a full disk
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:

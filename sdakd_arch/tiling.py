@@ -11,7 +11,7 @@ def run_tiled(network: nn.Module, image: torch.Tensor, scale: int, tile: int = 0
     """Runs a super-resolution network over an image, in overlapping tiles where asked.
 
     Args:
-        network: Maps ``(N, 3, h, w)`` to ``(N, 3, h * scale, w * scale)``.
+        network: Maps ``(N, 3, h, w)`` to ``(N, C, h * scale, w * scale)``; it is called once for every tile.
         image: ``(N, 3, h, w)``; padded by reflection to the multiple of 4 that pixel-unshuffling needs, and cut back.
         scale: The network's factor.
         tile: Side of a tile in input pixels; 0 runs the image whole.
@@ -19,7 +19,7 @@ def run_tiled(network: nn.Module, image: torch.Tensor, scale: int, tile: int = 0
             equals the untiled one.
 
     Returns:
-        ``(N, 3, h * scale, w * scale)``.
+        ``(N, C, h * scale, w * scale)``, on the network's device and of its type.
     """
     height, width = image.shape[-2:]
     if scale < 4:
@@ -30,12 +30,14 @@ def run_tiled(network: nn.Module, image: torch.Tensor, scale: int, tile: int = 0
     padded_h, padded_w = image.shape[-2:]
     if scale < 4:  # tiles must begin where pixel-unshuffling's blocks begin
         tile, tile_pad = tile + -tile % 4, tile_pad + -tile_pad % 4
-    result = image.new_empty((*image.shape[:2], padded_h * scale, padded_w * scale))
+    result = None
     for top in range(0, padded_h, tile):
         for left in range(0, padded_w, tile):
             bottom, right = min(top + tile, padded_h), min(left + tile, padded_w)
             y, x = max(top - tile_pad, 0), max(left - tile_pad, 0)
             output = network(image[..., y : min(bottom + tile_pad, padded_h), x : min(right + tile_pad, padded_w)])
+            if result is None:
+                result = output.new_empty((*output.shape[:2], padded_h * scale, padded_w * scale))
             result[..., top * scale : bottom * scale, left * scale : right * scale] = output[
                 ..., (top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale
             ]

@@ -1,0 +1,394 @@
+"""`sdakd upscale`: enlarges images with a model, with the flags of Real-ESRGAN's inference script."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from sdakd import compat
+from sdakd.compat import UserError, near
+from sdakd.images import ENDINGS, UnusableError, by_stem, encode_png, list_images, stem, write
+from sdakd.results import output_folder
+
+DEFAULT = 'demo_student_x4'
+PRETRAINED = Path(__file__).parent / 'pretrained'
+DOWNLOADS = Path('experiments/pretrained_models')  # where the option files want official networks, too
+QUALITY = 95  # of JPEG and WebP, as Real-ESRGAN's script writes JPEG
+FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP', '.bmp': 'BMP', '.tif': 'TIFF', '.tiff': 'TIFF'}
+
+# GFPGANer looks for its helpers in this folder, below the one where the command is given
+FACE_FOLDER = Path('gfpgan/weights')
+FACE_URLS = {
+    'GFPGANv1.3.pth': 'https://github.com/TencentARC/GFPGAN/releases/download/v1.3.0/GFPGANv1.3.pth',
+    'detection_Resnet50_Final.pth': (
+        'https://github.com/xinntao/facexlib/releases/download/v0.1.0/detection_Resnet50_Final.pth'
+    ),
+    'parsing_parsenet.pth': 'https://github.com/xinntao/facexlib/releases/download/v0.2.2/parsing_parsenet.pth',
+}
+
+# EXIF orientation -> what turns the stored pixels upright (EXIF 2.32, tag 0x0112)
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+def _factor(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f'{text} is no factor; give a number above 0, for example 2')
+    return value
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text} is no number of pixels; give 0 or more')
+    return int(text)
+
+
+def _auto_pixels(text: str) -> int | None:
+    return None if text == 'auto' else _pixels(text)
+
+
+def _suffix(text: str) -> str:
+    if '/' in text or os.sep in text:
+        raise argparse.ArgumentTypeError(f'{text} is no part of a file name; folders are given with -o')
+    return text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('-i', '--input', required=True, help='an image, or a folder that is searched with its sub-folders')
+    add('-o', '--output', required=True, help='folder for the results')
+    named = f'a model by name instead: {DEFAULT} (default), RealESRGAN_x4plus, realesr-general-x4v3, ...'
+    add('-m', '--model_path', metavar='FILE', help='model: .pth, .safetensors or .onnx')
+    add('-n', '--model_name', metavar='NAME', help=named)
+    add('-s', '--outscale', type=_factor, help="factor between input and output (default: the model's own)")
+    tile = 'side of a tile in input pixels; 0: no tiles (default: auto, what fits into memory)'
+    add('-t', '--tile', type=_auto_pixels, default='auto', metavar='PIXELS', help=tile)
+    pad = "overlap of tiles in input pixels (default: auto, the model's reach, at most 40)"
+    add('--tile_pad', type=_auto_pixels, default='auto', metavar='PIXELS', help=pad)
+    add('--pre_pad', type=_pixels, default=0, metavar='PIXELS', help='mirrored border at the right and bottom')
+    add('--fp32', action='store_true', help='full precision on a GPU, too (default: half there, full on a CPU)')
+    ext = 'ending of the results; auto: that of the input, or png where it cannot hold alpha or 16 bits'
+    add('--ext', choices=('auto', 'png', 'jpg', 'webp'), default='auto', help=ext)
+    add('--suffix', type=_suffix, default='out', help='NAME.png becomes NAME_SUFFIX.png (default: out)')
+    add('--face_enhance', action='store_true', help='restore faces with GFPGAN (pip install gfpgan)')
+    alpha = 'how alpha is enlarged (default: realesrgan, by the model)'
+    add('--alpha_upsampler', choices=('realesrgan', 'bicubic'), default='realesrgan', help=alpha)
+    add('-g', '--gpu-id', type=_pixels, metavar='NUMBER', help='which GPU (default: the first, where there is one)')
+
+
+# ------------------------------------------------ pictures ------------------------------------------------------------
+
+
+@dataclass
+class Picture:
+    """What a file shows: ``pixels`` (h, w), (h, w, 3) BGR or (h, w, 4) with alpha, uint8 or uint16; upright."""
+
+    pixels: np.ndarray
+    profile: bytes | None  # ICC profile, where it belongs to such pixels
+
+
+def _is_deep(image: Image.Image, data: bytes) -> bool:
+    """Whether the file has 16 bits per sample, most of which Pillow drops; byte 24 of a PNG is its bit depth."""
+    if image.format == 'TIFF':
+        return 16 in image.tag_v2.get(258, ())
+    return image.format == 'PNG' and data[24] == 16
+
+
+def read(path: str | os.PathLike) -> Picture:
+    """Reads an image as it is meant to be seen: palettes resolved, turned as EXIF says, 16 bits kept.
+
+    Raises:
+        UnusableError: It cannot be read, is cut off, moves, or has samples of other kinds.
+    """
+    try:
+        data = Path(path).read_bytes()
+        image = Image.open(io.BytesIO(data))
+        if getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO':  # a camera's JPEG with a preview inside
+            raise UnusableError('unreadable', f'has {image.n_frames} frames or pages; give each as a file of its own')
+        image.load()  # all of it: OpenCV fills what is missing from a file with grey
+        if image.mode in ('F', 'I'):
+            raise UnusableError('unreadable', 'has samples of 32 bits; store it with 8 or 16')
+        if _is_deep(image, data):
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        elif image.has_transparency_data:
+            pixels = cv2.cvtColor(np.asarray(image.convert('RGBA')), cv2.COLOR_RGBA2BGRA)
+        elif image.mode in ('1', 'L'):
+            pixels = np.asarray(image.convert('L'))
+        else:
+            pixels = np.asarray(image.convert('RGB'))[..., ::-1]
+        # both libraries turn a TIFF by themselves, and Pillow then drops its tag
+        turn = TURNS.get(image.getexif().get(0x0112), np.asarray)
+    except UnusableError:
+        raise
+    except OSError as error:
+        reason = error.strerror or ('is damaged or no image' if 'identify' in str(error) else str(error))
+        raise UnusableError('unreadable', f'cannot be read ({reason})') from None
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise UnusableError('unreadable', f'is damaged ({_first_line(error)})') from None
+    profile = image.info.get('icc_profile') or b''
+    fits = profile[16:20] == (b'GRAY' if pixels.ndim == 2 else b'RGB ')
+    return Picture(np.ascontiguousarray(turn(pixels)), profile if fits else None)
+
+
+def encode(picture: Picture, ending: str) -> bytes:
+    """The file's bytes. What is no PNG gets eight bits; without alpha in JPEG and BMP."""
+    pixels, profile = picture.pixels, picture.profile
+    if ending == '.png':
+        data = encode_png(pixels, 3)
+        if profile:  # a chunk behind the header, which is always 33 bytes (PNG specification, 11.3.2.3)
+            chunk = b'iCCPICC\0\0' + zlib.compress(profile)
+            whole = struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
+            data = data[:33] + whole + data[33:]
+        return data
+    if pixels.dtype == np.uint16:
+        pixels = _eight_bits(pixels)
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+    buffer = io.BytesIO()
+    if ending in ('.tif', '.tiff'):
+        extra = {'compression': 'tiff_lzw'}
+    else:
+        extra = {} if ending == '.bmp' else {'quality': QUALITY}
+    if profile and ending != '.bmp':
+        extra['icc_profile'] = profile
+    Image.fromarray(pixels).save(buffer, FORMATS[ending], **extra)
+    return buffer.getvalue()
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    return (pixels / 257).round().astype(np.uint8)
+
+
+def ending_of(path: Path, ext: str) -> str:
+    """The ending of the result: as ``--ext`` says, or png for what the format cannot hold."""
+    own = path.suffix.lower() if ext == 'auto' else f'.{ext}'
+    if own in ('.png', '.webp') and ext != 'auto' or own == '.png':
+        return own
+    try:
+        with open(path, 'rb') as file:
+            head = file.read(32)
+            file.seek(0)
+            image = Image.open(file)
+            alpha, deep = image.has_transparency_data, _is_deep(image, head)
+    except Exception:  # the run will name it
+        return own
+    holds_alpha = own in ('.webp', '.tif', '.tiff')
+    if (alpha and not holds_alpha) or (deep and ext == 'auto'):
+        return '.png'
+    return own
+
+
+# ------------------------------------------------ the command ---------------------------------------------------------
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def inputs(args: argparse.Namespace) -> tuple[Path, dict[str, str]]:
+    """The folder of the inputs, and which of them becomes which result; both relative, to it and to ``-o``.
+
+    Raises:
+        UserError: No image there, two would become the same result, or a result would replace an input.
+    """
+    source = Path(args.input)
+    if not source.exists():
+        raise UserError(f'-i: {source} does not exist; give an image or a folder.')
+    folder = source if source.is_dir() else source.parent
+    if source.is_dir():
+        names = list_images(str(source))
+        if Path(os.path.realpath(args.output)).is_relative_to(os.path.realpath(source)):
+            raise UserError(
+                f'-o: {args.output} lies in the folder of the inputs (-i {source}); put it beside that one.'
+            )
+    else:
+        names = [source.name]
+        if source.suffix.lower() not in ENDINGS:
+            raise UserError(f'-i: {source} is no image; images are told by their endings {", ".join(ENDINGS)}.')
+
+    def result(name: str) -> str:
+        return stem(name) + (f'_{args.suffix}' if args.suffix else '') + ending_of(folder / name, args.ext)
+
+    results = by_stem(names, str(folder), result)
+    for name in results:
+        target = Path(args.output, name)
+        if target.is_dir():
+            raise UserError(f'-o: {target} is a folder, and a result would get its name; remove it or change --suffix.')
+        if source.is_file() and target.exists() and target.samefile(source):
+            raise UserError(f'-o: the result would replace {source} itself; choose another folder or give --suffix.')
+    return folder, results
+
+
+def model_file(args: argparse.Namespace) -> tuple[Path, str]:
+    """The model's file and the flag that named it; an official one is downloaded where it is missing.
+
+    Raises:
+        UserError: Both flags, an unknown name, or a file that is not there and cannot be downloaded.
+    """
+    from sdakd_arch.zoo import URLS, ensure_file
+
+    if args.model_path is not None:
+        if args.model_name is not None:
+            raise UserError('-m and -n: give one of them, a file or a name.')
+        return Path(args.model_path), '-m'
+    name = (args.model_name or DEFAULT).removesuffix('.pth')
+    shipped = {path.stem: path for path in PRETRAINED.iterdir() if path.suffix in ('.pth', '.safetensors')}
+    if name in shipped:
+        return shipped[name], '-n'
+    official = {Path(file).stem for file in URLS if file.lower().startswith('realesr') and 'netD' not in file}
+    if name not in official:
+        raise UserError(f'-n: no model is called {name}; {near(name, official | shipped.keys())}.')
+    path = DOWNLOADS / f'{name}.pth'
+    ensure_file(path, '-n', 'name another file with -m')
+    return path, '-n'
+
+
+def _device(gpu: int | None, onnx: bool) -> str:
+    import torch
+
+    count = torch.cuda.device_count()
+    if gpu is not None and gpu >= count:
+        have = f'the GPUs are 0 to {count - 1}' if count else 'torch finds no GPU here; leave the flag out'
+        raise UserError(f'-g: there is no GPU {gpu}: {have}.')
+    return f'cuda:{gpu or 0}' if count and not onnx else 'cpu'  # ONNX Runtime takes and gives arrays in main memory
+
+
+def _face_enhancer(upscaler, outscale: float):
+    """GFPGAN's restorer with ``upscaler`` for everything but the faces.
+
+    Raises:
+        UserError: It or what it needs is not installed, or weights are missing and cannot be downloaded.
+    """
+    import torch
+    import torchvision
+
+    from sdakd_arch.zoo import ensure_file
+
+    try:
+        from gfpgan import GFPGANer
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'--face_enhance: the package {error.name} is not installed: pip install gfpgan, or leave the flag out.'
+        ) from None
+    try:
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # the face detector's
+    except RuntimeError:
+        raise UserError(
+            '--face_enhance: the installed torchvision was built for another torch and cannot detect faces: install '
+            f'the torchvision that belongs to torch {torch.__version__}, or leave the flag out.'
+        ) from None
+    for name, url in FACE_URLS.items():
+        ensure_file(FACE_FOLDER / name, '--face_enhance', 'leave the flag out', url)
+    try:
+        path = str(FACE_FOLDER / 'GFPGANv1.3.pth')
+        return GFPGANer(path, upscale=outscale, bg_upsampler=upscaler, device=upscaler.device)
+    except Exception as error:  # a file that is cut off, or of another network
+        raise UserError(
+            f'--face_enhance: a file in {FACE_FOLDER} cannot be used ({_first_line(error)}); remove it to have it '
+            'downloaded again.'
+        ) from None
+
+
+def with_faces(pixels: np.ndarray, upscaler, faces, outscale: float, alpha_upsampler: str) -> np.ndarray:
+    """Enlarges an image and restores its faces; eight bits, which is all that GFPGAN knows."""
+    if pixels.dtype == np.uint16:
+        pixels = _eight_bits(pixels)
+    colour = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., :3])
+    output = faces.enhance(colour, has_aligned=False, only_center_face=False, paste_back=True)[2]
+    if pixels.ndim == 2:
+        return cv2.cvtColor(output, cv2.COLOR_BGR2GRAY)
+    if pixels.shape[2] == 3:
+        return output
+    alpha = upscaler.enlarge_alpha(pixels[..., 3], alpha_upsampler)
+    return np.dstack([output, upscaler.resized(alpha, pixels.shape[:2], outscale)])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Upscales; returns 0.
+
+    Raises:
+        UserError: A mistake on the command line, or images that could not be upscaled; the others are done then.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # one's own panorama is no attack
+    folder, results = inputs(args)
+    single = Path(args.input).is_file()
+    try:
+        if single:  # before the model is loaded
+            read(args.input)
+    except UnusableError as error:
+        raise UserError(f'-i: {args.input} {error.reason}.') from None
+    compat.import_basicsr()
+    from sdakd.networks import open_network
+
+    path, flag = model_file(args)
+    device = _device(args.gpu_id, path.suffix == '.onnx')
+    opened = open_network(path, flag)
+    try:
+        from sdakd.upscaler import Upscaler
+    except ModuleNotFoundError as error:
+        if error.name != 'realesrgan':
+            raise
+        raise UserError('the package realesrgan is not installed: pip install realesrgan.') from None
+    half = device != 'cpu' and not args.fp32
+    upscaler = Upscaler(opened, args.tile, args.tile_pad, args.pre_pad, half, device)
+    outscale = args.outscale or opened.scale
+    faces = _face_enhancer(upscaler, outscale) if args.face_enhance else None
+    output = output_folder(args.output)
+
+    def upscale(name: str, target: Path) -> float:
+        """Returns the result's size in megapixels."""
+        picture = read(folder / name)
+        if faces:
+            pixels = with_faces(picture.pixels, upscaler, faces, outscale, args.alpha_upsampler)
+        else:
+            pixels = upscaler.enhance(picture.pixels, outscale, args.alpha_upsampler)[0]
+        write(target, encode(Picture(pixels, picture.profile), target.suffix))
+        return pixels.shape[0] * pixels.shape[1] / 1e6
+
+    megapixels, failed, begun = 0.0, [], time.perf_counter()
+    for target, name in tqdm(results.items(), desc='upscale', unit='image'):
+        try:
+            megapixels += upscale(name, output / target)
+        except Exception as error:  # the model, a codec or the disk may fail one image: the others go on
+            known = isinstance(error, UnusableError)
+            reason = error.reason if known else f'cannot be upscaled ({_first_line(error)})'
+            failed.append(f'{name} {reason}')
+            if single:
+                raise UserError(f'-i: {args.input} {reason}.') from None
+            tqdm.write(f'{folder / name} {reason}', file=sys.stderr)
+    seconds = time.perf_counter() - begun
+    done = len(results) - len(failed)
+    what = next(iter(results)) if single else f'{done} of {len(results)} images'
+    sys.stdout.write(
+        f'upscale: {what} in {output}, x{outscale:g} with {opened.name}: {seconds:.1f} s, '
+        f'{megapixels / seconds:.2f} megapixels of output per second\n'
+    )
+    if failed:
+        first = '; '.join(failed[:3]) + ('; ...' if len(failed) > 3 else '')
+        raise UserError(
+            f'{len(failed)} of {len(results)} images in {folder} could not be upscaled ({first}); the others are in '
+            f'{output}.'
+        )
+    return 0
