@@ -104,15 +104,19 @@ def read_metadata(path: Path) -> dict:
     return found
 
 
-def _options_beside(path: Path) -> dict | None:
-    """``network_g`` of the option file that BasicSR copies into ``experiments/<name>/``, two folders above."""
+def options_beside(path: Path) -> dict | None:
+    """The option file that BasicSR copies into ``experiments/<name>/``, two folders above a checkpoint, if it is there.
+
+    It counts as one if its ``network_g`` names a type.
+    """
     for file in sorted(path.resolve().parent.parent.glob('*.yml')):
         try:
-            network = (yaml.safe_load(file.read_text()) or {}).get('network_g')
+            options = yaml.safe_load(file.read_text()) or {}
+            network = options.get('network_g')
         except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError):
             continue
         if isinstance(network, Mapping) and 'type' in network:
-            return dict(network)
+            return options
     return None
 
 
@@ -150,7 +154,7 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0) -> Opene
         return _open_onnx(path, where, threads)
     state = read_weights(path, 'params_ema', where)
     metadata = read_metadata(path)
-    network = metadata.get('network') or infer_network(state) or _options_beside(path)
+    network = metadata.get('network') or infer_network(state) or (options_beside(path) or {}).get('network_g')
     if network is None:
         raise UserError(
             f'{where}: nothing tells the architecture of {path}: it is no RRDBNet and no SRVGGNetCompact with PReLU, '

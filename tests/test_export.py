@@ -1,0 +1,393 @@
+"""`sdakd export`: every file, opened by its runtime without the command's help, gives what BasicSR's network gives."""
+
+import copy
+import dataclasses
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import ncnn
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import spandrel
+import torch
+import yaml
+from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
+from basicsr.archs.rrdbnet_arch import RRDBNet
+from basicsr.archs.srvgg_arch import SRVGGNetCompact
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sdakd import cli, export
+from sdakd.compat import UserError
+from sdakd.networks import open_network
+from sdakd_arch.tiling import run_tiled
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SIZES = (20, 36), (44, 28)
+FORMATS = ['safetensors', 'onnx', 'torchscript', 'ncnn']
+NETWORKS = {
+    'rrdb_quarter': lambda: RRDBNet(3, 3, num_feat=16, num_block=2, num_grow_ch=8),
+    'rrdb_eighth': lambda: RRDBNet(3, 3, num_feat=8, num_block=1, num_grow_ch=4),
+    'rrdb_x2': lambda: RRDBNet(3, 3, scale=2, num_feat=16, num_block=1, num_grow_ch=8),
+    'rrdb_x1': lambda: RRDBNet(3, 3, scale=1, num_feat=8, num_block=1, num_grow_ch=4),
+    'srvgg_quarter': lambda: SRVGGNetCompact(num_feat=16, num_conv=3),
+    'srvgg_eighth': lambda: SRVGGNetCompact(num_feat=8, num_conv=2, upscale=2),
+}
+
+
+def make(name):
+    """A network whose every weight, bias and slope matters: untrained ones have zero biases and equal slopes."""
+    torch.manual_seed(3)
+    network = NETWORKS[name]().eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter += 0.08 * torch.randn_like(parameter)
+    return network
+
+
+def images(sizes=SIZES, batch=1):
+    return [torch.rand(batch, 3, *size) for size in sizes]
+
+
+def run(*words):
+    return cli.main(['export', *map(str, words)])
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """Exports a network in every format that fits, once; returns the network and the folder."""
+    done = {}
+
+    def call(name, half=False):
+        if (name, half) not in done:
+            folder = tmp_path_factory.mktemp(name)
+            network = make(name)
+            torch.save({'params': network.state_dict()}, folder / 'net.pth')
+            formats = FORMATS + ['padded'] * name.startswith('rrdb')
+            assert run('-m', folder / 'net.pth', '--to', *formats, '-o', folder, *['--half'] * half) == 0
+            done[name, half] = network, folder
+        return done[name, half]
+
+    return call
+
+
+def in_onnx(path, image):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    assert [entry.type for entry in (*session.get_inputs(), *session.get_outputs())] == ['tensor(float)'] * 2
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: image.numpy()})[0])
+
+
+def in_ncnn(path, image, half=False):
+    net = ncnn.Net()
+    net.opt.num_threads = 1
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = half
+    assert net.load_param(str(path)) == 0 and net.load_model(str(path.with_suffix('.bin'))) == 0
+    array = np.ascontiguousarray(image[0].numpy())
+    extractor = net.create_extractor()
+    extractor.input('data', ncnn.Mat(array))
+    status, output = extractor.extract('output')
+    assert status == 0
+    return torch.from_numpy(np.array(output))[None]
+
+
+def in_spandrel(path, image):
+    with torch.no_grad():
+        return spandrel.ModelLoader('cpu').load_from_file(str(path)).model.eval()(image)
+
+
+def psnr(a, b):
+    return 10 * np.log10(max(1, b.abs().max().item()) ** 2 / (a - b).square().mean().item())
+
+
+# ----------------------------------------------------- every format --------------------------------------------------
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_safetensors(exported, name):
+    network, folder = exported(name)
+    state = load_file(folder / 'net.safetensors')
+    assert state.keys() == network.state_dict().keys()
+    assert all(torch.equal(state[key], tensor) for key, tensor in network.state_dict().items())
+    if name.startswith('srvgg'):
+        for image in images():
+            assert (in_spandrel(folder / 'net.safetensors', image) - network(image)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_onnx_takes_any_batch_and_size(exported, name):
+    network, folder = exported(name)
+    model = onnx.load(folder / 'net.onnx')
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [('', 17)]
+    scale = open_network(folder / 'net.pth').scale
+    for image in [*images(), *images([(19, 35), (4, 5)], batch=3)]:
+        # an image for RRDBNet of scale 2 and 1 is padded; SRVGG needs no padding at any scale
+        wanted = run_tiled(network, image, scale) if name.startswith('rrdb') else network(image)
+        assert (in_onnx(folder / 'net.onnx', image) - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_torchscript_takes_any_batch_and_size(exported, name):
+    network, folder = exported(name)
+    graph = torch.jit.load(str(folder / 'net.pt'))
+    scale = open_network(folder / 'net.pth').scale
+    for image in [*images(), *images([(19, 35), (4, 5)], batch=3)]:
+        wanted = run_tiled(network, image, scale) if name.startswith('rrdb') else network(image)
+        assert (graph(image) - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_ncnn_has_the_blobs_that_upscayl_expects(exported, name):
+    network, folder = exported(name)
+    for image in images():
+        wanted = network(image)
+        assert (in_ncnn(folder / 'net.param', image) - wanted).abs().max() < 1e-4
+        assert psnr(in_ncnn(folder / 'net.param', image, half=True), wanted) > 40
+    lines = [line.split() for line in (folder / 'net.param').read_text().splitlines()[2:]]
+    assert lines[0][0] == 'Input' and lines[0][-1] == 'data'
+    blobs = [blob for line in lines for blob in line[4 : 4 + int(line[2]) + int(line[3])]]
+    assert blobs.count('output') == 1 and not {'in0', 'out0'} & set(blobs)
+    kinds = {line[0] for line in lines}
+    assert kinds <= {'Input', 'Split', 'Convolution', 'PReLU', 'PixelShuffle', 'Interp', 'BinaryOp', 'Concat', 'Reorg'}
+    assert ('Reorg' in kinds) == (name in ('rrdb_x2', 'rrdb_x1'))
+
+
+@pytest.mark.parametrize('name', [name for name in NETWORKS if name.startswith('rrdb')])
+def test_padded_is_exact_and_opens_in_spandrel(exported, name, tmp_path):
+    network, folder = exported(name)
+    with pytest.raises(Exception, match='size mismatch'):  # what padding is for
+        spandrel.ModelLoader('cpu').load_from_file(str(folder / 'net.pth'))
+    run('-m', folder / 'net.pth', '--to', 'padded', '-o', tmp_path / 'wide.pth')
+    model = spandrel.ModelLoader('cpu').load_from_file(str(folder / 'net_padded.safetensors'))
+    assert model.architecture.id == 'ESRGAN' and model.scale == open_network(folder / 'net.pth').scale
+    for image in images():
+        wanted = network(image)
+        for path in (folder / 'net_padded.safetensors', tmp_path / 'wide.pth'):
+            scaled = (in_spandrel(path, image) - wanted) / wanted.abs().max().clamp(min=1)
+            assert scaled.abs().max() < 1e-6
+    wide = torch.load(tmp_path / 'wide.pth', weights_only=True)['params_ema']
+    features = network.conv_first.weight.shape[0]
+    assert wide['conv_first.weight'].shape[0] == features
+    assert wide['body.0.rdb3.conv4.weight'].shape == (32, features + 3 * 32, 3, 3)
+    nonzero = sum(tensor.count_nonzero() for tensor in wide.values())
+    assert nonzero == sum(tensor.count_nonzero() for tensor in network.state_dict().values())
+    assert open_network(tmp_path / 'wide.pth').network['num_grow_ch'] == 32
+    assert json.loads((tmp_path / 'wide.json').read_text())['network']['num_grow_ch'] == 32
+
+
+@pytest.mark.parametrize('name', ['rrdb_x2', 'srvgg_quarter'])
+def test_half(exported, name):
+    network, folder = exported(name, half=True)
+    whole = exported(name)[1]
+    pairs = [('net.safetensors', load_file(folder / 'net_fp16.safetensors').values())]
+    graph = onnx.load(folder / 'net_fp16.onnx')
+    pairs.append(('net.onnx', [torch.tensor(onnx.numpy_helper.to_array(entry)) for entry in graph.graph.initializer]))
+    pairs.append(('net.pt', torch.jit.load(str(folder / 'net_fp16.pt')).state_dict().values()))
+    for file, tensors in pairs:
+        assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float16}, file
+    sizes = {path: os.path.getsize(folder / path.replace('net', 'net_fp16')) for path in ('net.safetensors', 'net.bin')}
+    assert all(size < 0.65 * os.path.getsize(whole / path) for path, size in sizes.items())
+    for image in images():
+        wanted = network(image)
+        script = torch.jit.load(str(folder / 'net_fp16.pt'))(image)
+        assert script.dtype == torch.float32
+        outputs = [script, in_onnx(folder / 'net_fp16.onnx', image), in_ncnn(folder / 'net_fp16.param', image)]
+        outputs += [open_network(folder / 'net_fp16.safetensors').module(image)]
+        if name.startswith('rrdb'):
+            outputs.append(in_spandrel(folder / 'net_padded_fp16.safetensors', image))
+        for output in outputs:
+            assert 45 < psnr(output, wanted) < 120  # not float32 after all
+
+
+def test_lines_say_size_and_difference(tmp_path, capsys):
+    torch.save(make('srvgg_eighth').state_dict(), tmp_path / 'net.pth')  # bare, as older files are
+    assert run('-m', tmp_path / 'net.pth', '--to', 'onnx', 'ncnn', '-o', tmp_path / 'a' / 'b') == 0
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r'.*net\.onnx: 0\.0\d MB, opset 17, float32, largest difference \d\.\de-\d\d at .*', first)
+    assert 'net.param: ' in second and 'SRVGGNetCompact(num_feat=8' in last and str(tmp_path / 'a' / 'b') in last
+    found = sorted(path.name for path in (tmp_path / 'a' / 'b').iterdir())
+    assert found == ['net.bin', 'net.json', 'net.onnx', 'net.param']
+    assert run('-m', tmp_path / 'net.pth', '--to', 'ncnn', '-o', tmp_path / 'c' / 'mine.bin') == 0
+    assert sorted(path.name for path in (tmp_path / 'c').iterdir()) == ['mine.bin', 'mine.json', 'mine.param']
+
+
+# ------------------------------------------------------- metadata ----------------------------------------------------
+
+
+def test_metadata_travels(tmp_path):
+    models = tmp_path / 'experiments' / 'run' / 'models'
+    models.mkdir(parents=True)
+    torch.save({'params': make('rrdb_eighth').state_dict()}, models / 'net_g_9.pth')
+    options = {
+        'name': 'run',
+        'network_g': {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1},
+        'teacher': {'weights': '/home/someone/teacher.pth', 'url': 'https://example.org/teacher.pth'},
+        'train': {'stages': {'supervised': {'iters': 3, 'lr_g': 1e-3, 'terms': ['pixel', '~/odd/folder/']}}},
+    }
+    options['network_g']['num_grow_ch'] = 4
+    (models.parent / 'run.yml').write_text(yaml.safe_dump(options))
+    run('-m', models / 'net_g_9.pth', '--to', *FORMATS, 'padded', '-o', tmp_path)
+    options['teacher']['weights'] = 'teacher.pth'
+    options['train']['stages']['supervised']['terms'][1] = 'folder'
+    head = subprocess.run(['git', '-C', ROOT, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=False)
+
+    extra = dict.fromkeys(['network', 'scale', 'training', 'commit', 'version'], '')
+    torch.jit.load(str(tmp_path / 'net_g_9.pt'), _extra_files=extra)
+    session = onnxruntime.InferenceSession(str(tmp_path / 'net_g_9.onnx'), providers=['CPUExecutionProvider'])
+    with safe_open(tmp_path / 'net_g_9.safetensors', 'pt') as file:
+        headers = [file.metadata(), session.get_modelmeta().custom_metadata_map, extra]
+    found = [{key: json.loads(text) for key, text in header.items()} for header in headers]
+    found.append(json.loads((tmp_path / 'net_g_9.json').read_text()))
+    for facts in found:
+        assert facts['training'] == options and facts['scale'] == 4 and facts['version'] == export.__version__
+        assert {**facts['network'], **options['network_g']} == facts['network']
+        if os.path.exists(os.path.join(ROOT, '.git')):
+            assert facts['commit'].removesuffix('-dirty') == head.stdout.strip()
+        else:
+            assert facts['commit'] is None
+    assert open_network(tmp_path / 'net_g_9.onnx').metadata == found[0]
+    assert open_network(tmp_path / 'net_g_9_padded.safetensors').metadata['training'] == options
+
+    # from an exported file the training options travel on
+    run('-m', tmp_path / 'net_g_9.safetensors', '--to', 'onnx', '-o', tmp_path / 'again.onnx')
+    assert open_network(tmp_path / 'again.onnx').metadata['training'] == options
+
+
+def test_option_file_of_another_network_is_left_out(tmp_path):
+    (tmp_path / 'run' / 'models').mkdir(parents=True)
+    torch.save({'params': make('rrdb_eighth').state_dict()}, tmp_path / 'run' / 'models' / 'net.pth')
+    (tmp_path / 'run' / 'other.yml').write_text(yaml.safe_dump({'network_g': {'type': 'RRDBNet', 'num_feat': 16}}))
+    run('-m', tmp_path / 'run' / 'models' / 'net.pth', '--to', 'safetensors', '-o', tmp_path / 'net.safetensors')
+    assert open_network(tmp_path / 'net.safetensors').metadata['training'] is None
+
+
+# ----------------------------------------------- files that are not right --------------------------------------------
+
+
+@pytest.fixture
+def net(tmp_path):
+    (tmp_path / 'in').mkdir()
+    torch.save({'params': make('rrdb_eighth').state_dict()}, tmp_path / 'in' / 'net.pth')
+    return tmp_path / 'in' / 'net.pth'
+
+
+@pytest.mark.parametrize('half, damage', [(False, 0.0005), (True, 0.02), (True, float('nan'))])
+@pytest.mark.parametrize('name', [*FORMATS, 'padded'])
+def test_wrong_weights_are_caught(net, tmp_path, monkeypatch, name, damage, half):
+    right = export.FORMATS[name]
+
+    def wrong(opened, path, half):
+        spoilt = copy.copy(opened)
+        spoilt.module = copy.deepcopy(opened.module)
+        spoilt.module.conv_last.bias[1] += damage
+        right.write(spoilt, path, half)
+
+    monkeypatch.setitem(export.FORMATS, name, dataclasses.replace(right, write=wrong))
+    with pytest.raises(UserError, match=rf'--to {name}: .*does not give what PyTorch gives .*and was deleted'):
+        run('-m', net, '--to', name, '-o', tmp_path / 'new' / 'out', *['--half'] * half)
+    assert os.listdir(tmp_path) == ['in']
+
+
+def test_graph_of_one_fixed_size_is_caught(net, tmp_path, monkeypatch):
+    real = torch.onnx.export
+    monkeypatch.setattr(
+        torch.onnx,
+        'export',
+        lambda *args, dynamic_axes, **options: real(
+            *args, dynamo=False, **{k: v for k, v in options.items() if k != 'dynamo'}
+        ),
+    )
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'net.onnx').write_text('of last time')
+    with pytest.raises(UserError, match='--to onnx: .*could not run at 24x36 pixels and was deleted'):
+        run('-m', net, '--to', 'safetensors', 'onnx', '-o', tmp_path / 'out')
+    assert sorted(os.listdir(tmp_path / 'out')) == ['net.onnx', 'net.safetensors']
+    assert (tmp_path / 'out' / 'net.onnx').read_text() == 'of last time'
+
+
+def test_converter_that_fails(net, tmp_path, monkeypatch):
+    monkeypatch.setattr('pnnx.EXEC_PATH', '/bin/false')
+    with pytest.raises(UserError, match='--to ncnn: .*pnnx ended with status 1'):
+        run('-m', net, '--to', 'ncnn', '-o', tmp_path / 'out')
+    assert os.listdir(tmp_path) == ['in']
+
+
+# ------------------------------------------------------- bad input ---------------------------------------------------
+
+
+def test_bad_input(net, tmp_path):
+    torch.save({'params': UNetDiscriminatorSN(3, 4).state_dict()}, tmp_path / 'net_d.pth')
+    torch.save({'params': {'w': torch.zeros(2)}}, tmp_path / 'unknown.pth')
+    torch.save({'params': make('srvgg_eighth').state_dict()}, tmp_path / 'srvgg.pth')
+    torch.save({'params': RRDBNet(3, 3, num_feat=4, num_block=1).state_dict()}, tmp_path / 'wide.pth')
+    (tmp_path / 'text.pth').write_text('no weights')
+    (tmp_path / 'a.onnx').write_text('')
+    before = sorted(os.listdir(tmp_path))
+    out = tmp_path / 'out'
+    for words, sentence in (
+        (['-m', tmp_path / 'none.pth', '--to', 'onnx', '-o', out], 'none.pth does not exist'),
+        (['-m', tmp_path / 'text.pth', '--to', 'onnx', '-o', out], 'text.pth cannot be read as a weights file'),
+        (['-m', tmp_path / 'unknown.pth', '--to', 'onnx', '-o', out], 'nothing tells the architecture of .*unknown'),
+        (['-m', tmp_path / 'net_d.pth', '--to', 'onnx', '-o', out], 'holds the discriminator'),
+        (['-m', tmp_path / 'a.onnx', '--to', 'ncnn', '-o', out], '-m: .*a.onnx is an exported graph already'),
+        (['-m', tmp_path / 'srvgg.pth', '--to', 'onnx', 'padded', '-o', out], 'SRVGGNetCompact.*opens in spandrel'),
+        (['-m', tmp_path / 'wide.pth', '--to', 'padded', '-o', out], '32 growth channels already and opens as it is'),
+        (['-m', net, '--to', 'onnx', '-o', tmp_path / 'x.pt'], r'-o: .*x.pt should end in .onnx'),
+        (['-m', net, '--to', 'onnx', 'ncnn', '-o', tmp_path / 'x.onnx'], '-o: .*x.onnx is one file, but --to names 2'),
+        (['-m', net, '--to', 'onnx', '-o', tmp_path / 'text.pth'], '-o: .*text.pth should end in .onnx'),
+        (['-m', net, '--to', 'padded', '-o', net], 'is the model itself'),
+        (['-m', net, '--to', 'onnx', '-o', net / 'folder'], '-o: .*folder cannot be written to'),
+    ):
+        with pytest.raises(UserError, match=sentence) as caught:
+            run(*words)
+        assert str(caught.value).count('\n') == 0
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    'name, package', [('onnx', 'onnx'), ('onnx', 'onnxruntime'), ('ncnn', 'pnnx'), ('ncnn', 'ncnn')]
+)
+def test_missing_package(net, tmp_path, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        UserError, match=f'--to {name}: the package {package} is not installed: pip install .*{package}'
+    ):
+        run('-m', net, '--to', 'safetensors', name, '-o', tmp_path / 'out')
+    assert os.listdir(tmp_path) == ['in']
+
+
+def test_padded_without_spandrel(net, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'spandrel', None)
+    run('-m', net, '--to', 'padded', '-o', tmp_path / 'p.safetensors')
+    assert 'spandrel is not installed' in capsys.readouterr().err
+    monkeypatch.undo()
+    image = torch.rand(1, 3, 20, 28)
+    assert (in_spandrel(tmp_path / 'p.safetensors', image) - make('rrdb_eighth')(image)).abs().max() < 1e-5
+
+
+def test_command_line_ends_with_a_sentence_and_status_2(net, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'executed'),)
+
+    with open(tmp_path / 'code.pth', 'wb') as file:
+        pickle.dump({'params': Code()}, file)
+    words = ['export', '-m', 'code.pth', '--to', 'safetensors', '-o', 'out']
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'sdakd.cli', *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, 'PYTHONPATH': ROOT},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith('Error: -m: code.pth cannot be read as a weights file')
+    assert sorted(os.listdir(tmp_path)) == ['code.pth', 'in']
