@@ -20,12 +20,15 @@ class ChannelMLP(nn.Sequential):
     Args:
         in_ch: Channels of the student's feature map.
         out_ch: Channels of the teacher's feature map.
-        hidden_ratio: Hidden channels as a multiple of ``out_ch``.
+        hidden_ratio: Hidden channels as a multiple of ``out_ch``; 0 leaves one linear 1x1 convolution, for ablations.
 
     Shape: ``(N, in_ch, H, W)`` to ``(N, out_ch, H, W)``.
     """
 
     def __init__(self, in_ch: int, out_ch: int, hidden_ratio: float = 1.0) -> None:
+        if hidden_ratio == 0:
+            super().__init__(nn.Conv2d(in_ch, out_ch, 1))
+            return
         hidden = max(1, round(out_ch * hidden_ratio))
         super().__init__(nn.Conv2d(in_ch, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, out_ch, 1))
 

@@ -42,7 +42,7 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
             content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        if 'weights_only' in reason[0]:  # torch advises to let the file run its code
+        if re.search('weights[_ ]only', reason[0], re.IGNORECASE):  # torch advises to let the file run its code
             reason = ['it is no checkpoint, or holds objects other than tensors, which could run code']
         raise UserError(f'{where}: {path} cannot be read as a weights file ({reason[0][:200]}).') from None
     if not isinstance(content, Mapping):

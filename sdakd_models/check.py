@@ -17,11 +17,11 @@ from sdakd_arch.weights import load_into, read_weights
 from sdakd_arch.width import build, lookup, scale_of
 from sdakd_arch.zoo import URLS, ensure_file
 from sdakd_models.check_data import check_dataset
-from sdakd_models.options import Discriminator, Train, read_discriminators, read_teacher, read_train
+from sdakd_models.options import Discriminator, Train, gan_term, read_discriminators, read_teachers, read_train
 from sdakd_models.set_metrics import check_set_metric, check_set_size
 from sdakd_models.stages import EveryOr, Plan
-from sdakd_models.terms import TERMS, read_features, tap_channels, term_options
-from sdakd_models.wiring import active_terms, needs_teacher, teacher_network, used_discriminators
+from sdakd_models.terms import TERMS, Term, term_options
+from sdakd_models.wiring import active_terms, needed_teachers, teacher_network, used_discriminators
 
 KNOWN_TOP_LEVEL = {
     'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'teacher',
@@ -89,7 +89,8 @@ def resolve_paths(opt: dict, root_path: str) -> None:
     for key, value in opt['path'].items():
         if 'pretrain_network' in key or key == 'resume_state':
             opt['path'][key] = absolute(value)
-    for block in (opt.get('teacher'), *(opt.get('discriminators') or {}).values()):
+    blocks = (opt.get('teachers'), opt.get('discriminators'))
+    for block in (opt.get('teacher'), *(entry for entries in blocks for entry in (entries or {}).values())):
         if isinstance(block, dict) and block.get('weights'):
             block['weights'] = absolute(block['weights'])
 
@@ -116,6 +117,13 @@ def check_terms(opt: Mapping, plan: Plan) -> set[str]:
         active = active_terms(stage, opt)
         for term in active:
             check_term(opt, term, discriminators, where)
+        for term in (t for t in active if t in TERMS):
+            for which in TERMS[term].discriminators(opt['train'][TERMS[term].option]):
+                if gan_term(which) not in active:
+                    raise UserError(
+                        f'{where}:terms: the term {term!r} looks into the discriminator {which!r}, which is not on in '
+                        f'this stage; add {gan_term(which)!r}.'
+                    )
         if any(stage.terms.count(term) > 1 for term in stage.terms):
             raise UserError(f'{where}:terms: a term stands twice in {stage.terms}.')
         heard = [t for t in active if t in TERMS or discriminators[t.partition(':')[2] or 'student'].listens]
@@ -132,21 +140,17 @@ def check_terms(opt: Mapping, plan: Plan) -> set[str]:
 
 def check_term(opt: Mapping, term: str, discriminators: Mapping[str, Discriminator], where: str) -> None:
     """The options of one term."""
-    from sdakd_models.terms import Term  # the check of a GAN loss is that of any loss
-
     if term in TERMS:
         cls, key = TERMS[term], f'train:{TERMS[term].option}'
         options = opt['train'].get(cls.option)
     else:
         which = term.partition(':')[2] or 'student'
-        cls, entry = Term, discriminators[which]
+        cls, entry = Term, discriminators[which]  # the check of a GAN loss is that of any loss
         key = f'discriminators:{which}:gan_opt' if entry.gan_opt else 'train:gan_opt'
         options = entry.gan_opt or opt['train'].get('gan_opt')
     if options is None:
         raise UserError(f'{key}: the block is missing, but {where} has the term {term!r}.')
     cls.check(options, key)
-    if term == 'feature':
-        read_features(options)
 
 
 def check_optimizers(train: Train) -> None:
@@ -183,24 +187,23 @@ def check_networks(opt: dict, names: set[str]) -> None:
         raise UserError(f'scale: the options say {opt["scale"]}, but network_g enlarges {scale} times.')
 
     discriminators = used_discriminators(opt, names)
-    if needs_teacher(names, discriminators):
-        teacher = read_teacher(opt)
-        if teacher is not None:
-            ensure_file(teacher.weights, 'teacher:weights')
-        network = teacher_network(opt)
-        teacher_scale = scale_of(network, 'teacher')
+    teachers = {}
+    for name in needed_teachers(opt, names, discriminators):
+        where = 'teacher' if name == 'teacher' else f'teachers:{name}'
+        if name in read_teachers(opt):
+            ensure_file(read_teachers(opt)[name].weights, f'{where}:weights')
+        teachers[name] = teacher_network(opt, name)
+        teacher_scale = scale_of(teachers[name], where)
         if teacher_scale != scale:
             raise UserError(
-                f'teacher: it enlarges {teacher_scale} times and network_g {scale} times; student and teacher must '
+                f'{where}: it enlarges {teacher_scale} times and network_g {scale} times; student and teacher must '
                 'agree.'
             )
-        if 'feature' in names:
-            features = read_features(opt['train']['feature_opt'])
-            tap_channels(student, network, features, 32, 'meta')
 
     gt_size = opt.get('gt_size') or opt['datasets'].get('train', {}).get('gt_size') or 128
     if not isinstance(gt_size, int) or gt_size % scale:
         raise UserError(f'datasets:train:gt_size: the crop of {gt_size} must be a multiple of scale {scale}.')
+    judges = {}
     for name, entry in discriminators.items():
         where = 'network_d' if name == 'student' else f'discriminators:{name}:network'
         network = build(entry.network, where)
@@ -215,6 +218,9 @@ def check_networks(opt: dict, names: set[str]) -> None:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f'{where}: it does not take images of {gt_size}x{gt_size} pixels ({reason}).') from None
+        judges[name] = network
+    for name in sorted(names & TERMS.keys()):
+        TERMS[name].check_networks(opt['train'][TERMS[name].option], student, teachers, judges)
 
 
 def check_vgg(options: Mapping, root_path: str) -> None:

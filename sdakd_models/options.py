@@ -43,9 +43,9 @@ class Features(Struct):
     """What ``train:feature_opt`` holds besides the arguments of its loss."""
 
     layers: Annotated[list[str] | dict[str, str] | None, Meta(description='Taps, or student tap: teacher tap.')] = None
-    hidden_ratio: Annotated[float, Meta(gt=0, description="Hidden width of the MLPs over the teacher's channels.")] = (
-        1.0
-    )
+    hidden_ratio: Annotated[
+        float, Meta(ge=0, description="Hidden width of the MLPs over the teacher's channels; 0: linear adapters.")
+    ] = 1.0
 
 
 class Train(Struct, forbid_unknown_fields=True):
@@ -146,9 +146,17 @@ def read_train(opt: Mapping, term_options: Mapping[str, str]) -> Train:
     return typed(Train, own_values, 'train')
 
 
-def read_teacher(opt: Mapping) -> Teacher | None:
-    """The typed block ``teacher:``, or None where there is none."""
-    return typed(Teacher, opt['teacher'], 'teacher') if opt.get('teacher') else None
+def read_teachers(opt: Mapping) -> dict[str, Teacher]:
+    """The teachers by name: the block ``teacher:`` as ``teacher``, and the entries of ``teachers:``."""
+    found = {'teacher': typed(Teacher, opt['teacher'], 'teacher')} if opt.get('teacher') else {}
+    entries = opt.get('teachers') or {}
+    if not isinstance(entries, Mapping):
+        raise UserError('teachers: write a mapping of name and teacher here.')
+    for name, entry in entries.items():
+        if name in ('teacher', 'student'):
+            raise UserError(f'teachers:{name}: this name is taken, choose another one.')
+        found[str(name)] = typed(Teacher, entry, f'teachers:{name}')
+    return found
 
 
 def gan_term(discriminator: str) -> str:

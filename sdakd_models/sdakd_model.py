@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdakd.compat import UserError
+from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.tiling import run_tiled
 from sdakd_arch.weights import describe, fingerprint, infer_network, load_into, read_weights, save_whole
 from sdakd_arch.width import build, initialise, scale_of
@@ -25,7 +26,7 @@ from sdakd_models.options import Discriminator, gan_term, read_train
 from sdakd_models.players import Adversary, Player, freeze
 from sdakd_models.stages import Moment, StageMark
 from sdakd_models.terms import TERMS, Context, term_options
-from sdakd_models.wiring import active_terms, needs_teacher, teacher_network, used_discriminators
+from sdakd_models.wiring import active_terms, needed_teachers, teacher_network, used_discriminators
 
 
 @MODEL_REGISTRY.register()
@@ -64,7 +65,7 @@ class SDAKDModel(SRModel):
         self.plan = self.train_options.plan()
         self.last_iter = 0
         self.players: list[Player] = []
-        self.student_taps = self.teacher_taps = None
+        self.taps: dict[str, FeatureTaps] = {}
         self.lq_size = 32
 
         self.net_g.train()
@@ -80,12 +81,12 @@ class SDAKDModel(SRModel):
 
         names = {name for stage in self.plan.stages for name in active_terms(stage, opt)}
         used = used_discriminators(opt, names)
-        self.teacher = None
-        if needs_teacher(names, used):
-            self.teacher = freeze(teacher_network(opt).to(self.device))
-            self._log_network('teacher', self.teacher)
+        self.teachers: dict[str, nn.Module] = {}
+        for name in needed_teachers(opt, names, used):
+            self.teachers[name] = freeze(teacher_network(opt, name).to(self.device))
+            self._log_network('teacher' if name == 'teacher' else f'teacher {name}', self.teachers[name])
+        self.adversaries = {name: self._adversary(name, entry) for name, entry in used.items()}
         self.terms = {name: TERMS[name](opt['train'][TERMS[name].option], self) for name in TERMS if name in names}
-        self.adversaries = [self._adversary(name, entry) for name, entry in used.items()]
 
     def add_player(
         self, name: str, network: nn.Module, side: Literal['g', 'd'], terms: Iterable[str], optim: Mapping | None = None
@@ -97,6 +98,18 @@ class SDAKDModel(SRModel):
         self.players.append(player)
         self.optimizers.append(player.optimizer)
         return player
+
+    def watch(self, who: str, taps: Iterable[str]) -> None:
+        """Has the forward passes of ``'student'`` or of a teacher record further activations; see ``Context.features``.
+
+        Raises:
+            UserError: A module of that name does not exist.
+        """
+        known = self.taps.pop(who, None)
+        names = {*taps, *(known.names if known else ())}
+        if known:
+            known.close()
+        self.taps[who] = FeatureTaps(self.bare_student if who == 'student' else self.teachers[who], sorted(names))
 
     def place(self, network: nn.Module) -> nn.Module:
         """Moves a network that learns to the device and wraps it for distributed training, on a CPU as well."""
@@ -146,7 +159,7 @@ class SDAKDModel(SRModel):
             self._enter(moment)
         names = active_terms(stage, self.opt)
         terms = [self.terms[name] for name in names if name in self.terms]
-        adversaries = [adversary for adversary in self.adversaries if adversary.term in names]
+        adversaries = [adversary for adversary in self.adversaries.values() if adversary.term in names]
         context = Context(self, with_features=any(term.needs_features for term in terms))
         log: dict[str, torch.Tensor] = {}
 
@@ -281,7 +294,7 @@ class SDAKDModel(SRModel):
             'schedulers': [],  # rates are a function of the iteration
             'stage': self.plan.at(current_iter).name,
             'players': [player.name for player in self.players],
-            'teacher': fingerprint(self.teacher) if self.teacher is not None else None,
+            'teachers': {name: fingerprint(teacher) for name, teacher in self.teachers.items()},
         }
         save_whole(state, os.path.join(self.path['training_states'], f'{current_iter}.state'))
 
@@ -297,9 +310,10 @@ class SDAKDModel(SRModel):
                 f'path:resume_state: it was saved with the players {resume_state.get("players")}, the options define '
                 f'{names}; resume with the option file of that run.'
             )
-        teacher = fingerprint(self.teacher) if self.teacher is not None else None
-        if resume_state.get('teacher', teacher) != teacher:
-            raise UserError('teacher:weights: this is not the teacher that the run to resume was trained with.')
+        for name, teacher in self.teachers.items():
+            if resume_state.get('teachers', {}).get(name) != fingerprint(teacher):
+                where = 'teacher' if name == 'teacher' else f'teachers:{name}'
+                raise UserError(f'{where}:weights: this is not the teacher that the run to resume was trained with.')
         iteration = resume_state['iter']
         for player in self.players:
             path = os.path.join(self.path['models'], f'net_{player.name}_{iteration}.pth')

@@ -9,7 +9,7 @@ from torch import nn
 from sdakd.compat import UserError
 from sdakd_arch.weights import infer_network, load_into, read_weights
 from sdakd_arch.width import build
-from sdakd_models.options import Discriminator, gan_term, read_discriminators, read_teacher
+from sdakd_models.options import Discriminator, gan_term, read_discriminators, read_teachers
 from sdakd_models.stages import Stage
 from sdakd_models.terms import TERMS
 
@@ -24,29 +24,32 @@ def used_discriminators(opt: Mapping, terms: Set[str]) -> dict[str, Discriminato
     return {name: entry for name, entry in read_discriminators(opt).items() if gan_term(name) in terms}
 
 
-def needs_teacher(terms: Set[str], discriminators: Mapping[str, Discriminator]) -> bool:
-    """Whether a term compares with the teacher, or a discriminator sees its images."""
-    return any(name in TERMS and TERMS[name].needs_teacher for name in terms) or any(
-        'teacher' in (entry.real, *entry.fake) for entry in discriminators.values()
-    )
+def needed_teachers(opt: Mapping, terms: Set[str], discriminators: Mapping[str, Discriminator]) -> list[str]:
+    """Names of the teachers that a term compares with, or whose images a discriminator sees."""
+    found = {name for term in terms if term in TERMS for name in TERMS[term].teachers(opt['train'][TERMS[term].option])}
+    if any('teacher' in (entry.real, *entry.fake) for entry in discriminators.values()):
+        found.add('teacher')
+    return sorted(found, key=lambda name: (name != 'teacher', name))
 
 
-def teacher_network(opt: Mapping) -> nn.Module:
-    """Builds the teacher with its weights, on the CPU.
+def teacher_network(opt: Mapping, name: str = 'teacher') -> nn.Module:
+    """Builds a teacher with its weights, on the CPU.
 
     Raises:
-        UserError: There is no ``teacher:`` block, its file cannot be read, or it does not fit the architecture given.
+        UserError: It has no block, its file cannot be read, or it does not fit the architecture given.
     """
-    teacher = read_teacher(opt)
-    if teacher is None:
-        raise UserError('teacher: the block is missing, but a stage has a term that compares with a teacher.')
-    state = read_weights(teacher.weights, teacher.param_key, 'teacher:weights')
+    teachers = read_teachers(opt)
+    where = 'teacher' if name == 'teacher' else f'teachers:{name}'
+    if name not in teachers:
+        raise UserError(f'{where}: the block is missing, but a stage has a term that compares with a teacher.')
+    teacher = teachers[name]
+    state = read_weights(teacher.weights, teacher.param_key, f'{where}:weights')
     options = teacher.network or infer_network(state)
     if options is None:
         raise UserError(
-            f'teacher:weights: the architecture cannot be told from the keys of {teacher.weights} '
-            f'({", ".join(sorted(state)[:3])}, ...): write it as teacher:network, with the keys of network_g.'
+            f'{where}:weights: the architecture cannot be told from the keys of {teacher.weights} '
+            f'({", ".join(sorted(state)[:3])}, ...): write it as {where}:network, with the keys of network_g.'
         )
-    network = build(options, 'teacher:network')
-    load_into(network, state, teacher.weights, 'teacher:weights')
+    network = build(options, f'{where}:network')
+    load_into(network, state, teacher.weights, f'{where}:weights')
     return network

@@ -13,7 +13,7 @@ from sdakd_arch.taps import FeatureTaps, default_taps
 from sdakd_arch.tiling import run_tiled
 from sdakd_arch.width import WIDTHS, build, cost, initialise, lookup, scale_of, student_of
 from sdakd_models.options import Features
-from sdakd_models.terms import tap_channels
+from sdakd_models.terms.feature import tap_channels
 
 RRDB = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_block': 23, 'num_grow_ch': 32}
 SRVGG = {'type': 'SRVGGNetCompact', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_conv': 32, 'upscale': 4}
@@ -405,6 +405,14 @@ def test_channel_mlp_is_two_matrices_at_every_position(ratio, hidden):
     inner = (torch.einsum('dc,nchw->ndhw', w1, feature) + b1[:, None, None]).clamp(min=0)
     torch.testing.assert_close(mlp(feature), torch.einsum('dc,nchw->ndhw', w2, inner) + b2[:, None, None])
     assert torch.equal(feature, before)
+
+
+def test_adapter_without_hidden_layer_is_one_matrix():
+    linear = ChannelMLP(3, 12, hidden_ratio=0).double()
+    feature = torch.randn(2, 3, 5, 7, dtype=torch.double)
+    weight, bias = linear.parameters()
+    expected = torch.einsum('oi,nihw->nohw', weight[:, :, 0, 0], feature) + bias[:, None, None]
+    torch.testing.assert_close(linear(feature), expected)
 
 
 def test_adapter_bank_adapts_every_tap_with_its_own_mlp():

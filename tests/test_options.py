@@ -11,8 +11,9 @@ from sdakd_arch.taps import default_taps
 from sdakd_arch.width import build, scale_of, student_of
 from sdakd_arch.zoo import URLS
 from sdakd_models.check import check_degradation, check_optimizers, check_terms, check_validation
-from sdakd_models.options import read_discriminators, read_teacher, read_train
-from sdakd_models.terms import read_features, tap_channels, term_options
+from sdakd_models.options import read_discriminators, read_teachers, read_train
+from sdakd_models.terms import term_options
+from sdakd_models.terms.feature import read_features, tap_channels
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FILES = sorted(os.path.relpath(p, ROOT) for p in glob.glob(f'{ROOT}/options/**/*.yml', recursive=True))
@@ -52,10 +53,10 @@ def test_option_file_is_sound(file):
 def test_student_is_the_narrowed_teacher(file, denominator):
     """Generator and discriminator have the ratio that the file's name and comments promise; the teacher is official."""
     opt = load(f'options/{file}.yml')
-    assert student_of(read_teacher(opt).network, 1 / denominator) == opt['network_g']
+    assert student_of(read_teachers(opt)['teacher'].network, 1 / denominator) == opt['network_g']
     upstream = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 64, 'skip_connection': True}
     assert student_of(upstream, 1 / denominator) == read_discriminators(opt)['student'].network
-    assert os.path.basename(read_teacher(opt).weights) in URLS
+    assert os.path.basename(read_teachers(opt)['teacher'].weights) in URLS
     features = read_features(opt['train']['feature_opt'])
     networks = [build(network, '').to('meta') for network in (opt['network_g'], opt['teacher']['network'])]
     _, channels = tap_channels(*networks, features, 64, 'meta')

@@ -66,7 +66,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(opt, parse, world, stop):
     model = build_model(opt)
     run(model, data, 1, stop)
     model.save(0, stop)
-    at_stop, teacher = state_of(model), copy.deepcopy(model.teacher.state_dict())
+    at_stop, teacher = state_of(model), copy.deepcopy(model.teachers['teacher'].state_dict())
     logs = run(model, data, stop + 1, 18)
 
     torch.manual_seed(99)  # nothing of the second run comes from its own initialisation
@@ -78,7 +78,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(opt, parse, world, stop):
     resumed = build_model(again)
     resumed.resume_training(state)
     assert not differing(state_of(resumed), at_stop)
-    assert all(torch.equal(value, teacher[key]) for key, value in resumed.teacher.state_dict().items())
+    assert all(torch.equal(value, teacher[key]) for key, value in resumed.teachers['teacher'].state_dict().items())
     logs_again = run(resumed, data, stop + 1, 18)
     assert not differing(state_of(resumed), state_of(model))
     for iteration, log in logs_again.items():
@@ -90,9 +90,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(opt, parse, world, stop):
 def test_only_the_players_of_a_stage_learn(opt):
     model = build_model(opt)
     data = batches(18)
-    teacher = copy.deepcopy(model.teacher.state_dict())
+    teacher = copy.deepcopy(model.teachers['teacher'].state_dict())
     calls = []
-    model.teacher.register_forward_hook(lambda *_: calls.append(1))
+    model.teachers['teacher'].register_forward_hook(lambda *_: calls.append(1))
     expected = {6: {'g'}, 12: {'g', 'adapter'}, 18: {'g', 'adapter', 'd'}}
     done = 0
     for end, learning in expected.items():
@@ -106,8 +106,8 @@ def test_only_the_players_of_a_stage_learn(opt):
         assert ('l_g_feature' in names) == (end > 6) and ('l_g_gan' in names) == (end == 18)
         done = end
     assert {'l_d_real', 'l_d_fake', 'out_d_real', 'out_d_fake'} <= names
-    assert all(torch.equal(value, teacher[key]) for key, value in model.teacher.state_dict().items())
-    assert model.student_taps._recorded == {} and model.teacher_taps._recorded == {}
+    assert all(torch.equal(value, teacher[key]) for key, value in model.teachers['teacher'].state_dict().items())
+    assert all(taps._recorded == {} for taps in model.taps.values()) and set(model.taps) == {'student', 'teacher'}
 
 
 def differing_keys(before, after):
@@ -118,7 +118,8 @@ def test_first_step_is_adam_on_the_written_objective(opt):
     """One step of stage 2 against the formula, computed here with plain torch."""
     model = build_model(opt)
     data = batches(18)
-    student, adapter = copy.deepcopy(model.bare_student), copy.deepcopy(model.players[1].bare)
+    learned = next(player.bare for player in model.players if player.name == 'adapter')
+    student, adapter = copy.deepcopy(model.bare_student), copy.deepcopy(learned)
     run(model, data, 7, 7)
 
     shots = {}
@@ -128,7 +129,7 @@ def test_first_step_is_adam_on_the_written_objective(opt):
         for path in ('body.3', 'body.5', 'body.7', 'body.9'):
             names[path].register_forward_hook(lambda _m, _i, out, path=path: shots.setdefault((store, path), out))
 
-    fresh = copy.deepcopy(model.teacher)
+    fresh = copy.deepcopy(model.teachers['teacher'])
     for net in (student, fresh):
         for module in net.modules():
             module._forward_hooks.clear()
@@ -149,7 +150,7 @@ def test_first_step_is_adam_on_the_written_objective(opt):
     loss.backward()
     optimizer = torch.optim.Adam([*student.parameters(), *adapter.parameters()], lr=1e-3 * 1 / 5, betas=(0.9, 0.99))
     optimizer.step()
-    for mine, theirs in ((student, model.bare_student), (adapter, model.players[1].bare)):
+    for mine, theirs in ((student, model.bare_student), (adapter, learned)):
         for key, value in mine.state_dict().items():
             torch.testing.assert_close(theirs.state_dict()[key], value, rtol=0, atol=2e-6, msg=key)
 

@@ -1,0 +1,155 @@
+"""Terms of the student's objective: a loss plus where its inputs come from.
+
+A method is a loss file, a term and an option file; the training step knows no term by name. Every other module of this
+package registers the terms of one method.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from basicsr.losses import build_loss
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import nn
+
+from sdakd.compat import UserError, near
+from sdakd_arch.width import lookup
+
+if TYPE_CHECKING:
+    from sdakd_models.sdakd_model import SDAKDModel
+
+
+class Context:
+    """What one iteration offers to the terms; what costs a forward pass is computed when first asked for.
+
+    Args:
+        model: The model in training; ``model.lq`` holds the input, ``(N, 3, h, w)`` in [0, 1].
+        with_features: Whether the forward passes record activations.
+    """
+
+    def __init__(self, model: SDAKDModel, with_features: bool) -> None:
+        self.model = model
+        self.with_features = with_features
+        self._images: dict[str, torch.Tensor] = {}
+        self._features: dict[str, dict[str, torch.Tensor]] = {}
+
+    def target(self, term: str) -> torch.Tensor:
+        """The ground truth as ``term`` wants it (sharpened or not), ``(N, 3, H, W)`` in [0, 1]."""
+        return self.model.target(term)
+
+    def image(self, who: str) -> torch.Tensor:
+        """The image of ``'student'``, with gradient, or of a teacher by name, without; ``(N, 3, H, W)``."""
+        if who not in self._images:
+            network = self.model.net_g if who == 'student' else self.model.teachers[who]
+            taps = self.model.taps.get(who) if self.with_features else None
+            with torch.set_grad_enabled(who == 'student'), taps or nullcontext():
+                self._images[who] = network(self.model.lq)
+            if taps is not None:
+                self._features[who] = taps.pop()
+        return self._images[who]
+
+    def features(self, who: str) -> dict[str, torch.Tensor]:
+        """Activations by tap, of ``'student'`` with gradient or of a teacher without; see ``SDAKDModel.watch``."""
+        self.image(who)
+        return self._features[who]
+
+    @property
+    def student(self) -> torch.Tensor:
+        """The student's image, with gradient."""
+        return self.image('student')
+
+    @property
+    def teacher(self) -> torch.Tensor:
+        """The image of the teacher of the block ``teacher:``, without gradient."""
+        return self.image('teacher')
+
+
+class Term(ABC):
+    """One term. Subclasses set the class attributes, and compute named, weighted scalars from a :class:`Context`.
+
+    Args:
+        options: The term's block under ``train:``.
+        model: The model it belongs to.
+    """
+
+    option: ClassVar[str]
+    needs_teacher: ClassVar[bool] = False
+    needs_features: ClassVar[bool] = False
+    own: ClassVar[frozenset[str]] = frozenset()  # keys of the block that are not arguments of the loss
+
+    @classmethod
+    def teachers(cls, options: Mapping) -> tuple[str, ...]:
+        """The teachers that it compares with, by name: ``teacher`` or keys of the block ``teachers:``."""
+        return ('teacher',) if cls.needs_teacher else ()
+
+    @classmethod
+    def discriminators(cls, options: Mapping) -> tuple[str, ...]:
+        """The discriminators that it looks into, by name; a stage with this term must have them on."""
+        return ()
+
+    def __init__(self, options: Mapping, model: SDAKDModel) -> None:
+        self.loss = build_loss({k: v for k, v in options.items() if k not in self.own}).to(model.device)
+
+    @abstractmethod
+    def __call__(self, context: Context) -> dict[str, torch.Tensor]:
+        """The term's contributions, by the name under which they are logged (without ``l_g_``)."""
+
+    @classmethod
+    def check(cls, options: Mapping, where: str) -> None:
+        """Refuses a loss that is not registered or that does not take these arguments.
+
+        Raises:
+            UserError: With near names.
+        """
+        if not isinstance(options, Mapping) or 'type' not in options:
+            raise UserError(f'{where}: write the loss as a mapping with its type, for example {{type: L1Loss}}.')
+        loss = lookup(LOSS_REGISTRY, options['type'], f'{where}:type')
+        known = {name for name in inspect.signature(loss.__init__).parameters if name != 'self'}
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(loss.__init__).parameters.values())
+        for key, value in options.items():
+            if key not in known | cls.own | {'type'} and not takes_any:
+                raise UserError(
+                    f'{where}: {options["type"]} takes no {key!r}; {near(key, (known | cls.own) - {"self"})}.'
+                )
+            if key == 'loss_weight' and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise UserError(f'{where}:loss_weight: write a number (2.0e-4 needs its dot in YAML), not {value!r}.')
+
+    @classmethod  # noqa: B027  most terms have nothing to refuse
+    def check_networks(
+        cls,
+        options: Mapping,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module],
+        discriminators: Mapping[str, nn.Module],
+    ) -> None:
+        """Refuses layers that the networks do not have; they are on ``'meta'``, where running them costs nothing.
+
+        Raises:
+            UserError: With near names.
+        """
+
+
+TERMS: dict[str, type[Term]] = {}
+
+
+def register_term(name: str):
+    """Makes a term known under the name that stages use; its options stand under ``train:<name>_opt``."""
+
+    def register(cls: type[Term]) -> type[Term]:
+        if name in TERMS:
+            raise ValueError(f'the term {name!r} is registered twice, by {TERMS[name].__name__} and {cls.__name__}')
+        cls.option = f'{name}_opt'
+        TERMS[name] = cls
+        return cls
+
+    return register
+
+
+def term_options() -> dict[str, str]:
+    """Known blocks of terms' options under ``train:``, to the term's name."""
+    return {cls.option: name for name, cls in TERMS.items()} | {'gan_opt': 'gan'}

@@ -1,0 +1,142 @@
+"""Figure 3: the teacher's discriminator against the student's, on one generated image.
+
+    python test_scripts/figure3_discriminators.py -opt test_scripts/configs/figure3.yml
+
+One row per generator (the paper has GCFSR and Real-ESRGAN). Written are figure3.pdf and .png (the image, the map of
+every discriminator's outputs on it, and the densities of these outputs), figure3.json (statistics and overlaps) and a
+table of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+from common import (
+    PAGE,
+    check_distinct,
+    enlarge,
+    main,
+    new_figure,
+    read_rgb,
+    save_figure,
+    save_json,
+    save_table,
+    to_uint8,
+)
+from msgspec import Struct, field
+
+
+class Entry(Struct, forbid_unknown_fields=True):
+    """A discriminator."""
+
+    label: str
+    weights: str
+
+
+class Row(Struct, forbid_unknown_fields=True):
+    """A generated image and who judges it."""
+
+    label: str
+    generator: str
+    input: str  # a low-resolution image
+    discriminators: list[Entry]
+
+
+class Config(Struct, forbid_unknown_fields=True):
+    """The YAML."""
+
+    rows: list[Row]
+    output: str = ''
+    log_density: bool = False  # a logarithmic axis, for distributions of very different widths
+    notes: list[str] = field(default_factory=list)
+
+
+def draw(figure, judged: list[tuple], log: bool) -> None:
+    """Draws a row of the figure for every generated image.
+
+    Args:
+        judged: Of every row its label, the image (H, W, 3) in uint8, the logits (H, W) by discriminator, and their
+            densities.
+        log: Whether the densities stand on a logarithmic axis.
+    """
+    import numpy as np
+    from discriminators import draw_densities
+
+    columns = max(len(maps) for _, _, maps, _ in judged)
+    grid = figure.subfigures(len(judged), 2, squeeze=False, width_ratios=[columns + 1, 1.6])
+    for (left, right), (label, image, maps, found) in zip(grid, judged, strict=True):
+        picture, *panels = left.subplots(1, columns + 1)
+        picture.imshow(image)
+        picture.set_title(textwrap.fill(label, 20))
+        # one scale for the maps of a row, with undecided in its middle, that a few pixels cannot stretch
+        limit = float(np.quantile(np.abs(np.concatenate([one.ravel() for one in maps.values()])), 0.99)) or 1.0
+        for panel, (name, logits) in zip(panels, maps.items(), strict=False):
+            shown = panel.imshow(logits, cmap='PuOr', vmin=-limit, vmax=limit)
+            panel.set_title(textwrap.fill(name, 20))
+        for panel in (picture, *panels):
+            panel.set_xticks([])
+            panel.set_yticks([])
+            panel.spines[:].set_visible(False)
+        for panel in panels[len(maps) :]:
+            panel.set_visible(False)
+        place = {'location': 'bottom', 'fraction': 0.06, 'pad': 0.03, 'aspect': 50, 'shrink': 0.6, 'extend': 'both'}
+        bar = left.colorbar(shown, ax=[picture, *panels], **place)
+        bar.set_label('generated  \N{LEFTWARDS ARROW}  output (logit)  \N{RIGHTWARDS ARROW}  real', fontsize=7)
+        bar.ax.tick_params(labelsize=6)
+        bar.outline.set_linewidth(0.4)
+        draw_densities(right.subplots(), found, log)
+
+
+def work(config: Config, folder: Path) -> list[Path]:
+    """Generates every row's image and asks its discriminators."""
+    from discriminators import densities, open_discriminator, statistics
+
+    from sdakd.networks import open_network
+
+    check_distinct([row.label for row in config.rows], 'rows')
+    players = []
+    for number, row in enumerate(config.rows):
+        where = f'rows[{number}]'
+        check_distinct([entry.label for entry in row.discriminators], f'{where}:discriminators')
+        generator, image = open_network(row.generator, f'{where}:generator'), read_rgb(row.input, f'{where}:input')
+        entries = enumerate(row.discriminators)
+        judges = {e.label: open_discriminator(e.weights, f'{where}:discriminators[{n}]:weights') for n, e in entries}
+        players.append((row, generator, image, judges))
+
+    judged, content, lines = [], [], []
+    for row, generator, image, judges in players:
+        generated = enlarge(generator, image)
+        maps = {label: judge(generated) for label, judge in judges.items()}
+        found = densities({label: logits.ravel() for label, logits in maps.items()})
+        judged.append((row.label, to_uint8(generated), maps, found))
+        facts = {'label': row.label, 'generator': row.generator, 'input': row.input, 'discriminators': []}
+        for entry in row.discriminators:
+            numbers = statistics(maps[entry.label].ravel())
+            network = judges[entry.label].network
+            facts['discriminators'].append(
+                {'label': entry.label, 'weights': entry.weights, 'network': network, **numbers}
+            )
+            cells = [f'{numbers[key]:.3g}' for key in ('mean', 'std', 'p05', 'median', 'p95')]
+            first = row.discriminators[0].label
+            cells += [f'{100 * numbers["called_real"]:.1f}%', f'{found.overlap(first, entry.label):.3f}']
+            lines.append([row.label, entry.label, *cells])
+        content.append({**facts, 'overlaps': found.overlaps()})
+
+    columns = max(len(maps) for _, _, maps, _ in judged)
+    width = PAGE / (columns + 2.6)  # of a picture, in inches
+    heights = [width * image.shape[0] / image.shape[1] + 0.85 for _, image, _, _ in judged]
+    figure = new_figure(PAGE, sum(max(height, 1.8) for height in heights))
+    draw(figure, judged, config.log_density)
+    header = ['Image', 'Discriminator', 'Mean', 'Std', '5%', 'Median', '95%', 'Called real', 'Overlap with the first']
+    notes = ['Logits over all pixels of one generated image. Called real: share above 0.', *config.notes]
+    return [
+        *save_figure(figure, folder, 'figure3'),
+        save_json({'rows': content, 'notes': config.notes}, folder, 'figure3'),
+        *save_table(header, lines, notes, folder, 'figure3'),
+    ]
+
+
+if __name__ == '__main__':
+    sys.exit(main(__doc__, Config, work))
