@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from sdakd.images import UnusableError
 from sdakd.networks import Opened
+from sdakd_arch.fast import Plain, accelerate
 from sdakd_arch.tiling import run_tiled
 
 PAD = 40  # tile_pad where the reach is longer or unknown; RRDBNet's hundreds of pixels are reach in name only
@@ -68,6 +69,9 @@ class Upscaler(RealESRGANer):
             torch.save({'params': opened.module.state_dict()}, path)
             device = torch.device(device)
             super().__init__(opened.scale, str(path), None, opened.module, tile, tile_pad, pre_pad, half, device)
+        if device.type == 'cpu' and not half and opened.path.suffix != '.onnx':
+            fast = accelerate(self.model)
+            self.model = self.model if isinstance(fast, Plain) else fast
         if tile_pad is None:
             self.tile_pad = min(reach(opened.network) or PAD, PAD)
         if self.scale < 4:
