@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Runner = Callable[[], torch.Tensor]
 RANDOM = 'random:'
 GENERATORS = ('RRDBNet', 'SRVGGNetCompact')
+SLICES = ('Slice', 'StridedSlice')  # as OpenVINO calls them
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
@@ -101,21 +102,28 @@ def _onnxruntime(graph: Path, image: torch.Tensor, dtype: torch.dtype, threads: 
 def keep_sums_precise(path: Path) -> None:
     """Marks layers of an OpenVINO model (``.xml``) that stay in float32 whatever the inference precision.
 
-    These are additions of two computed tensors, for a residual network's trunk would be rounded again at each of its
-    sums, and all that follows an interpolation, which is few layers. The attribute is the one that OpenVINO's own
-    converters use (``precise``, read by its processor plug-in).
+    These are the sums of a residual network's trunk, which would be rounded again at every one of them, and all that
+    follows an interpolation, which is few layers. The trunk's sums are additions of two computed tensors of which none
+    is a slice of another. The attribute is the one that OpenVINO's own converters use (``precise``, read by its
+    processor plug-in).
     """
     tree = ET.parse(path)
     layers = {layer.get('id'): layer for layer in tree.getroot().find('layers')}
     inputs: dict[str, list[str]] = {}
     followers: dict[str, list[str]] = {}
-    for edge in tree.getroot().find('edges'):
+    for edge in sorted(tree.getroot().find('edges'), key=lambda edge: int(edge.get('to-port'))):
         inputs.setdefault(edge.get('to-layer'), []).append(edge.get('from-layer'))
         followers.setdefault(edge.get('from-layer'), []).append(edge.get('to-layer'))
+
+    def computed(key: str) -> bool:
+        """Whether a layer's output is a feature map: no bias, whose shape is computed, and no slice."""
+        kind = layers[key].get('type')
+        return computed(inputs[key][0]) if kind == 'Reshape' else kind not in ('Const', *SLICES)
+
     marked = {
         key
         for key, layer in layers.items()
-        if layer.get('type') == 'Add' and all(layers[source].get('type') != 'Const' for source in inputs[key])
+        if layer.get('type') == 'Add' and all(computed(source) for source in inputs[key])
     }
     reached = [key for key, layer in layers.items() if layer.get('type') == 'Interpolate']
     behind: set[str] = set()

@@ -1,4 +1,4 @@
-"""`make demo`: the main job on real photographs, from cutting them up to a table and a picture.
+"""`make demo`: the main job on real photographs, from cutting them up to a table, a picture and a report.
 
 The photographs ship inside scikit-image. Trained on: astronaut, coffee, rocket, hubble_deep_field, retina,
 immunohistochemistry. Held out: chelsea and the left image of motorcycle.
@@ -7,11 +7,11 @@ immunohistochemistry. Held out: chelsea and the left image of motorcycle.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
-import json
+import io
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -19,7 +19,9 @@ from pathlib import Path
 
 import yaml
 
-from sdakd import compat
+from sdakd import cli, compat
+from sdakd.results import read_results, write_tables
+from sdakd.results import table as results_table
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ('astronaut', 'coffee', 'rocket', 'hubble_deep_field', 'retina', 'immunohistochemistry')
@@ -53,8 +55,6 @@ def photographs(folder: Path) -> None:
 
 def prepare(folder: Path, scale: int) -> None:
     """Cuts the photographs into training and validation pairs, by the commands that a user would type."""
-    from sdakd import cli
-
     cut = ['--crop_size', '160', '--step', '140']
     key = folder / 'cut.txt'
     if folder.exists() and not (key.exists() and key.read_text() == ' '.join(cut)):
@@ -127,89 +127,56 @@ def train(opt: dict, name: str, out: Path, changes: list[str]) -> Path:
     return models
 
 
-def measure(models: dict, data: Path, scale: int) -> tuple[list[dict], dict]:
-    """Quality on the held-out photographs and cost of every model.
-
-    Args:
-        models: Network with its options by the name of its row; None for bicubic interpolation.
-        data: Folder of the validation pairs.
-        scale: Factor.
-
-    Returns:
-        A row per model (PSNR and SSIM on the Y channel without a border of ``scale`` pixels, NIQE, all by BasicSR;
-        milliseconds are the median for 64x64 input pixels, models in turn), and the images by photograph and model.
-    """
-    import cv2
-    import torch
-    from basicsr.metrics import calculate_niqe, calculate_psnr, calculate_ssim
-    from basicsr.utils import img2tensor, tensor2img
-    from basicsr.utils.matlab_functions import imresize
-
-    from sdakd_arch.width import cost
-
-    rows, images = [], {}
-    for name, model in models.items():
-        scores = {'psnr': [], 'ssim': [], 'niqe': []}
-        for path in sorted((data / 'gt').glob('*.png')):
-            gt = cv2.imread(str(path))
-            lq = cv2.imread(str(data / 'lq' / path.name)).astype('float32') / 255
-            if model is None:
-                result = (imresize(lq, scale).clip(0, 1) * 255).round().astype('uint8')
-            else:
-                with torch.no_grad():
-                    result = tensor2img([model[0](img2tensor(lq).unsqueeze(0))])
-            images.setdefault(path.stem, {'ground truth': gt})[name] = result
-            scores['psnr'].append(calculate_psnr(result, gt, scale, test_y_channel=True))
-            scores['ssim'].append(calculate_ssim(result, gt, scale, test_y_channel=True))
-            scores['niqe'].append(float(calculate_niqe(result, scale)))
-        row = {'model': name, **{metric: statistics.mean(values) for metric, values in scores.items()}}
-        if model is not None:
-            row['parameters'], row['macs'] = cost(model[1])
-        rows.append(row)
-    times: dict[str, list[float]] = {name: [] for name, model in models.items() if model is not None}
-    image = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        for turn in range(13):
-            for name in times:
-                begin = time.perf_counter()
-                models[name][0](image)
-                if turn >= 3:  # the first turns warm up
-                    times[name].append(1000 * (time.perf_counter() - begin))
-    for row in rows:
-        if row['model'] in times:
-            row['milliseconds'] = statistics.median(times[row['model']])
-    return rows, images
+def measure(models: dict[str, str], data: Path, scale: int, results: Path) -> None:
+    """Quality on the held-out photographs and time of every model, by the commands that a user would type."""
+    named = [f'{name}={source}' for name, source in models.items()]
+    networks = [word for word in named if not word.endswith('=bicubic')]
+    quality = ['-d', f'held-out={data / "gt"}:{data / "lq"}', '--scale', str(scale), '--teacher', 'teacher']
+    for words in (
+        ['evaluate', '-m', *named, *quality, '-o', str(results)],
+        ['bench', '-m', *networks, '--backends', 'eager', 'fast', '-o', str(results)],
+    ):
+        with contextlib.redirect_stdout(io.StringIO()):  # the tables are shown as one
+            status = cli.main(words)
+        if status:
+            raise SystemExit(status)
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as Markdown."""
-    lines = ['| model | PSNR-Y | SSIM-Y | NIQE | parameters | GMACs | ms |', '|---|--:|--:|--:|--:|--:|--:|']
-    for row in rows:
-        quality = f'{row["psnr"]:.2f} | {row["ssim"]:.4f} | {row["niqe"]:.2f}'
-        cost = '- | - | -'
-        if 'parameters' in row:
-            cost = f'{row["parameters"]:,d} | {row["macs"] / 1e9:.3f} | {row["milliseconds"]:.1f}'
-        lines.append(f'| {row["model"]} | {quality} | {cost} |')
-    return '\n'.join(lines)
+def table(results: dict) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what ``evaluate`` and ``bench`` measured, a row per model."""
+    scores = {(s['model'], s['metric'], s['reference']): s['mean'] for s in results['evaluate']['scores']}
+    runs = (r for r in results['bench']['runs'] if r['precision'] == 'fp32')
+    times = {(r['model'], r['backend']): r['median_ms'] for r in runs}
+    header = ['model', 'PSNR-Y', 'SSIM-Y', 'NIQE', 'PSNR-Y to the teacher', 'parameters', 'GMACs', 'ms', 'ms, fast']
+    columns = [('psnr', 'gt', '.2f'), ('ssim', 'gt', '.4f'), ('niqe', None, '.2f'), ('psnr', 'teacher', '.2f')]
+    rows = []
+    for model in results['evaluate']['models']:
+        name = model['name']
+        cells = [(scores.get((name, metric, reference)), form) for metric, reference, form in columns]
+        cells += [(model['parameters'], ',d'), (model['macs'] and model['macs'] / 1e9, '.3f')]
+        cells += [(times.get((name, backend)), '.1f') for backend in ('eager', 'fast')]
+        rows.append([name, *('-' if value is None else format(value, form) for value, form in cells)])
+    return header, rows
 
 
-def picture(images: dict, names: list[str], path: Path) -> None:
+def picture(results: Path, names: list[str], path: Path) -> None:
     """Writes one strip per photograph: the whole with its crop marked, then the crop from every model, enlarged."""
-    import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=16)
     side, gap, label = 288, 8, 26
     strips = []
-    for photograph, by_model in images.items():
+    for photograph, files in read_results(results)['evaluate']['pictures']['held-out'].items():
         left, top, width, height = CROPS[photograph]
-        whole = Image.fromarray(by_model['ground truth'][..., ::-1])
-        ImageDraw.Draw(whole).rectangle((left, top, left + width, top + height), outline=(255, 60, 0), width=3)
+        box = (left, top, left + width, top + height)
+        images = {name: Image.open(results / file).convert('RGB') for name, file in files['models'].items()}
+        images['ground truth'] = Image.open(results / files['gt']).convert('RGB')
+        whole = images['ground truth'].copy()
+        ImageDraw.Draw(whole).rectangle(box, outline=(255, 60, 0), width=3)
         whole.thumbnail((side * 3 // 2, side))
         cells = [(photograph, whole)]
         for name in [*names, 'ground truth']:
-            crop = by_model[name][top : top + height, left : left + width, ::-1]
-            cells.append((name, Image.fromarray(np.ascontiguousarray(crop)).resize((side, side), Image.NEAREST)))
+            cells.append((name, images[name].crop(box).resize((side, side), Image.Resampling.NEAREST)))
         strip = Image.new('RGB', (sum(cell.width + gap for _, cell in cells), side + label), 'white')
         x = 0
         for text, cell in cells:
@@ -233,7 +200,7 @@ def main() -> int:
     args = parser.parse_args()
     begun = time.time()
     compat.import_basicsr()
-    from sdakd_arch.weights import describe, infer_network, load_into, read_weights
+    from sdakd_arch.weights import describe, infer_network, read_weights
     from sdakd_arch.width import build, scale_of
     from sdakd_arch.zoo import ensure_file
 
@@ -265,30 +232,24 @@ def main() -> int:
 
     step(5, 'Measuring on the held-out photographs')
 
-    def load(path: Path, options: dict):
-        net = build(options, str(path)).eval()
-        load_into(net, read_weights(path, 'params_ema'), path, str(path))
-        return net, options
-
     iters = [stage['iters'] for stage in opt['train']['stages'].values()]
-    student = opt['network_g']
     models = {
-        'bicubic': None,
-        'teacher': load(teacher, network),
-        'SDAKD, end of stage 2': load(sdakd / f'net_g_{sum(iters[:2])}.pth', student),
-        'student without teacher': load(plain / 'net_g_latest.pth', student),
-        'SDAKD student': load(sdakd / 'net_g_latest.pth', student),
+        'bicubic': 'bicubic',
+        'teacher': str(teacher),
+        'SDAKD, end of stage 2': str(sdakd / f'net_g_{sum(iters[:2])}.pth'),
+        'student without teacher': str(plain / 'net_g_latest.pth'),
+        'SDAKD student': str(sdakd / 'net_g_latest.pth'),
     }
-    rows, images = measure(models, data / f'val_x{scale}', scale)
-    markdown = table(rows)
-    (out / 'table.md').write_text(markdown + '\n')
-    facts = {'scale': scale, 'seed': args.seed, 'teacher': describe(network), 'student': describe(student)}
-    (out / 'results.json').write_text(json.dumps({**facts, 'rows': rows}, indent=2) + '\n')
-    picture(images, ['bicubic', 'teacher', 'student without teacher', 'SDAKD student'], out / 'comparison.png')
+    results = out / 'results'
+    measure(models, data / f'val_x{scale}', scale, results)
+    header, rows = table(read_results(results))
+    write_tables(out, 'table', header, rows)
+    picture(results, ['bicubic', 'teacher', 'student without teacher', 'SDAKD student'], out / 'comparison.png')
     shutil.copyfile(sdakd / 'net_g_latest.pth', out / 'student.pth')
-    say(f'\n{markdown}\n')
+    cli.main(['report', '-i', str(results), '-o', str(out / 'report.html')])
+    say('\n' + results_table(header, rows))
     say('PSNR and SSIM: higher is closer to the photograph. NIQE: lower looks more natural. Cost: 64x64 pixels.')
-    for name in ('comparison.png', 'table.md', 'results.json', 'student.pth'):
+    for name in ('report.html', 'comparison.png', 'table.md', 'results/results.json', 'student.pth'):
         say(f'  {os.path.relpath(out / name)}')
     say(f'{time.time() - begun:.0f} seconds')
     return 0

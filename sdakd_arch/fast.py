@@ -1,17 +1,17 @@
 """Inference in PyTorch as fast as a processor allows, from the weights that a network has.
 
-Narrow networks waste a wide processor. A convolution to 4 channels fills 4 of the 16 lanes of an AVX-512 register, and in
-dense blocks the activation, the residual and the concatenation each move as much memory as the convolution. Three things
-help, and none changes what is computed but for the order of additions:
+Narrow networks waste a wide processor. A convolution to 4 channels fills 4 of the 16 lanes of an AVX-512 register, and
+in dense blocks the activation, the residual and the concatenation each move as much memory as the convolution. Three
+things help, and none changes what is computed but for the order of additions:
 
-* Pixels beside channels. In channels-last memory, s neighbouring pixels of c channels are one pixel of s * c channels. A
-  3x3 convolution to c channels is therefore a convolution with a 3 x (s + 2) kernel and stride s in x, to s * c channels,
-  whose output is the same memory read otherwise. It multiplies (s + 2) / 3 times as much, zeros included, and fills s
-  times as many lanes.
-* oneDNN convolutions with reordered weights that apply the activation before they write: the operators that
+* Pixels beside channels. In channels-last memory, s neighbouring pixels of c channels are one pixel of s * c channels.
+  A 3x3 convolution to c channels is therefore one to s * c channels with a 3 x (s + 2) kernel and stride s in x, whose
+  output is the same memory read otherwise. It multiplies (s + 2) / 3 times as much, zeros included, and fills s times
+  as many lanes.
+* oneDNN's convolutions with reordered weights that apply the activation before they write: the operators that
   torch.compile uses on processors, without its need for a compiler.
-* RRDBNet's residuals, `0.2 * y + x`, are part of a block's last convolution: weights times 0.2, plus the identity in the
-  kernel's centre.
+* RRDBNet's residuals, `0.2 * y + x`, are part of a block's last convolution: weights times 0.2, plus the identity in
+  the kernel's centre.
 """
 
 from __future__ import annotations
