@@ -264,10 +264,10 @@ def _write(output: str, content: dict) -> None:
     results.write_tables(output, 'bench', HEADER, rows)
     sys.stdout.write(results.table(HEADER, rows))
     teacher, cuda = content['teacher'], content['device'] != 'cpu'
-    where = content['device'] if cuda else f'{content["cpu"]}, {content["threads"]} threads'
+    where = content['device'] if cuda else f'{content["cpu"]}, threads: {content["threads"]}'
     basis = f'ratio: to eager fp32 of {teacher}; ' if teacher else ''
     sys.stdout.write(
-        f'{where}; input {content["size"]}x{content["size"]}. ms: median of {content["rounds"]} rounds, with '
+        f'{where}; input {content["size"]}x{content["size"]}. ms: median (rounds: {content["rounds"]}), with '
         f"percentiles; {basis}GMACs: half of torch's flop count; MiB: growth at the peak, "
         f"{'on the GPU' if cuda else 'in a process of its own'}; PSNR: in dB to the model's own eager fp32 output.\n"
     )

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='border that PSNR, SSIM and NIQE leave out (default: the scale)',
     )
     add('--rgb', action='store_true', help='PSNR and SSIM on RGB instead of Y')
-    add('--backbone', metavar='KIND:FILE', help='for fd: squeezenet, alexnet or vgg19 with its weights file in '
+    add('--backbone', metavar='KIND:FILE', help='for fd: squeezenet, alexnet, vgg16 or vgg19 with its weights file in '
         "torchvision's key names; squeezenet-caffe etc. for one that takes BGR in 0..255")  # fmt: skip
     add('-t', '--tile', type=_whole('-t'), help='side of a tile in input pixels, 0 for none (default: 384 for inputs '
         'of more than 512x512 pixels)')  # fmt: skip

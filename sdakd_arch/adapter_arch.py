@@ -34,19 +34,38 @@ class ChannelMLP(nn.Sequential):
 
 
 @ARCH_REGISTRY.register()
+class Connector(nn.Sequential):
+    """1x1 convolution without bias, batch normalisation, ReLU: how OMGD (ICCV 2021) and DCD (arXiv 2212.14169) adapt.
+
+    Args:
+        in_ch: Channels of the feature map that comes in.
+        out_ch: Channels that it is brought to.
+
+    Shape: ``(N, in_ch, H, W)`` to ``(N, out_ch, H, W)``.
+    """
+
+    def __init__(self, in_ch: int, out_ch: int) -> None:
+        super().__init__(nn.Conv2d(in_ch, out_ch, 1, bias=False), nn.BatchNorm2d(out_ch), nn.ReLU())
+        nn.init.kaiming_normal_(self[0].weight, mode='fan_out')  # N(0, sqrt(2 / n)), as DCD publishes
+
+
+@ARCH_REGISTRY.register()
 class AdapterBank(nn.Module):
-    """One :class:`ChannelMLP` for every pair of tapped layers.
+    """One adapter for every pair of tapped layers.
 
     Args:
         channels: For each student tap, by name, the numbers of channels ``(student, teacher)``.
-        hidden_ratio: See :class:`ChannelMLP`.
+        hidden_ratio: See :class:`ChannelMLP`; None makes every adapter a :class:`Connector`.
     """
 
-    def __init__(self, channels: Mapping[str, tuple[int, int]], hidden_ratio: float = 1.0) -> None:
+    def __init__(self, channels: Mapping[str, tuple[int, int]], hidden_ratio: float | None = 1.0) -> None:
         super().__init__()
         # a parameter's name may hold no dot, a module path does
         self.adapters = nn.ModuleDict(
-            {self._key(name): ChannelMLP(*pair, hidden_ratio=hidden_ratio) for name, pair in channels.items()}
+            {
+                self._key(name): Connector(*pair) if hidden_ratio is None else ChannelMLP(*pair, hidden_ratio)
+                for name, pair in channels.items()
+            }
         )
 
     @staticmethod

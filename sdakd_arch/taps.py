@@ -81,7 +81,7 @@ class FeatureTaps:
         self._recorded.clear()
 
 
-def default_taps(network: nn.Module, count: int = 4) -> list[str]:
+def default_taps(network: nn.Module, count: int = 4, where: str = 'train:feature_opt:layers') -> list[str]:
     """The taps used where the options name none: ``count`` depths, evenly spread over the network's trunk.
 
     RRDBNet: outputs of residual blocks. SRVGGNetCompact: outputs of activations. Four depths follow the papers that
@@ -99,6 +99,6 @@ def default_taps(network: nn.Module, count: int = 4) -> list[str]:
         def name(index: int) -> str:
             return f'body.{2 * (index + 1) + 1}'  # convolution and activation alternate, the first pair is the stem
     else:
-        raise UserError(f'train:feature_opt:layers: {kind} has no default taps, list the modules to compare.')
+        raise UserError(f'{where}: {kind} has no default taps, list the modules to compare.')
     count = min(count, depth)
     return [name(math.ceil(depth * (i + 1) / count) - 1) for i in range(count)]

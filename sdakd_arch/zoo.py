@@ -14,8 +14,8 @@ from sdakd.compat import UserError
 
 _REAL_ESRGAN = 'https://github.com/xinntao/Real-ESRGAN/releases/download'
 
-# file name -> URL: Real-ESRGAN's releases; torchvision's VGG19 for BasicSR's perceptual loss and AlexNet for LPIPS;
-# torch-fidelity's InceptionV3 for FID
+# file name -> URL: Real-ESRGAN's releases; torchvision's VGG19 for BasicSR's perceptual loss, VGG16 and
+# SqueezeNet for perceptual backbones and AlexNet for LPIPS; torch-fidelity's InceptionV3 for FID
 URLS = {
     'RealESRGAN_x4plus.pth': f'{_REAL_ESRGAN}/v0.1.0/RealESRGAN_x4plus.pth',
     'RealESRGAN_x2plus.pth': f'{_REAL_ESRGAN}/v0.2.1/RealESRGAN_x2plus.pth',
@@ -27,6 +27,8 @@ URLS = {
     'realesr-animevideov3.pth': f'{_REAL_ESRGAN}/v0.2.5.0/realesr-animevideov3.pth',
     'realesr-general-x4v3.pth': f'{_REAL_ESRGAN}/v0.2.5.0/realesr-general-x4v3.pth',
     'vgg19-dcbb9e9d.pth': 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth',
+    'vgg16-397923af.pth': 'https://download.pytorch.org/models/vgg16-397923af.pth',
+    'squeezenet1_1-b8a52dc0.pth': 'https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth',
     'alexnet-owt-7be5be79.pth': 'https://download.pytorch.org/models/alexnet-owt-7be5be79.pth',
     'weights-inception-2015-12-05-6726825d.pth': 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
     'weights-inception-2015-12-05-6726825d.pth',

@@ -7,6 +7,6 @@ from sdakd.compat import import_basicsr
 
 import_basicsr()
 
-from sdakd_losses import feature_loss  # noqa: E402
+from sdakd_losses import crd_loss, dcd_loss, feature_loss, imitation_loss, omgd_loss  # noqa: E402
 
-__all__ = ['feature_loss']
+__all__ = ['crd_loss', 'dcd_loss', 'feature_loss', 'imitation_loss', 'omgd_loss']

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from sdakd.compat import UserError, near
-from sdakd_arch.weights import load_into, read_weights
+from sdakd.compat import UserError
+from sdakd_arch.backbones import CAFFE, IMAGENET, convolutions, load_convolutions, split_name
+from sdakd_arch.weights import read_weights
 from sdakd_arch.zoo import URLS, ensure_file
 
 PATCH, STRIDE = 64, 32  # side of a patch and distance from one to the next, in pixels
-BACKBONES = {'squeezenet': 'squeezenet1_1', 'alexnet': 'alexnet', 'vgg19': 'vgg19'}  # what users write -> torchvision
 # the same file under torch-fidelity's name and pytorch-fid's; a name ends in the first digits of the file's SHA-256
 INCEPTION = ('weights-inception-2015-12-05-6726825d.pth', 'pt_inception-2015-12-05-6726825d.pth')
 ALEXNET = ('alexnet-owt-7be5be79.pth',)
@@ -172,7 +172,7 @@ class PatchBackbone(nn.Module):
     """The convolutions of a torchvision classifier over patches; averaged over each patch's positions.
 
     Args:
-        kind: A key of :data:`BACKBONES`.
+        kind: A key of ``sdakd_arch.backbones.BACKBONES``.
         caffe: Whether it takes BGR in 0..255 minus (104, 117, 123), as Caffe's models do, instead of torchvision's
             RGB in [0, 1], normalised by ImageNet's mean and standard deviation.
         patch: Side of a patch in pixels.
@@ -181,16 +181,14 @@ class PatchBackbone(nn.Module):
 
     def __init__(self, kind: str, caffe: bool, patch: int = PATCH, stride: int = STRIDE) -> None:
         super().__init__()
-        import torchvision
-
         self.kind, self.patch, self.stride = kind, patch, stride
-        self.features = getattr(torchvision.models, BACKBONES[kind])(weights=None).features
-        mean, deviation = ((104, 117, 123), (1, 1, 1)) if caffe else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        self.features = convolutions(kind)
+        mean, deviation = (CAFFE, (1, 1, 1)) if caffe else IMAGENET
         unit = 1 if caffe else 255
         self.caffe = caffe
         self.register_buffer('shift', torch.tensor(mean).view(3, 1, 1) * unit, persistent=False)
         self.register_buffer('divisor', torch.tensor(deviation).view(3, 1, 1) * unit, persistent=False)
-        self.requires_grad_(False).eval()
+        self.eval()
 
     def patches(self, image: np.ndarray) -> np.ndarray:
         """The patches of ``(H, W, 3)`` as ``(n, 3, patch, patch)``; none if the image is smaller than one."""
@@ -227,12 +225,9 @@ def read_backbone(spec: object, where: str) -> tuple[str, bool, str]:
         UserError: It is not of this form.
     """
     name, colon, file = str(spec).partition(':')
-    kind = name.removesuffix('-caffe')
     if not colon or not file:
         raise UserError(f'{where}: write KIND:FILE, for example squeezenet:squeezenet1_1-b8a52dc0.pth, not {spec!r}.')
-    if kind not in BACKBONES:
-        raise UserError(f'{where}: no backbone is called {kind!r}; {near(kind, BACKBONES)}.')
-    return kind, kind != name, file
+    return *split_name(name, where), file
 
 
 def open_backbone(spec: object, where: str) -> PatchBackbone:
@@ -242,12 +237,8 @@ def open_backbone(spec: object, where: str) -> PatchBackbone:
         UserError: Another form, an unknown kind, a missing or damaged file, or one that holds another network.
     """
     kind, caffe, file = read_backbone(spec, where)
-    state = {key: tensor for key, tensor in read_weights(file, where=where).items() if key.startswith('features.')}
     network = PatchBackbone(kind, caffe)
-    try:
-        load_into(network, state, file, where)
-    except UserError:
-        raise UserError(f"{where}: {file} does not hold torchvision's {BACKBONES[kind]}; name its file.") from None
+    load_convolutions(network.features, kind, file, where)
     return network
 
 

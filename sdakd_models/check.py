@@ -25,7 +25,7 @@ from sdakd_models.wiring import active_terms, needed_teachers, teacher_network, 
 
 KNOWN_TOP_LEVEL = {
     'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'teacher',
-    'discriminators', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters',
+    'teachers', 'discriminators', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters',
 }  # fmt: skip
 DEGRADATION = (
     'resize_prob', 'resize_range', 'gaussian_noise_prob', 'noise_range', 'poisson_scale_range', 'gray_noise_prob',
@@ -54,8 +54,8 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
         raise UserError(f'train:total_iter: the stages last {plan.total_iter:,d} iterations; leave this key out.')
     names = check_terms(opt, plan)
     check_optimizers(train)
-    check_networks(opt, names)
-    if 'perceptual' in names:
+    check_networks(opt, plan, names)
+    if 'perceptual' in names and opt['train']['perceptual_opt']['type'] == 'PerceptualLoss':
         check_vgg(opt['train']['perceptual_opt'], root_path)
     check_validation(opt)
     if 'RealESRGAN' in opt['model_type'] and opt.get('high_order_degradation', True):
@@ -89,8 +89,9 @@ def resolve_paths(opt: dict, root_path: str) -> None:
     for key, value in opt['path'].items():
         if 'pretrain_network' in key or key == 'resume_state':
             opt['path'][key] = absolute(value)
-    blocks = (opt.get('teachers'), opt.get('discriminators'))
-    for block in (opt.get('teacher'), *(entry for entries in blocks for entry in (entries or {}).values())):
+    blocks = (opt.get('teachers'), opt.get('discriminators'), opt.get('train'))
+    entries = [entry for block in blocks if isinstance(block, dict) for entry in block.values()]
+    for block in (opt.get('teacher'), *entries):
         if isinstance(block, dict) and block.get('weights'):
             block['weights'] = absolute(block['weights'])
 
@@ -127,13 +128,20 @@ def check_terms(opt: Mapping, plan: Plan) -> set[str]:
         if any(stage.terms.count(term) > 1 for term in stage.terms):
             raise UserError(f'{where}:terms: a term stands twice in {stage.terms}.')
         heard = [t for t in active if t in TERMS or discriminators[t.partition(':')[2] or 'student'].listens]
-        if not heard:
-            raise UserError(f'{where}:terms: no term is left that trains the student.')
+        if not heard and stage.lr_g is not None:
+            raise UserError(
+                f'{where}:terms: no term is left that trains the student; where only discriminators learn, leave lr_g '
+                'out.'
+            )
+        if heard and stage.lr_g is None:
+            raise UserError(f'{where}:lr_g: the key is missing, but a term trains the student ({heard[0]}).')
         learning = [t for t in active if t not in TERMS and discriminators[t.partition(':')[2] or 'student'].learns]
         if learning and stage.lr_d is None:
             raise UserError(
                 f'{where}:lr_d: the key is missing, but a discriminator learns in this stage ({learning[0]}).'
             )
+        if not heard and not learning:
+            raise UserError(f'{where}:terms: no term is left that trains the student or a discriminator.')
         used.update(active)
     return used
 
@@ -166,9 +174,17 @@ def check_optimizers(train: Train) -> None:
             raise UserError(f'train:{key}: {error}.') from None
 
 
-def check_networks(opt: dict, names: set[str]) -> None:
-    """Student, teacher and discriminators can be built, their files fit, their sizes agree."""
+def check_student(opt: dict, plan: Plan) -> nn.Module | None:
+    """The student can be built and its file fits; None for a run that trains discriminators only."""
     path = opt['path']
+    if not opt.get('network_g'):
+        if plan.trains_student:
+            raise UserError('network_g: the key is missing.')
+        if opt.get('val'):
+            raise UserError('val: there is no student (network_g) to validate, leave the block out.')
+        return None
+    if not plan.trains_student:
+        raise UserError('network_g: no stage trains the student; leave network_g out, or give a stage its lr_g.')
     student = build(opt['network_g'], 'network_g')
     if path.get('pretrain_network_g') and not path.get('resume_state'):
         file = path['pretrain_network_g']
@@ -185,7 +201,12 @@ def check_networks(opt: dict, names: set[str]) -> None:
     scale = scale_of(student, 'network_g')
     if opt.setdefault('scale', scale) != scale:
         raise UserError(f'scale: the options say {opt["scale"]}, but network_g enlarges {scale} times.')
+    return student
 
+
+def check_networks(opt: dict, plan: Plan, names: set[str]) -> None:
+    """Student, teacher and discriminators can be built, their files fit, their sizes agree."""
+    student, path = check_student(opt, plan), opt['path']
     discriminators = used_discriminators(opt, names)
     teachers = {}
     for name in needed_teachers(opt, names, discriminators):
@@ -194,18 +215,22 @@ def check_networks(opt: dict, names: set[str]) -> None:
             ensure_file(read_teachers(opt)[name].weights, f'{where}:weights')
         teachers[name] = teacher_network(opt, name)
         teacher_scale = scale_of(teachers[name], where)
+        scale = opt.setdefault('scale', teacher_scale)
         if teacher_scale != scale:
+            other = 'the options say scale:' if student is None else 'network_g'
             raise UserError(
-                f'{where}: it enlarges {teacher_scale} times and network_g {scale} times; student and teacher must '
-                'agree.'
+                f'{where}: it enlarges {teacher_scale} times and {other} {scale} times; student and teacher must agree.'
             )
 
+    scale = opt.get('scale', 1)
     gt_size = opt.get('gt_size') or opt['datasets'].get('train', {}).get('gt_size') or 128
     if not isinstance(gt_size, int) or gt_size % scale:
         raise UserError(f'datasets:train:gt_size: the crop of {gt_size} must be a multiple of scale {scale}.')
     judges = {}
     for name, entry in discriminators.items():
         where = 'network_d' if name == 'student' else f'discriminators:{name}:network'
+        if student is None and entry.learns and 'student' in entry.fake:
+            raise UserError(f'discriminators:{name}:fake: it names the student, but there is no network_g.')
         network = build(entry.network, where)
         if entry.weights and not (name == 'student' and path.get('resume_state')):
             key = 'path:pretrain_network_d' if name == 'student' else f'discriminators:{name}:weights'
@@ -220,7 +245,9 @@ def check_networks(opt: dict, names: set[str]) -> None:
             raise UserError(f'{where}: it does not take images of {gt_size}x{gt_size} pixels ({reason}).') from None
         judges[name] = network
     for name in sorted(names & TERMS.keys()):
-        TERMS[name].check_networks(opt['train'][TERMS[name].option], student, teachers, judges)
+        options = opt['train'][TERMS[name].option]
+        TERMS[name].check_networks(options, student, teachers, judges)
+        TERMS[name].check_crop(options, gt_size // scale, student, teachers, judges)
 
 
 def check_vgg(options: Mapping, root_path: str) -> None:

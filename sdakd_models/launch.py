@@ -180,7 +180,7 @@ def _distribute(opt: dict, args: argparse.Namespace) -> None:
 
 def _complete(opt: dict, args: argparse.Namespace, root_path: str, is_train: bool) -> None:
     """What BasicSR derives from the options: seed, phases, folders, debug values; and the state to resume from."""
-    for key in ('name', 'model_type', 'datasets', 'network_g'):
+    for key in ('name', 'model_type', 'datasets', *(() if is_train else ('network_g',))):
         if not opt.get(key):
             raise UserError(f'{key}: the key is missing.')
     lookup(MODEL_REGISTRY, opt['model_type'], 'model_type')

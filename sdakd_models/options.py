@@ -48,6 +48,44 @@ class Features(Struct):
     ] = 1.0
 
 
+class OMGD(Struct):
+    """What ``train:omgd_opt`` holds besides the arguments of its loss."""
+
+    teachers: Annotated[
+        list[str], Meta(min_length=1, description='Whom the student imitates: `teacher`, entries of `teachers`.')
+    ] = msgspec.field(default_factory=lambda: ['teacher'])
+    layers: Annotated[
+        dict[str, list[str] | dict[str, str]] | None,
+        Meta(description="By teacher: taps, or student tap: teacher tap; `[]` leaves that teacher's features out."),
+    ] = None
+
+
+class Imitation(Struct):
+    """What ``train:imitation_opt`` holds besides the arguments of its loss."""
+
+    teachers: Annotated[
+        list[str], Meta(min_length=1, description='Whose images count: `teacher`, entries of `teachers`.')
+    ] = msgspec.field(default_factory=lambda: ['teacher'])
+
+
+class DCD(Struct):
+    """What ``train:dcd_opt`` holds besides the arguments of its loss."""
+
+    layers: Annotated[list[str] | dict[str, str] | None, Meta(description='Taps, or student tap: teacher tap.')] = None
+    discriminator: Annotated[str, Meta(description='Entry of `discriminators` that looks at the maps.')] = 'teacher'
+    discriminator_layer: Annotated[str, Meta(description='Where the maps are compared in it, a tap.')] = 'conv9:input'
+    teacher_connector: Annotated[
+        Literal['normalised', 'fixed'],
+        Meta(description="Batch normalisation of the teacher's connector: with the batch's values, or at its start."),
+    ] = 'normalised'
+    mlp: Annotated[
+        bool, Meta(description="An MLP and the teacher's connector in place of the student's: modified DCD.")
+    ] = False
+    hidden_ratio: Annotated[
+        float, Meta(ge=0, description="Hidden width of the MLPs over the teacher's channels; 0: linear.")
+    ] = 1.0
+
+
 class Train(Struct, forbid_unknown_fields=True):
     """The block ``train:`` without the options of the terms (``<term>_opt``)."""
 
@@ -96,7 +134,7 @@ def typed(struct: type[T], value: object, where: str) -> T:
             raise UserError(f'{where}: unknown key {key!r}; {near(str(key), fields)}.')
     for field in msgspec.structs.fields(struct):
         inner = value.get(field.encode_name)
-        choices = {cls.__struct_config__.tag: cls for cls in _structs(field.type)}
+        choices = {tag: cls for cls in _structs(field.type) if (tag := cls.__struct_config__.tag) is not None}
         if isinstance(inner, Mapping) and choices:
             if inner.get('type') not in choices:
                 kind = inner.get('type')
@@ -108,7 +146,7 @@ def typed(struct: type[T], value: object, where: str) -> T:
     try:
         return msgspec.convert(value, struct, strict=False)
     except msgspec.ValidationError as error:
-        reason, _, at = str(error).partition(' - at `$')
+        reason, _, at = str(error).replace(' | null`', '`').partition(' - at `$')
         key = at.rstrip('`').replace('[...]', '').replace('.', ':').lstrip(':')
         shown = value.get(key.split('[')[0])
         given = f', given {shown!r}' if shown is not None and 'required' not in reason else ''

@@ -10,6 +10,7 @@ from basicsr.losses import build_loss
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from sdakd_losses.overlap import overlap
 from sdakd_models.options import Discriminator, gan_term
 from sdakd_models.stages import Stage
 
@@ -64,6 +65,8 @@ class Player:
         self.optimizer = kind(bare.parameters(), lr=0.0, **values)
 
     def learns_in(self, stage: Stage) -> bool:
+        if (stage.lr_g if self.side == 'g' else stage.lr_d) is None:
+            return False
         return not self.terms or any(term in stage.terms for term in self.terms)
 
     def forget(self) -> None:
@@ -140,3 +143,16 @@ class Adversary:
         log[f'l_d_fake{self.suffix}'] = torch.stack(losses).sum()
         log[f'out_d_fake{self.suffix}'] = torch.stack(verdicts).mean()
         return log
+
+    def diagnose(self, context: Context) -> dict[str, torch.Tensor]:
+        """Where the teacher's images are the real ones: how much its outputs on them and on the ground truth overlap.
+
+        Where they do not (AKDG's finding at small batches), it leads the student away from the ground truth. Nothing
+        moves: the passes are those of evaluation mode.
+        """
+        if self.player is None or self.facts.real != 'teacher':
+            return {}
+        self.bare.eval()
+        with torch.no_grad():
+            teacher, real = self.bare(context.teacher), self.bare(context.target('gan'))
+        return {f'out_d_overlap{self.suffix}': overlap(teacher, real)}

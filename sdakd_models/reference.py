@@ -7,7 +7,7 @@ import typing
 
 import msgspec
 
-from sdakd_models.options import Discriminator, Features, Teacher, Train
+from sdakd_models.options import DCD, OMGD, Discriminator, Features, Imitation, Teacher, Train
 from sdakd_models.stages import CosineAnnealingLR, MultiStepLR, Stage
 from sdakd_models.terms import TERMS
 
@@ -38,7 +38,11 @@ _DISCRIMINATORS = """\
 | `gan:<name>` | its `gan_opt`, or `train:gan_opt` | The verdict of an entry of `discriminators`. |
 
 A term goes from all stages with one line: `perceptual_opt: ~`. Logged are `l_g_<term>`, and for every discriminator
-`l_d_real`, `l_d_fake`, `out_d_real` and `out_d_fake`, with `_<name>` for entries of `discriminators`.
+`l_d_real`, `l_d_fake`, `out_d_real` and `out_d_fake`, with `_<name>` for entries of `discriminators`. One with
+`real: teacher` also logs `out_d_overlap_<name>`: how much its outputs on the teacher's images and on the ground truth
+overlap, 1 for equal distributions and 0 for separate ones.
+
+A run without `network_g`, whose stages have no `lr_g`, trains discriminators only.
 
 A tap is a dotted module name, `body.5` (its output) or `conv9:input` (its input). Without `layers`, four depths evenly
 spread over the trunk are taken: outputs of residual blocks (RRDBNet) or of activations (SRVGGNetCompact).
@@ -79,7 +83,8 @@ def _section(title: str, struct: type[msgspec.Struct]) -> str:
         shown = 'required' if default is msgspec.NODEFAULT else '~' if default is None else f'`{default}'.lower() + '`'
         if isinstance(default, (dict, list)):
             shown = f'`{str(default).replace(chr(39), "")}`'
-        meaning = typing.get_args(kinds[field.name])[1].description
+        # an alias that is annotated itself brings its bounds along, before the description
+        meaning = typing.get_args(kinds[field.name])[-1].description
         lines.append(f'| `{field.encode_name}` | {_kind(kinds[field.name])} | {shown} | {meaning} |')
     return '\n'.join(lines) + '\n'
 
@@ -93,6 +98,9 @@ def reference() -> str:
         ('MultiStepLR', MultiStepLR),
         ('CosineAnnealingLR', CosineAnnealingLR),
         ('train: feature_opt', Features),
+        ('train: omgd_opt', OMGD),
+        ('train: imitation_opt', Imitation),
+        ('train: dcd_opt', DCD),
         ('discriminators: an entry', Discriminator),
     ]
     terms = [f'| `{name}` | `train:{cls.option}` | {cls.__doc__.strip()} |\n' for name, cls in TERMS.items()]

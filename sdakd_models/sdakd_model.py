@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -29,12 +31,25 @@ from sdakd_models.terms import TERMS, Context, term_options
 from sdakd_models.wiring import active_terms, needed_teachers, teacher_network, used_discriminators
 
 
+def peak_memory(device: torch.device) -> float | None:
+    """The most memory that this process has held, in MiB: torch's on a GPU, all of it on a CPU; None on Windows."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if importlib.util.find_spec('resource') is None:
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == 'darwin' else 2**10)  # bytes there, KiB elsewhere
+
+
 @MODEL_REGISTRY.register()
 class SDAKDModel(SRModel):
     """Distils a super-resolution GAN into a narrow student in stages, on paired data.
 
     The option file adds ``teacher:``, ``train:stages:`` and, where wanted, ``discriminators:`` to BasicSR's keys; see
     ``docs/options.md``. Checkpoints are BasicSR's: ``net_g_<iteration>.pth`` with ``params`` and ``params_ema``.
+    Without ``network_g`` only discriminators are trained, on the teacher's images.
 
     Raises:
         UserError: The options contradict themselves or the files they name.
@@ -43,16 +58,17 @@ class SDAKDModel(SRModel):
     def __init__(self, opt: Mapping) -> None:
         BaseModel.__init__(self, opt)  # not SRModel's constructor: players build what it would
         self.path = opt.get('path') or {}
-        network = build(opt['network_g'], 'network_g')
-        initialise(network)
-        self.net_g = self.place(network)
-        self.bare_student = self.get_bare_model(self.net_g)
-        self.scale = opt.get('scale') or scale_of(build(opt['network_g'], 'network_g'), 'network_g')
-        self._log_network('student', self.bare_student, opt['network_g'])
-        weights = self.path.get('pretrain_network_g')
-        if weights:
-            state = read_weights(weights, self.path.get('param_key_g'), 'path:pretrain_network_g')
-            load_into(self.bare_student, state, weights, 'path:pretrain_network_g')
+        if opt.get('network_g'):
+            network = build(opt['network_g'], 'network_g')
+            initialise(network)
+            self.net_g = self.place(network)
+            self.bare_student = self.get_bare_model(self.net_g)
+            self.scale = opt.get('scale') or scale_of(build(opt['network_g'], 'network_g'), 'network_g')
+            self._log_network('student', self.bare_student, opt['network_g'])
+            weights = self.path.get('pretrain_network_g')
+            if weights:
+                state = read_weights(weights, self.path.get('param_key_g'), 'path:pretrain_network_g')
+                load_into(self.bare_student, state, weights, 'path:pretrain_network_g')
         if self.is_train:
             self.init_training_settings()
 
@@ -68,16 +84,18 @@ class SDAKDModel(SRModel):
         self.taps: dict[str, FeatureTaps] = {}
         self.lq_size = 32
 
-        self.net_g.train()
-        self.student = Player('g', self.net_g, self.bare_student, 'g', (), self.train_options.optim_g)
-        self.players.append(self.student)
-        self.optimizers.append(self.student.optimizer)
+        self.student: Player | None = None
         self.ema_decay = self.train_options.ema_decay
-        if self.ema_decay > 0:
-            # from options, not by deepcopy: a copy would inherit the hooks of the feature taps
-            self.net_g_ema = build(opt['network_g'], 'network_g').to(self.device)
-            self.net_g_ema.load_state_dict(self.bare_student.state_dict())
-            freeze(self.net_g_ema)
+        if opt.get('network_g'):
+            self.net_g.train()
+            self.student = Player('g', self.net_g, self.bare_student, 'g', (), self.train_options.optim_g)
+            self.players.append(self.student)
+            self.optimizers.append(self.student.optimizer)
+            if self.ema_decay > 0:
+                # from options, not by deepcopy: a copy would inherit the hooks of the feature taps
+                self.net_g_ema = build(opt['network_g'], 'network_g').to(self.device)
+                self.net_g_ema.load_state_dict(self.bare_student.state_dict())
+                freeze(self.net_g_ema)
 
         names = {name for stage in self.plan.stages for name in active_terms(stage, opt)}
         used = used_discriminators(opt, names)
@@ -167,7 +185,8 @@ class SDAKDModel(SRModel):
             log.update({f'l_g_{name}': value for name, value in term(context).items()})
         for adversary in adversaries:
             log.update(adversary.student_loss(context))
-        sum(log.values()).backward()
+        if log:
+            sum(log.values()).backward()
         for player in self.players:
             if player.side == 'g' and player.learns_in(stage):
                 player.step(stage.grad_clip)
@@ -176,11 +195,14 @@ class SDAKDModel(SRModel):
             log.update(adversary.learn(context))
             if adversary.player is not None:
                 adversary.player.step(stage.grad_clip)
+            if current_iter % self.opt['logger']['print_freq'] == 0:
+                log.update(adversary.diagnose(context))
 
-        if self.ema_decay > 0:
-            # with the bare decay, a short run would be validated on its initial weights
-            self.model_ema(decay=min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
-        self.output = context.student.detach()
+        if stage.lr_g is not None:
+            if self.ema_decay > 0:
+                # with the bare decay, a short run would be validated on its initial weights
+                self.model_ema(decay=min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
+            self.output = context.student.detach()
         self.last_iter = current_iter
         self._report(moment, current_iter, log)
 
@@ -269,6 +291,8 @@ class SDAKDModel(SRModel):
             else:
                 self.save_network(player.bare, f'net_{player.name}', current_iter)
         self.save_training_state(epoch, current_iter)
+        if current_iter == -1 and (peak := peak_memory(self.device)) is not None:
+            get_root_logger().info(f'Peak memory: {peak:,.0f} MiB ({self.device.type}).')
 
     @master_only
     def save_network(self, net, net_label, current_iter, param_key='params') -> None:

@@ -43,7 +43,10 @@ class Stage(Struct, forbid_unknown_fields=True):
             'feature, gan, or gan:<name> for an entry of discriminators.',
         ),
     ]
-    lr_g: Annotated[Positive, Meta(description='Learning rate of the student and its adapters.')]
+    lr_g: Annotated[
+        Positive | None,
+        Meta(description='Learning rate of the student and its adapters; without it they rest, discriminators learn.'),
+    ] = None
     lr_d: Annotated[Positive | None, Meta(description='Learning rate of the discriminators that learn.')] = None
     warmup_iter: Annotated[Count, Meta(description='Iterations over which the rates rise linearly.')] = 0
     scheduler: Annotated[MultiStepLR | CosineAnnealingLR | None, Meta(description='Decay within the stage.')] = None
@@ -79,6 +82,7 @@ class Plan:
         self.stages = [stages[name] for name in self.names]
         self.ends = [sum(stage.iters for stage in self.stages[: i + 1]) for i in range(len(self.stages))]
         self.total_iter = self.ends[-1]
+        self.trains_student = any(stage.lr_g is not None for stage in self.stages)
 
     def at(self, iteration: int) -> Moment:
         """The moment of an iteration, counted from 1; clamped, because BasicSR's loop leaves one past the last."""

@@ -2,8 +2,9 @@
 
     python test_scripts/benchmark_step.py -opt options/sdakd_realesrgan_x4.yml --batch 2 --iters 6
 
-The teacher and VGG19 have random weights and the images are noise: the time of a step does not depend on them. The
-first step of every stage is left out of the median.
+Teachers, discriminators and VGGs have random weights and the images are noise: the time of a step does not depend on
+them. The first step of every stage is left out. CPU seconds are those of the training process, which depend less on
+what else the machine does; with OMP_NUM_THREADS=1 no thread waits for another.
 """
 
 import argparse
@@ -21,11 +22,11 @@ sys.path.append(str(ROOT))
 
 
 def make_world(folder: Path, opt: dict) -> None:
-    """Writes a random teacher, a random VGG19 and noise images where the run looks for them."""
+    """Writes random teachers, discriminators and VGGs, and noise images, where the run looks for them."""
     import cv2
     import numpy as np
     import torch
-    from torchvision.models import vgg19
+    from torchvision.models import vgg16, vgg19
 
     from sdakd_arch.width import build
 
@@ -33,10 +34,16 @@ def make_world(folder: Path, opt: dict) -> None:
     torch.save({'params_ema': build(opt['teacher']['network'], 'teacher').state_dict()}, folder / 'teacher.pth')
     weights = folder / 'experiments/pretrained_models'
     weights.mkdir(parents=True)
-    state = vgg19(weights=None).state_dict()
-    # the classifier is not used; a stride of 0 stores one number
-    state = {k: v if k.startswith('features') else torch.zeros(()).expand(v.shape) for k, v in state.items()}
-    torch.save(state, weights / 'vgg19-dcbb9e9d.pth')
+    for make, name in ((vgg19, 'vgg19-dcbb9e9d.pth'), (vgg16, 'vgg16-397923af.pth')):
+        with torch.device('meta'):
+            shapes = {key: value.shape for key, value in make(weights=None).state_dict().items()}
+        # small enough for 19 layers; the classifier is not used: a stride of 0 stores one number
+        state = {k: 0.02 * torch.randn(s) if k[0] == 'f' else torch.zeros(()).expand(s) for k, s in shapes.items()}
+        torch.save(state, weights / name)
+    for block in ('teachers', 'discriminators'):
+        for name, entry in (opt.get(block) or {}).items():
+            if entry.get('weights'):
+                torch.save({'params': build(entry['network'], name).state_dict()}, folder / entry['weights'])
     (folder / 'images').mkdir()
     names = [f'{number}.png' for number in range(8)]
     for name in names:
@@ -49,6 +56,12 @@ def peak_memory(pid: int) -> float:
     """Largest resident memory of a Linux process so far, GiB."""
     status = Path(f'/proc/{pid}/status').read_text()
     return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 2**20
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a Linux process has used so far, without its children's."""
+    fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def main() -> int:
@@ -84,12 +97,13 @@ def main() -> int:
         path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
         environment = {**os.environ, 'PYTHONPATH': path}
         streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
-        lines, peaks = [], {}
+        lines, peaks, used = [], {}, {}
         with subprocess.Popen(command, cwd=folder, env=environment, **streams) as process:
             for line in process.stdout:
                 lines.append(line)
                 if found := re.search(LINE, line):
                     peaks[found[3]] = peak_memory(process.pid)
+                    used.setdefault(found[3], []).append(cpu_seconds(process.pid))
     if process.returncode:
         sys.stderr.writelines(lines)
         return process.returncode
@@ -100,9 +114,13 @@ def main() -> int:
     for (_, _, stage, step), now, before in zip(found, totals, [0.0, *totals], strict=False):
         if step != '1':
             steps.setdefault(stage, []).append(now - before)
-    sys.stdout.write(f'| stage | seconds per step (batch {args.batch}) | peak memory so far, GiB |\n|---|--:|--:|\n')
+    sys.stdout.write(
+        f'| stage | seconds per step (batch {args.batch}) | CPU seconds per step | peak memory so far, GiB |\n'
+        '|---|--:|--:|--:|\n'
+    )
     for stage, seconds in steps.items():
-        sys.stdout.write(f'| {stage} | {statistics.median(seconds):.2f} | {peaks[stage]:.2f} |\n')
+        cpu = (used[stage][-1] - used[stage][0]) / (len(used[stage]) - 1)
+        sys.stdout.write(f'| {stage} | {statistics.median(seconds):.2f} | {cpu:.2f} | {peaks[stage]:.2f} |\n')
     return 0
 
 

@@ -12,11 +12,16 @@ from sdakd_arch.width import build, scale_of, student_of
 from sdakd_arch.zoo import URLS
 from sdakd_models.check import check_degradation, check_optimizers, check_terms, check_validation
 from sdakd_models.options import read_discriminators, read_teachers, read_train
-from sdakd_models.terms import term_options
+from sdakd_models.terms import TERMS, term_options
 from sdakd_models.terms.feature import read_features, tap_channels
+from sdakd_models.wiring import active_terms, needed_teachers, used_discriminators
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FILES = sorted(os.path.relpath(p, ROOT) for p in glob.glob(f'{ROOT}/options/**/*.yml', recursive=True))
+FILES = [file for file in FILES if os.path.dirname(file) != 'options/compare']  # they name option files, and are none
+METHODS = [file for file in FILES if file.startswith('options/methods/')]
+BASE = 'options/sdakd_realesr_general_x4v3.yml'
+PRE_GAN = 200_000
 
 
 def load(file):
@@ -24,15 +29,39 @@ def load(file):
         return yaml.safe_load(stream)
 
 
+def networks(opt, names):
+    """Student, teachers and discriminators on meta; the files they start from are on no test machine."""
+    judges = used_discriminators(opt, names)
+    for name, entry in judges.items():
+        assert entry.learns or entry.weights, f'{name} does not learn and has no file'
+    known = read_teachers(opt)  # the demo's is told on the command line
+    teachers = {name: known[name].network for name in needed_teachers(opt, names, judges) if name in known}
+    parts = (
+        {'': opt.get('network_g')},
+        teachers,
+        {name: entry.network for name, entry in judges.items()},
+    )
+    built = [{name: build(options, name).to('meta') for name, options in part.items() if options} for part in parts]
+    return built[0].get(''), built[1], built[2]
+
+
 @pytest.mark.parametrize('file', FILES)
 def test_option_file_is_sound(file):
     opt = load(file)
     train = read_train(opt, term_options())
-    check_terms(opt, train.plan())
+    names = check_terms(opt, train.plan())
     check_optimizers(train)
     check_validation(opt)
     assert opt['name'] == os.path.splitext(os.path.basename(file))[0] or file == 'options/demo.yml'
-    assert scale_of(build(opt['network_g'], 'network_g'), 'network_g') == opt['scale']
+    assert ('network_g' in opt) == train.plan().trains_student
+    student, teachers, judges = networks(opt, names)
+    for network in (student, *teachers.values()):
+        assert network is None or scale_of(network, '') == opt['scale']
+    for name in names & TERMS.keys():
+        options = opt['train'][TERMS[name].option]
+        backbone = options.get('weights')  # on no test machine
+        if set(TERMS[name].teachers(options)) <= teachers.keys() and (not backbone or os.path.isfile(backbone)):
+            TERMS[name].check_networks(options, student, teachers, judges)
     if opt['model_type'] == 'SDAKDRealESRGANModel' and opt.get('high_order_degradation', True):
         check_degradation(opt)
         given = {**opt['datasets']['train'], **opt}
@@ -62,6 +91,42 @@ def test_student_is_the_narrowed_teacher(file, denominator):
     _, channels = tap_channels(*networks, features, 64, 'meta')
     assert set(channels) == set(default_taps(networks[0]))
     assert all(student * denominator == teacher for student, teacher in channels.values())
+
+
+@pytest.mark.parametrize('file', METHODS)
+def test_methods_share_their_setting(file):
+    """Same data, teacher and student, averaging, rates and lengths; no discriminator is heard sooner than another's."""
+    opt, base = load(file), load(BASE)
+    for key in base.keys() - {'name', 'train', 'network_d', 'path'}:
+        assert opt.get(key) == base[key], key
+    assert opt['path']['pretrain_network_g'] is opt['path']['resume_state'] is None
+    assert opt.keys() - base.keys() <= {'discriminators', 'teachers', 'network_d'}
+    train, wanted = (read_train(content, term_options()) for content in (opt, base))
+    for key in ('ema_decay', 'optim_g', 'optim_d', 'start_stage'):
+        assert getattr(train, key) == getattr(wanted, key), key
+    plan, shared = train.plan(), wanted.plan()
+    assert plan.total_iter == shared.total_iter == 400_000
+    for iteration in range(1, plan.total_iter + 1, 997):
+        assert plan.learning_rate(iteration, 'g') == shared.learning_rate(iteration, 'g')
+        terms = active_terms(plan.at(iteration).stage, opt)
+        heard = [t for t in terms if t.startswith('gan') and read_discriminators(opt)[t[4:] or 'student'].listens]
+        assert not heard or iteration > PRE_GAN
+        if heard:
+            assert plan.learning_rate(iteration, 'd') == shared.learning_rate(iteration, 'd')
+    for key in ('pixel_opt', 'gan_opt'):
+        assert opt['train'].get(key, base['train'][key]) == base['train'][key], key
+
+
+@pytest.mark.parametrize('file', [*METHODS, 'options/teacher_discriminator_realesr_general_x4v3.yml'])
+def test_methods_share_one_teacher_discriminator(file):
+    """Who starts from the teacher's discriminator finds what the file that makes it makes."""
+    made = load('options/teacher_discriminator_realesr_general_x4v3.yml')
+    for entry in read_discriminators(load(file)).values():
+        if entry.weights:
+            assert entry.weights == f'experiments/pretrained_models/{made["name"]}.pth'
+            assert entry.network == made['discriminators']['teacher']['network']
+    for key in load(BASE).keys() - {'name', 'train', 'network_g', 'network_d', 'path', 'logger'}:
+        assert made.get(key) == load(BASE)[key], key
 
 
 def test_the_page_of_options_is_current():

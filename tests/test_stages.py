@@ -185,7 +185,7 @@ def test_a_whole_stage_with_its_scheduler():
     ('key', 'value'),
     [
         ('lr_g', NAN), ('lr_g', 'nan'), ('lr_g', '.nan'), ('lr_g', INF), ('lr_g', '-2e-4'), ('lr_g', -1e-4),
-        ('lr_g', 0), ('lr_g', True), ('lr_g', 'fast'), ('lr_g', None), ('lr_g', [1e-4]), ('lr_d', NAN),
+        ('lr_g', 0), ('lr_g', True), ('lr_g', 'fast'), ('lr_g', [1e-4]), ('lr_d', NAN),
         ('lr_d', -1), ('lr_d', INF), ('iters', 0), ('iters', -3), ('iters', 1.5), ('iters', True), ('iters', NAN),
         ('terms', 'pixel'), ('terms', []), ('terms', [3]), ('warmup_iter', -1), ('grad_clip', NAN), ('grad_clip', 0),
         ('reset_optimizers', 'perhaps'), ('scheduler', 'MultiStepLR'), ('scheduler', {'milestones': [5]}),
@@ -218,7 +218,7 @@ def test_unknown_keys_and_types_of_a_scheduler_are_refused_with_near_names():
         typed(Stage, {**BASE, 'scheduler': {'type': 'MultiStep', 'milestones': [5]}}, WHERE)
 
 
-@pytest.mark.parametrize('key', list(BASE))
+@pytest.mark.parametrize('key', ['iters', 'terms'])
 def test_missing_keys_are_named(key):
     with pytest.raises(UserError, match=f'^{WHERE}: .*missing.*{key}'):
         typed(Stage, {k: v for k, v in BASE.items() if k != key}, WHERE)

@@ -133,6 +133,21 @@ class Term(ABC):
             UserError: With near names.
         """
 
+    @classmethod  # noqa: B027  most terms work with any crop
+    def check_crop(
+        cls,
+        options: Mapping,
+        size: int,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module],
+        discriminators: Mapping[str, nn.Module],
+    ) -> None:
+        """Refuses what cannot be done with input crops of ``size`` x ``size`` pixels; networks are on ``'meta'``.
+
+        Raises:
+            UserError: With the sizes.
+        """
+
 
 TERMS: dict[str, type[Term]] = {}
 

@@ -64,7 +64,12 @@ def read_features(options: Mapping) -> Features:
 
 
 def tap_channels(
-    student: nn.Module, teacher: nn.Module, features: Features, size: int, device: torch.device | str
+    student: nn.Module,
+    teacher: nn.Module,
+    features: Features,
+    size: int,
+    device: torch.device | str,
+    where: str = 'train:feature_opt:layers',
 ) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
     """Runs both networks once on zeros and pairs their tapped layers.
 
@@ -73,6 +78,7 @@ def tap_channels(
         features: Which layers; None stands for the architecture's defaults.
         size: Height and width of the input.
         device: Where to run.
+        where: Key of the option file to name in an error.
 
     Returns:
         The teacher's tap for each tap of the student, and the channels ``(student, teacher)`` for each.
@@ -80,7 +86,6 @@ def tap_channels(
     Raises:
         UserError: A tap does not exist, or its maps differ in height and width.
     """
-    where = 'train:feature_opt:layers'
     layers = features.layers if features.layers is not None else default_taps(student)
     pairs = dict(layers) if isinstance(layers, Mapping) else {name: name for name in layers}
     if not pairs:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
+import torch
+from torch import nn
+
+from sdakd.compat import UserError
+from sdakd_arch.backbones import check_backbone, ensure_backbone
 from sdakd_models.terms.base import Context, Term, register_term
 
 
@@ -17,8 +22,29 @@ class PixelTerm(Term):
 
 @register_term('perceptual')
 class PerceptualTerm(Term):
-    """BasicSR's perceptual and style loss against the ground truth."""
+    """BasicSR's perceptual and style loss against the ground truth, or BackbonePerceptualLoss in its place."""
 
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
         perceptual, style = self.loss(context.student, context.target('perceptual'))
         return {name: value for name, value in (('percep', perceptual), ('style', style)) if value is not None}
+
+    @classmethod
+    def check(cls, options: Mapping, where: str) -> None:
+        super().check(options, where)
+        if options['type'] != 'BackbonePerceptualLoss':
+            return
+        check_backbone(options.get('backbone'), options.get('weights'), where)
+        factors = options.get('layer_weights', [1.0] * 4)
+        if not isinstance(factors, list) or len(factors) != 4 or any(type(f) not in (int, float) for f in factors):
+            raise UserError(f'{where}:layer_weights: write a list of four numbers, shallow to deep, not {factors!r}.')
+
+    @classmethod
+    def check_networks(
+        cls,
+        options: Mapping,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module],
+        discriminators: Mapping[str, nn.Module],
+    ) -> None:
+        if options['type'] == 'BackbonePerceptualLoss':
+            ensure_backbone(options['backbone'], options['weights'], 'train:perceptual_opt')

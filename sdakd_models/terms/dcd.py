@@ -1,0 +1,118 @@
+"""DCD: feature maps of the generators, mapped to images, compared inside the teacher's discriminator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sdakd.compat import UserError
+from sdakd_arch.connector_arch import ImageConnectors
+from sdakd_arch.taps import FeatureTaps, default_taps
+from sdakd_models.options import DCD, Features, typed
+from sdakd_models.terms.base import Context, Term, register_term
+from sdakd_models.terms.feature import tap_channels
+
+if TYPE_CHECKING:
+    from sdakd_models.sdakd_model import SDAKDModel
+
+WHERE = 'train:dcd_opt'
+
+
+@register_term('dcd')
+class DCDTerm(Term):
+    """Feature maps of student and teacher, mapped to images, compared inside a discriminator: DCD less `imitation`."""
+
+    needs_teacher = True
+    needs_features = True
+    own = frozenset(DCD.__struct_fields__)
+
+    def __init__(self, options: Mapping, model: SDAKDModel) -> None:
+        super().__init__(options, model)
+        own = read_dcd(options)
+        self.pairs, channels = tap_pairs(
+            model.bare_student, model.teachers['teacher'], own, model.lq_size, model.device
+        )
+        model.watch('student', self.pairs)
+        model.watch('teacher', self.pairs.values())
+        self.judge, self.layer = model.adversaries[own.discriminator].bare, own.discriminator_layer
+        self.taps = FeatureTaps(self.judge, [self.layer], f'{WHERE}:discriminator_layer')
+        connectors = ImageConnectors(channels, own.teacher_connector, own.mlp, own.hidden_ratio)
+        self.connectors = model.add_player('connectors', connectors, side='g', terms=('dcd',))
+
+    def __call__(self, context: Context) -> dict[str, torch.Tensor]:
+        mine, its = context.features('student'), context.features('teacher')
+        ours, theirs = self.connectors.net(
+            {own: mine[own] for own in self.pairs}, {own: its[other] for own, other in self.pairs.items()}
+        )
+        # it only looks: no gradient of its own, and in evaluation mode the vectors of spectral norm stay
+        self.judge.requires_grad_(False).eval()
+        with torch.no_grad():
+            targets = {own: self._seen(image) for own, image in theirs.items()}
+        return {'dcd': self.loss({own: self._seen(image) for own, image in ours.items()}, targets)}
+
+    def _seen(self, image: torch.Tensor) -> torch.Tensor:
+        with self.taps:
+            self.judge(image)
+        return self.taps.pop()[self.layer]
+
+    @classmethod
+    def discriminators(cls, options: Mapping) -> tuple[str, ...]:
+        return (read_dcd(options).discriminator,)
+
+    @classmethod
+    def check(cls, options: Mapping, where: str) -> None:
+        super().check(options, where)
+        read_dcd(options)
+
+    @classmethod
+    def check_crop(
+        cls,
+        options: Mapping,
+        size: int,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module],
+        discriminators: Mapping[str, nn.Module],
+    ) -> None:
+        own = read_dcd(options)
+        pairs, _ = tap_pairs(student, teachers['teacher'], own, size, 'meta')
+        maps = FeatureTaps(student, list(pairs))
+        with torch.no_grad(), maps:
+            student(torch.zeros(1, 3, size, size, device='meta'))
+        judge = discriminators[own.discriminator]
+        taps = FeatureTaps(judge, [own.discriminator_layer], f'{WHERE}:discriminator_layer')
+        for tap, feature in maps.pop().items():
+            height, width = feature.shape[2:]
+            try:
+                with torch.no_grad(), taps:
+                    judge(torch.zeros(1, 3, height, width, device='meta'))
+            except (RuntimeError, AssertionError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(
+                    f'{WHERE}: the discriminator {own.discriminator!r} takes no {height}x{width} map, which the tap '
+                    f'{tap!r} has for input crops of {size}x{size} ({reason}); choose another gt_size '
+                    '(UNetDiscriminatorSN wants maps whose sides 8 divides).'
+                ) from None
+            if own.discriminator_layer not in taps.pop():
+                raise UserError(
+                    f'{WHERE}:discriminator_layer: {type(judge).__name__} never runs the module '
+                    f'{own.discriminator_layer!r}, tap another one.'
+                )
+        maps.close()
+        taps.close()
+
+
+def read_dcd(options: Mapping) -> DCD:
+    """The typed part of ``train:dcd_opt`` that is not the loss's."""
+    return typed(DCD, {key: value for key, value in options.items() if key in DCDTerm.own}, WHERE)
+
+
+def tap_pairs(
+    student: nn.Module, teacher: nn.Module, own: DCD, size: int, device: torch.device | str
+) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
+    """The generators' taps and their channels; see :func:`sdakd_models.terms.feature.tap_channels`."""
+    where = f'{WHERE}:layers'
+    layers = own.layers if own.layers is not None else default_taps(student, where=where)
+    return tap_channels(student, teacher, Features(layers=layers), size, device, where)

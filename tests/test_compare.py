@@ -1,0 +1,579 @@
+"""`sdakd compare`: cells equal but for their method, stopped and continued; tables over seeds; every mistake."""
+
+import copy
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sdakd import cli
+from sdakd.compat import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOKE = ROOT / 'options/compare/smoke.yml'
+COMMAND = [sys.executable, '-m', 'sdakd.cli', 'compare']
+
+
+def compare(*arguments):
+    return cli.main(['compare', *map(str, arguments)])
+
+
+def smoke():
+    return yaml.safe_load(SMOKE.read_text())
+
+
+def write(folder, options, name='compare.yml'):
+    path = folder / name
+    path.write_text(yaml.safe_dump(options, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope='module')
+def ground(tmp_path_factory, photographs):
+    """The folder that the smoke comparison's relative paths are meant for."""
+    from basicsr.archs.srvgg_arch import SRVGGNetCompact
+
+    from sdakd.pairs import downscale
+
+    root = tmp_path_factory.mktemp('compare')
+    smoke = root / 'datasets/smoke'
+    for part, names in {'train': ('astronaut', 'coffee'), 'validation': ('chelsea',), 'test': ('rocket',)}.items():
+        for side in ('HR', 'LRx4'):
+            (smoke / part / side).mkdir(parents=True)
+        for name, column in itertools.product(names, (0, 64)):
+            gt = np.ascontiguousarray(photographs[name][:64, column : column + 64, ::-1])
+            cv2.imwrite(str(smoke / part / f'HR/{name}{column}.png'), gt)
+            cv2.imwrite(str(smoke / part / f'LRx4/{name}{column}.png'), downscale(gt, 4))
+    torch.manual_seed(1)
+    torch.save({'params': SRVGGNetCompact(num_feat=8, num_conv=4).state_dict()}, smoke / 'teacher.pth')
+    return root
+
+
+@pytest.fixture
+def here(ground, monkeypatch):
+    monkeypatch.chdir(ground)
+    return ground
+
+
+def records(output):
+    found = {}
+    for path in (output / 'cells').glob('*.json'):
+        found[path.stem] = json.loads(path.read_text())
+    return found
+
+
+@pytest.fixture(scope='module')
+def finished(ground):
+    """The smoke comparison, killed after its first cell and given again; with what was there in between."""
+    from sdakd.runs import alone_in
+
+    output = ground / 'OUT'
+    command = [*COMMAND, '-opt', str(SMOKE), '-o', 'OUT', '--jobs', '2']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+    first = subprocess.Popen(command, cwd=ground, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 200
+    while not any(record['state'] == 'done' for record in records(output).values()):
+        assert first.poll() is None and time.monotonic() < deadline, first.communicate()[0].decode()
+        time.sleep(0.05)
+    with pytest.raises(UserError, match='another command works in') as taken, alone_in(output, '-o'):
+        pass
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    time.sleep(0.5)
+    between = records(output)
+    kept = {name for name, record in between.items() if record['state'] == 'done'}
+    students = {name: (output / f'experiments/{name}/models/net_g_latest.pth').stat().st_mtime_ns for name in kept}
+    third = subprocess.run(command, cwd=ground, env=environment, capture_output=True, text=True)
+    assert third.returncode == 0, third.stdout + third.stderr
+    return output, between, students, str(taken.value), third
+
+
+def results(output):
+    return json.loads((output / 'results.json').read_text())
+
+
+# ------------------------------------------------ the whole command --------------------------------------------------
+
+
+def test_a_killed_comparison_goes_on(finished):
+    output, between, students, taken, third = finished
+    assert taken.startswith('-o: ') and '(process ' in taken
+    after = records(output)
+    assert len(after) == 6 and all(record['state'] == 'done' for record in after.values())
+    assert students and len(students) < 6
+    for name, changed in students.items():  # done before the kill: not trained again
+        assert after[name] == between[name]
+        assert (output / f'experiments/{name}/models/net_g_latest.pth').stat().st_mtime_ns == changed
+        assert f'{name}: kept' in third.stderr
+    begun = [name for name, record in between.items() if record['state'] == 'begun']
+    assert begun and all(after[name]['starts'] == 2 for name in begun)
+    assert all(record['seconds'] > 0 and record['peak_mib'] > 50 for record in after.values())
+    assert '6/6 cells' in third.stderr and 'left]' in third.stderr
+
+
+def test_everything_is_written_and_says_what_was_equal(finished):
+    output, *_, third = finished
+    tables = [f'compare_{name}.{kind}' for name in ('quality', 'teacher', 'differences', 'cost')
+              for kind in ('md', 'csv', 'tex')]  # fmt: skip
+    for name in (*tables, 'comparison.md', 'quality_training.png', 'quality_training.pdf', 'report.html'):
+        assert (output / name).stat().st_size > 100, name
+    assert (output / 'quality_training.pdf').read_bytes().startswith(b'%PDF')
+    text = (output / 'comparison.md').read_text()
+    for words in (
+        'Exploratory: 2 seeds',
+        'PSNR-Y to the ground truth',
+        'supervised 4',
+        'batch 2, crop 32',
+        'one of 1, 3',
+        'Perceptual terms: none',
+        'Equal for all methods',
+    ):
+        assert words in text and words in third.stdout
+    for row in ('none_student_d', 'sdakd', 'bicubic', 'teacher', 'sdakd - none_student_d'):
+        assert f'| {row} ' in text
+    assert not list(output.rglob('*.state')) and not list(output.rglob('net_d_*'))
+    assert 'sdakd_w1-2_s1' in (output / 'report.html').read_text()
+
+
+def test_weights_are_chosen_on_the_validation_split(finished):
+    output = finished[0]
+    found = results(output)['compare']
+    validation = json.loads((output / 'validation/results.json').read_text())['evaluate']
+    assert [s['name'] for s in validation['sets']] == ['validation'] and validation['sets'][0]['images'] == 2
+    scores = {s['model']: s['mean'] for s in validation['scores'] if s['reference'] == 'gt'}
+    assert len(scores) == len(found['search']) == 4
+    for row in ('none_student_d', 'sdakd'):
+        of_factor = {1: scores[f'{row}_w1-2_s0'], 3: scores[f'{row}_w1-2_s0_x3']}
+        best = max(of_factor, key=of_factor.get)
+        assert {t['factor']: t['value'] for t in found['search'] if t['row'] == row} == of_factor
+        assert {e['factor'] for e in found['costs'] if e['row'] == row} == {best}
+        assert len([c for c in found['cells'] if c['row'] == row and c['factor'] == best]) == 2
+
+
+def test_means_and_differences_against_numpy(finished):
+    content = results(finished[0])
+    plain, found = content['evaluate'], content['compare']
+    cells = {}
+    for entry in found['costs']:
+        for cell in found['cells']:
+            if (cell['row'], cell['width'], cell['factor']) == (entry['row'], entry['width'], entry['factor']):
+                cells.setdefault(cell['row'], {})[cell['seed']] = cell['name']
+    assert {row: set(seeds) for row, seeds in cells.items()} == {'none_student_d': {0, 1}, 'sdakd': {0, 1}}
+    assert len(found['scores']) == 2 * 2 * 2 and len(found['differences']) == 4
+
+    def value(model, entry, key='mean'):
+        keys = {key: entry[key] for key in ('set', 'metric', 'reference')} | {'model': model}
+        (score,) = (s for s in plain['scores'] if s.items() >= keys.items())
+        return score[key]
+
+    for entry in found['scores']:
+        values = [value(cells[entry['row']][seed], entry) for seed in (0, 1)]
+        assert entry['mean'] == pytest.approx(np.mean(values)) and entry['n'] == 2
+        assert entry['sd'] == pytest.approx(np.std(values, ddof=1))
+    for entry in found['differences']:
+        assert (entry['a'], entry['b']) == ('sdakd', 'none_student_d')
+        by_seed = [value(cells['sdakd'][s], entry) - value(cells['none_student_d'][s], entry) for s in (0, 1)]
+        assert entry['mean'] == pytest.approx(np.mean(by_seed))
+        assert entry['sd'] == pytest.approx(np.std(by_seed, ddof=1))
+        images = value(cells['sdakd'][0], entry, 'per_image')
+        by_image = [
+            np.mean([value(cells['sdakd'][s], entry, 'per_image')[name]
+                     - value(cells['none_student_d'][s], entry, 'per_image')[name] for s in (0, 1)])
+            for name in images
+        ]  # fmt: skip
+        assert min(by_image) <= entry['low'] <= entry['mean'] + 1e-12 and entry['mean'] - 1e-12 <= entry['high']
+        assert entry['high'] <= max(by_image) + 1e-12
+    minutes = {e['row']: e['seconds'] for e in found['costs']}
+    of_cells = {c['name']: c['seconds'] for c in found['cells']}
+    for row, seeds in cells.items():
+        assert minutes[row] == pytest.approx(np.mean([of_cells[name] for name in seeds.values()]))
+
+
+def test_a_broken_cell_is_reported_and_the_rest_goes_on(finished, here, capsys):
+    """A third method whose loss overflows; the others, of which nothing changed, are kept."""
+    options = smoke()
+    options['methods']['worse'] = {
+        'file': os.path.relpath(ROOT / 'options/methods/sdakd.yml', here),
+        'weight': 'train:feature_opt:loss_weight',
+        'options': {'train:feature_opt:loss_weight': 1e38},
+    }
+    before = records(here / 'OUT')
+    with pytest.raises(UserError, match='2 of 8 cells broke .no trial of worse was finished.') as error:
+        compare('-opt', write(here, options), '-o', 'OUT', '--jobs', '2')
+    assert 'the loss l_g_feature became inf at iteration 5' in str(error.value)
+    after = records(here / 'OUT')
+    assert {name: record for name, record in after.items() if 'worse' not in name} == before
+    assert all(record['state'] == 'broken' for name, record in after.items() if 'worse' in name)
+    text = (here / 'OUT/comparison.md').read_text()
+    assert 'Broken: worse_w1-2_s0: ' in text and '| sdakd ' in text
+    assert 'Written to OUT' in capsys.readouterr().out
+
+
+def test_dry_run_shows_the_matrix_and_writes_nothing(here, capsys):
+    before = sorted(here.rglob('*'))
+    assert compare('-opt', SMOKE, '-o', 'NEW', '--dry_run') == 0
+    lines = capsys.readouterr().out.splitlines()
+    for row in ('none_student_d', 'sdakd'):
+        (line,) = (line.split() for line in lines if line.startswith(f'{row} '))
+        assert line[1:4] == ['1/2', '3', '12']
+    assert any(line.startswith('6 cells, about ') for line in lines)
+    assert sorted(here.rglob('*')) == before
+
+
+# ---------------------------------------------------- a single run ----------------------------------------------------
+
+
+def test_an_interrupted_run_resumes_from_its_checkpoint(shared_world):
+    from sdakd.runs import Run, key_of, train_all
+
+    options = shared_world.options()
+    options['train']['stages'] = {'supervised': {'iters': 400, 'lr_g': 1e-3, 'terms': ['pixel']}}
+    options['logger'] = {'print_freq': 5, 'save_checkpoint_freq': 20, 'use_tb_logger': False}
+    for key in ('val', 'name'):
+        del options[key]
+    del options['datasets']['val']
+    root = shared_world.root
+
+    def run(changed=options):
+        return Run('single', changed, root / 'runs', root, 400, key_of(changed))
+
+    events = []
+
+    def stop(one, event):
+        events.append(event)
+        if list((one.experiment / 'training_states').glob('*.state')):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_all([run()], watch=stop)
+    first = run()
+    assert first.record.state == 'begun' and not first.done and 0 < first.record.seconds and events[0] == 'begun'
+    assert 'done' not in events
+    last = max(int(path.stem) for path in (first.experiment / 'training_states').glob('*.state'))
+    assert 20 <= last < 400
+    train_all([first])
+    again = run()
+    assert again.done and again.record.starts == 2 and again.record.iteration == 400
+    assert again.record.seconds > first.record.seconds * 0.99
+    text = again.path('log').read_text()
+    assert f'iter: {last}.' in text and text.count('Resuming training') == 1
+    events.clear()
+    train_all([again], watch=lambda one, event: events.append(event))
+    assert events == ['kept']
+    assert run({**options, 'manual_seed': 5}).record.starts == 0  # another run: nothing of the old one counts
+
+
+# --------------------------------------------- equal but for the method ----------------------------------------------
+
+
+@pytest.fixture
+def matrix(here):
+    """The matrix of more methods, two widths and a schedule of its own; nothing is trained."""
+    from sdakd.compare.config import read_config
+    from sdakd.compare.data import open_images
+    from sdakd.compare.matrix import Matrix
+    from sdakd.compare.rows import read_rows
+
+    def make(**changes):
+        options = {**smoke(), **changes}
+        config = read_config(str(write(here, options, 'matrix.yml')))
+        return Matrix(config, read_rows(config, here), open_images(config)[0], here / 'M')
+
+    return make
+
+
+METHODS = {
+    'l1': {'weight': 'train:pixel_opt:loss_weight'},
+    'none_student_d': {'weight': 'train:gan_opt:loss_weight'},
+    'none_teacher_d': {'weight': 'train:gan_opt:loss_weight'},
+    'sdakd': {'weight': 'train:feature_opt:loss_weight'},
+    'crd': {'weight': ['train:crd_opt:loss_weight', 'train:imitation_opt:loss_weight']},
+    'omgd': {'weight': ['train:omgd_opt:ssim_weight', 'train:omgd_opt:channel_weight']},
+    'akdg': {'weight': 'discriminators:distillation:gan_opt:loss_weight'},
+}
+MAY_DIFFER = {'network_d', 'discriminators', 'teachers'}
+
+
+def test_option_files_differ_only_in_the_method(matrix):
+    made = matrix(methods=METHODS, widths=['1/2', '1/4'])
+    for ratio in (Fraction(1, 2), Fraction(1, 4)):
+        files = {row.name: made.options(row, ratio, 1, 1) for row in made.rows}
+        base = files['sdakd']
+        for name, options in files.items():
+            for key in (options.keys() | base.keys()) - MAY_DIFFER - {'train'}:
+                assert options.get(key) == base.get(key), (name, key)
+            assert options['network_g']['num_feat'] == 8 * ratio
+            train, wanted = options['train'], base['train']
+            assert {k for k in train if not k.endswith('_opt')} == {'ema_decay', 'optim_g', 'optim_d', 'stages'}
+            for key in ('ema_decay', 'optim_g', 'optim_d'):
+                assert train[key] == wanted[key]
+            for stage, length in smoke()['budget']['stages'].items():
+                mine = {k: v for k, v in train['stages'][stage].items() if k != 'terms'}
+                assert mine == length, (name, stage)
+            assert train['stages']['adversarial']['terms'] == made_terms(name)
+        widths = {name: options['network_d']['num_feat'] for name, options in files.items() if 'network_d' in options}
+        assert set(widths.values()) <= {8 * ratio, 8}
+        assert widths['sdakd'] == widths['none_student_d'] == 8 * ratio
+
+
+def made_terms(name):
+    content = yaml.safe_load((ROOT / f'options/methods/{name}.yml').read_text())
+    return content['train']['stages']['adversarial']['terms']
+
+
+def test_discriminators_are_as_wide_as_the_method_says(matrix):
+    made = matrix(methods=METHODS, widths=['1/4'])
+    of = {row.name: made.options(row, Fraction(1, 4), 0, 1) for row in made.rows}
+    judges = {
+        name: {entry['num_feat'] for entry in [options.get('network_d')] if entry}
+        | {entry['network']['num_feat'] for entry in (options.get('discriminators') or {}).values()}
+        for name, options in of.items()
+    }
+    assert judges['none_teacher_d'] == {8} and judges['none_student_d'] == {2} and judges['crd'] == {8}
+    assert 2 in judges['akdg'] and not judges['l1']
+
+
+def test_batches_are_equal_for_all_methods_of_a_seed(matrix):
+    """What BasicSR's loader gives, made from two methods' option files as its training loop makes it."""
+    from basicsr.data import build_dataloader, build_dataset
+    from basicsr.data.data_sampler import EnlargedSampler
+
+    made = matrix(methods={name: METHODS[name] for name in ('none_student_d', 'sdakd', 'l1')})
+
+    def batches(row, seed):
+        random.seed(len(row.name))  # whatever a method has drawn in the main process
+        options = copy.deepcopy(made.options(row, Fraction(1, 2), seed, 1)['datasets']['train'])
+        options.update(phase='train', scale=4)
+        data = build_dataset(options)
+        sampler = EnlargedSampler(data, 1, 0, options['dataset_enlarge_ratio'])
+        loader = build_dataloader(data, options, num_gpu=0, sampler=sampler, seed=seed)
+        assert len(loader) >= 12  # one epoch outlasts the run
+        return [(batch['gt_path'], batch['gt']) for batch, _ in zip(loader, range(6), strict=False)]
+
+    base = batches(made.rows[0], 0)
+    for row in made.rows[1:]:
+        for (names, images), (other_names, other_images) in zip(batches(row, 0), base, strict=True):
+            assert names == other_names and torch.equal(images, other_images)
+    other = batches(made.rows[0], 1)
+    assert [names for names, _ in other] == [names for names, _ in base]  # the sampler is seeded by the epoch
+    assert not all(torch.equal(a, b) for (_, a), (_, b) in zip(other, base, strict=True))  # crops and flips
+
+
+def test_students_of_a_seed_start_equal(matrix):
+    made = matrix(seeds=[0, 1], widths=['1/2'])
+    for seed in (0, 1):
+        made.make_start(Fraction(1, 2), seed)
+    states = [torch.load(made.start(Fraction(1, 2), seed), weights_only=True)['params'] for seed in (0, 1)]
+    assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0])
+    paths = {made.options(row, Fraction(1, 2), 0, 1)['path']['pretrain_network_g'] for row in made.rows}
+    assert paths == {str(made.start(Fraction(1, 2), 0))}
+
+
+def test_factors_scale_the_searched_weights_alone(matrix):
+    made = matrix(methods=METHODS)
+    for row in made.rows:
+        plain, scaled = (made.options(row, Fraction(1, 2), 0, factor) for factor in (1, 3))
+        different = set(leaves(plain).items() ^ leaves(scaled).items())
+        assert {key for key, _ in different} == set(row.weights)
+        for key in row.weights:
+            assert leaves(scaled)[key] == pytest.approx(3 * leaves(plain)[key])
+    assert {row.name: row.weights for row in made.rows}['crd'] == ['train:crd_opt:loss_weight']  # no perceptual terms
+
+
+def leaves(value, at=''):
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in leaves(inner, f'{at}:{key}' if at else key).items()}
+    return {at: str(value) if isinstance(value, list | None) else value}
+
+
+def test_stages_share_the_budget():
+    from sdakd.compare.config import Length
+    from sdakd.compare.rows import schedule
+
+    lengths = {name: Length(iters, 1e-3, 1e-4) for name, iters in (('a', 10), ('b', 20), ('c', 31))}
+
+    def stages(*names, iters=100):
+        return {name: {'iters': iters, 'terms': [name]} for name in names}
+
+    def lengths_of(found):
+        return {name: stage['iters'] for name, stage in found.items()}
+
+    assert lengths_of(schedule(lengths, stages('a', 'b', 'c'), '')) == {'a': 10, 'b': 20, 'c': 31}
+    assert lengths_of(schedule(lengths, stages('a', 'b', 'c', 'more'), '')) == {'a': 10, 'b': 20, 'c': 16, 'more': 15}
+    assert lengths_of(schedule(lengths, stages('b', 'c'), '')) == {'b': 30, 'c': 31}
+    assert lengths_of(schedule(lengths, stages('a'), '')) == {'a': 61}
+    with pytest.raises(UserError, match='another order'):
+        schedule(lengths, stages('b', 'a'), '')
+    with pytest.raises(UserError, match="first stage 'z'"):
+        schedule(lengths, stages('z', 'a'), '')
+
+
+def test_a_schedule_of_its_own_is_a_second_row(matrix):
+    budget = smoke()['budget']['stages']
+    longer = {**budget, 'adversarial': {**budget['adversarial'], 'iters': 40}}
+    made = matrix(schedules={'sdakd_long': {'method': 'sdakd', 'stages': longer}})
+    assert {row.name: row.iterations for row in made.rows} == {'none_student_d': 12, 'sdakd': 12, 'sdakd_long': 48}
+    ratios = {row.name: made.options(row, Fraction(1, 2), 0, 1)['datasets']['train'] for row in made.rows}
+    assert len({entry['dataset_enlarge_ratio'] for entry in ratios.values()}) == 1  # the same order of images
+
+
+def test_a_backbone_stands_in_for_all_methods_alike(matrix, here):
+    (here / 'squeeze.pth').write_bytes(b'')
+    made = matrix(methods=METHODS, perceptual='squeezenet-caffe:squeeze.pth')
+    for row in made.rows:
+        train = made.options(row, Fraction(1, 2), 0, 1)['train']
+        blocks = [block for block in train.values() if isinstance(block, dict) and 'backbone' in block]
+        assert len(blocks) == {'l1': 0, 'crd': 2, 'omgd': 2}.get(row.name, 1)
+        for block in blocks:
+            assert (block['backbone'], block['weights']) == ('squeezenet-caffe', str(here / 'squeeze.pth'))
+        assert not any(isinstance(block, dict) and block.get('type') == 'PerceptualLoss' for block in train.values())
+
+
+def test_keys_follow_content_and_not_place(matrix, here):
+    made = matrix()
+    row = made.rows[1]
+    key = made.run(row, Fraction(1, 2), 0, 1).key
+    made.output = here / 'elsewhere'
+    assert made.run(row, Fraction(1, 2), 0, 1).key == key
+    assert made.run(row, Fraction(1, 2), 1, 1).key != key and made.run(row, Fraction(1, 2), 0, 3).key != key
+    made.images.identity = 'other photographs'
+    assert made.run(row, Fraction(1, 2), 0, 1).key != key
+
+
+def test_photographs_are_split_and_paired(here, photographs, capfd):
+    from sdakd.compare.config import read_config
+    from sdakd.compare.data import hold_out, make_pairs, open_images
+
+    assert hold_out(list('abcdefghij'), 3) == ['b', 'f', 'i']
+    folder = here / 'photographs'
+    folder.mkdir(exist_ok=True)
+    for name, image in photographs.items():
+        cv2.imwrite(str(folder / f'{name}.png'), image[:66, :70, ::-1])
+    options = smoke()
+    options['data'] = {'photographs': {'folder': 'photographs', 'validation': 1}, 'test': options['data']['test']}
+    config = read_config(str(write(here, options)))
+    images, splits = open_images(config)
+    make_pairs(config, images, splits, here / 'P', 4)
+    made = {part: sorted(p.stem for p in (here / f'P/data/{part}/gt').iterdir()) for part in ('train', 'validation')}
+    assert made == {'train': ['astronaut', 'chelsea', 'rocket'], 'validation': ['coffee']}
+    assert cv2.imread(str(images.train[0] / 'rocket.png')).shape == (64, 68, 3)
+    assert cv2.imread(str(images.train[1] / 'rocket.png')).shape == (16, 17, 3)
+
+
+# ----------------------------------------------------- bad input -----------------------------------------------------
+
+
+def change(path, value):
+    def apply(options):
+        block = options
+        for key in path[:-1]:
+            block = block[key]
+        if value is None:
+            del block[path[-1]]
+        else:
+            block[path[-1]] = value
+
+    return apply
+
+
+HR = 'datasets/smoke/{}/HR'
+MISTAKES = [
+    (['methods', 'skadk'], {'weight': 'x'}, 'methods:skadk: there is no method of this name; did you mean sdakd'),
+    (['methods', 'sdakd', 'weight'], 'train:featur_opt:loss_weight', 'no train:featur_opt; did you mean feature_opt'),
+    (['methods', 'sdakd', 'wieght'], 1, "methods:sdakd: unknown key 'wieght'; did you mean weight"),
+    (['methods', 'sdakd', 'options'], {'train:ema_decay': 0.5}, 'train:ema_decay is equal for all methods'),
+    (['methods', 'sdakd', 'options'], {'train:feature_opt:x': 1}, 'methods:sdakd:options: there is no train:feature_'),
+    (['methods', 'sdakd', 'file'], 'nowhere.yml', 'nowhere.yml does not exist'),
+    (['reference'], 'sdkd', "reference: no method is called 'sdkd'; did you mean sdakd"),
+    (['metrics'], ['psnr', 'ssmi'], "metrics: there is no metric 'ssmi'; did you mean ssim"),
+    (['primary', 'metric'], 'psn', "primary:metric: there is no metric 'psn'; did you mean psnr"),
+    (['primary', 'metric'], 'niqe', 'niqe is not among the metrics'),
+    (['primary', 'against'], 'student', 'primary:against'),
+    (['metrics'], ['psnr', 'fd'], 'fd_backbone: name it'),
+    (['teacher'], 'datasets/none.pth', 'teacher: the file .*none.pth does not exist'),
+    (['data', 'train', 'gt'], HR.format('trian'), 'data:train:gt: the folder datasets/smoke/trian/HR does not exist'),
+    (['data', 'test', 'smoke'], 'datasets/no', 'data:test:smoke: the folder datasets/no does not exist'),
+    (['data', 'test', 'smoke'], HR.format('validation'), 'is also in data:test:smoke'),
+    (['data', 'validation', 'gt'], HR.format('train'), 'is also in data:train:gt'),
+    (['data', 'validation'], None, 'data: write either photographs, or both train and validation'),
+    (['data', 'photographs'], {'folder': 'x', 'validation': 1}, 'data: write either photographs, or both'),
+    (['budget', 'crop'], 30, 'budget:crop: 30 must be a multiple of the scale 4'),
+    (['budget', 'crop'], 96, 'methods:none_student_d: datasets:train:gt_size: the crop of 96'),
+    (['budget', 'batch'], 0, 'budget:batch'),
+    (['budget', 'bach'], 4, "budget: unknown key 'bach'; did you mean batch"),
+    (['budget', 'stages', 'adversarial', 'lr'], 1, "budget:stages:adversarial: unknown key 'lr'"),
+    (['budget', 'stages', 'adversarial', 'lr_d'], None, 'adversarial:lr_d: the key is missing'),
+    (
+        ['budget', 'stages', 'distilation'],
+        {'iters': 1, 'lr_g': 1},
+        'no method has a stage .* did you mean distillation',
+    ),
+    (['widths'], ['1/3'], 'which 1/3 does not divide into channels'),
+    (['widths'], ['2'], "widths: write a share of the teacher's channels such as 1/4"),
+    (['widths'], ['1/2', 0.5], 'widths: 1/2 stands there twice'),
+    (['seeds'], [1, 1], 'seeds: 1 stands there twice'),
+    (['seeds'], [], 'seeds'),
+    (['seed'], 1, "unknown key 'seed'; did you mean seeds"),
+    (['budget'], None, 'budget: the key is missing'),
+    (['perceptual'], 'squeezenet', 'perceptual: write as published, none, or KIND:FILE'),
+    (['perceptual'], 'squeezenet:nowhere.pth', 'nowhere.pth does not exist'),
+    (['schedules'], {'x': {'method': 'sdak', 'stages': {}}}, 'schedules:x'),
+    (
+        ['schedules'],
+        {'sdakd': {'method': 'sdakd', 'stages': {'adversarial': {'iters': 1, 'lr_g': 1}}}},
+        'has this name',
+    ),
+    (['output'], None, 'output: no folder is named'),
+]
+
+
+@pytest.mark.parametrize(('path', 'value', 'sentence'), MISTAKES)
+def test_mistakes_are_one_sentence(here, path, value, sentence, capsys):
+    options = smoke()
+    options['output'] = 'BAD'
+    change(path, value)(options)
+    file = write(here, options, 'bad.yml')
+    with pytest.raises(UserError, match=sentence) as error:
+        compare('-opt', file)
+    text = str(error.value)
+    assert text.startswith(f'{file}: ') and text.count(str(file)) == 1 and '\n' not in text
+    assert not list((here / 'BAD').rglob('*.json')) and not (here / 'BAD/experiments').exists()
+
+
+def test_the_command_line_refuses_with_status_2(here):
+    options = smoke()
+    options['primary']['metric'] = 'psn'
+    cases = [
+        (['-opt', str(write(here, options, 'bad.yml'))], 'did you mean psnr'),
+        (['-opt', 'nowhere.yml'], 'nowhere.yml cannot be read'),
+        (['-opt', str(SMOKE), '--jobs', '0'], '--jobs: write a whole number'),
+    ]
+    for arguments, sentence in cases:
+        done = subprocess.run([*COMMAND, *arguments], cwd=here, capture_output=True, text=True)
+        assert done.returncode == 2 and sentence in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_the_real_comparison_names_what_there_is():
+    """Methods, keys and stages of options/compare/realesr_general_x4.yml, without its photographs and weights."""
+    from sdakd.compare.config import read_config
+    from sdakd.compare.rows import read_rows
+
+    config = read_config(str(ROOT / 'options/compare/realesr_general_x4.yml'))
+    rows = read_rows(config, ROOT / 'options/compare')
+    wanted = {'none_student_d', 'none_teacher_d', 'sdakd', 'dcd', 'dcd_modified', 'crd', 'omgd', 'dgl_gan', 'akdg'}
+    assert wanted <= {row.name for row in rows}
+    assert len({row.iterations for row in rows if not row.own_schedule}) == 1
+    assert all(row.weights for row in rows) and config.reference in {row.name for row in rows}
+    assert set(config.data.test) == {'Set5', 'Set14'}
