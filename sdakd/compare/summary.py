@@ -195,9 +195,12 @@ def cost_table(entries: Sequence[dict], models: Mapping[tuple[str, str], dict]) 
 
 def label_of(config: Config) -> str:
     """The primary metric in words."""
-    other = {'gt': 'ground truth', 'teacher': 'teacher'}[config.primary.against]
-    against = '' if config.primary.metric == 'niqe' else f' to the {other}'
-    return {'psnr': 'PSNR-Y', 'ssim': 'SSIM-Y'}.get(config.primary.metric, config.primary.metric.upper()) + against
+    name = config.primary.metric
+    if name == 'niqe':
+        return 'NIQE'
+    kind = (config.fd_backbone or '').partition(':')[0].removesuffix('-caffe')
+    label = {'psnr': 'PSNR-Y', 'ssim': 'SSIM-Y', 'fd': f'FD-{kind}'}.get(name, name.upper())
+    return f'{label} to the {"teacher" if config.primary.against == "teacher" else "ground truth"}'
 
 
 def budget_line(budget: Budget) -> str:
