@@ -152,7 +152,7 @@ def _dry_run(matrix: Matrix, jobs: int, threads: int) -> int:
     if judge is not None:
         sys.stdout.write(f"The teacher's discriminator, trained before them, is not counted: {judge.iterations:,d}.\n")
     sys.stdout.write(
-        f'{count} cells, about {duration(total / jobs)} with {jobs} at a time and {threads} thread{"s" * (threads > 1)} '
+        f'{count} cells, about {duration(total / jobs)} with {jobs} at a time, {threads} thread{"s" * (threads > 1)} '
         'each, by a few steps of every stage; measuring comes on top. Nothing was written.\n'
     )
     return 0
