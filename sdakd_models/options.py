@@ -98,6 +98,10 @@ class Train(Struct, forbid_unknown_fields=True):
     optim_d: Annotated[dict, Meta(description="Adam's values for discriminators, without lr.")] = msgspec.field(
         default_factory=lambda: {'type': 'Adam', 'betas': [0.9, 0.99]}
     )
+    precision: Annotated[
+        Literal['fp32', 'bf16'],
+        Meta(description='Of forward and backward passes; weights, losses and optimizers are fp32 always.'),
+    ] = 'fp32'
     total_iter: Annotated[int | None, Meta(description='Derived from the stages; leave it out.')] = None
 
     def plan(self) -> Plan:

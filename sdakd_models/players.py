@@ -117,7 +117,7 @@ class Adversary:
             return {}
         self.bare.requires_grad_(False)
         self.bare.train(self.player is not None and 'student' in self.facts.fake)
-        verdict = self.bare(context.student)
+        verdict = context.run(self.bare, context.student)
         return {f'l_g_gan{self.suffix}': self.loss(verdict, True, is_disc=False)}
 
     def learn(self, context: Context) -> dict[str, torch.Tensor]:
@@ -129,13 +129,13 @@ class Adversary:
         real = context.target('gan') if self.facts.real == 'gt' else context.teacher
         images = {'student': lambda: context.student, 'teacher': lambda: context.teacher}
         # two backward passes, as distributed training and spectral norm's moving buffers want it
-        verdict = net(real)
+        verdict = context.run(net, real)
         loss = self.loss(verdict, True, is_disc=True)
         loss.backward()
         log[f'l_d_real{self.suffix}'], log[f'out_d_real{self.suffix}'] = loss, verdict.detach().mean()
         losses, verdicts = [], []
         for name in self.facts.fake:
-            verdict = net(images[name]().detach())
+            verdict = context.run(net, images[name]().detach())
             loss = self.loss(verdict, False, is_disc=True) / len(self.facts.fake)
             loss.backward()
             losses.append(loss.detach())
@@ -154,5 +154,5 @@ class Adversary:
             return {}
         self.bare.eval()
         with torch.no_grad():
-            teacher, real = self.bare(context.teacher), self.bare(context.target('gan'))
+            teacher, real = (context.run(self.bare, image) for image in (context.teacher, context.target('gan')))
         return {f'out_d_overlap{self.suffix}': overlap(teacher, real)}

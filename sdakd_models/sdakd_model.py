@@ -101,7 +101,7 @@ class SDAKDModel(SRModel):
         used = used_discriminators(opt, names)
         self.teachers: dict[str, nn.Module] = {}
         for name in needed_teachers(opt, names, used):
-            self.teachers[name] = freeze(teacher_network(opt, name).to(self.device))
+            self.teachers[name] = freeze(self.on_device(teacher_network(opt, name)))
             self._log_network('teacher' if name == 'teacher' else f'teacher {name}', self.teachers[name])
         self.adversaries = {name: self._adversary(name, entry) for name, entry in used.items()}
         self.terms = {name: TERMS[name](opt['train'][TERMS[name].option], self) for name in TERMS if name in names}
@@ -129,9 +129,20 @@ class SDAKDModel(SRModel):
             known.close()
         self.taps[who] = FeatureTaps(self.bare_student if who == 'student' else self.teachers[who], sorted(names))
 
+    def on_device(self, network: nn.Module) -> nn.Module:
+        """Moves a network to the device, in the memory layout that units for bfloat16 want where they are used."""
+        if (self.opt.get('train') or {}).get('precision') == 'bf16':
+            network = network.to(memory_format=torch.channels_last)
+        return network.to(self.device)
+
+    def run(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
+        """A forward pass in the precision of ``train:precision``; the result is float32, ``(N, C, H, W)``."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.train_options.precision == 'bf16'):
+            return network(image).float()
+
     def place(self, network: nn.Module) -> nn.Module:
         """Moves a network that learns to the device and wraps it for distributed training, on a CPU as well."""
-        network = network.to(self.device)
+        network = self.on_device(network)
         if not self.opt['dist']:
             return network
         devices = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
@@ -140,7 +151,7 @@ class SDAKDModel(SRModel):
 
     def _adversary(self, name: str, entry: Discriminator) -> Adversary:
         where = 'network_d' if name == 'student' else f'discriminators:{name}:network'
-        network = build(entry.network, where).to(self.device)
+        network = self.on_device(build(entry.network, where))
         if entry.weights:
             key = 'path:pretrain_network_d' if name == 'student' else f'discriminators:{name}:weights'
             load_into(network, read_weights(entry.weights, entry.param_key, key), entry.weights, key)

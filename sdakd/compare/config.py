@@ -62,6 +62,7 @@ class Budget(Struct, forbid_unknown_fields=True):
     crop: Count
     workers: Count = 1
     ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.999
+    precision: Literal['fp32', 'bf16'] = 'fp32'
     checkpoints: Count = 10  # in a run: an interrupted one goes on from the last
 
 

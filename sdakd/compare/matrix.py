@@ -102,6 +102,7 @@ class Matrix:
             'discriminators': {'teacher': entry},
             'path': {'resume_state': None},
             'train': {
+                'precision': self.config.budget.precision,
                 'optim_d': deepcopy(OPTIMIZER),
                 'stages': {'discriminator': {'iters': wanted.iters, 'lr_d': wanted.lr_d, 'terms': ['gan:teacher']}},
                 'gan_opt': deepcopy(row.options['train']['gan_opt']),
@@ -134,6 +135,7 @@ class Matrix:
             },
             'train': {
                 'ema_decay': budget.ema_decay,
+                'precision': budget.precision,
                 'optim_g': deepcopy(OPTIMIZER),
                 'optim_d': deepcopy(OPTIMIZER),
                 'stages': deepcopy(row.stages),

@@ -42,15 +42,19 @@ class Context:
         """The ground truth as ``term`` wants it (sharpened or not), ``(N, 3, H, W)`` in [0, 1]."""
         return self.model.target(term)
 
+    def run(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
+        """A forward pass in the precision of the training; the result is float32."""
+        return self.model.run(network, image)
+
     def image(self, who: str) -> torch.Tensor:
         """The image of ``'student'``, with gradient, or of a teacher by name, without; ``(N, 3, H, W)``."""
         if who not in self._images:
             network = self.model.net_g if who == 'student' else self.model.teachers[who]
             taps = self.model.taps.get(who) if self.with_features else None
             with torch.set_grad_enabled(who == 'student'), taps or nullcontext():
-                self._images[who] = network(self.model.lq)
+                self._images[who] = self.model.run(network, self.model.lq)
             if taps is not None:
-                self._features[who] = taps.pop()
+                self._features[who] = {name: feature.float() for name, feature in taps.pop().items()}
         return self._images[who]
 
     def features(self, who: str) -> dict[str, torch.Tensor]:

@@ -50,13 +50,13 @@ class DCDTerm(Term):
         # it only looks: no gradient of its own, and in evaluation mode the vectors of spectral norm stay
         self.judge.requires_grad_(False).eval()
         with torch.no_grad():
-            targets = {own: self._seen(image) for own, image in theirs.items()}
-        return {'dcd': self.loss({own: self._seen(image) for own, image in ours.items()}, targets)}
+            targets = {own: self._seen(context, image) for own, image in theirs.items()}
+        return {'dcd': self.loss({own: self._seen(context, image) for own, image in ours.items()}, targets)}
 
-    def _seen(self, image: torch.Tensor) -> torch.Tensor:
+    def _seen(self, context: Context, image: torch.Tensor) -> torch.Tensor:
         with self.taps:
-            self.judge(image)
-        return self.taps.pop()[self.layer]
+            context.run(self.judge, image)
+        return self.taps.pop()[self.layer].float()
 
     @classmethod
     def discriminators(cls, options: Mapping) -> tuple[str, ...]:
