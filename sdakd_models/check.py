@@ -212,7 +212,7 @@ def check_networks(opt: dict, plan: Plan, names: set[str]) -> None:
     for name in needed_teachers(opt, names, discriminators):
         where = 'teacher' if name == 'teacher' else f'teachers:{name}'
         if name in read_teachers(opt):
-            ensure_file(read_teachers(opt)[name].weights, f'{where}:weights')
+            check_teacher(opt, name, where)
         teachers[name] = teacher_network(opt, name)
         teacher_scale = scale_of(teachers[name], where)
         scale = opt.setdefault('scale', teacher_scale)
@@ -248,6 +248,21 @@ def check_networks(opt: dict, plan: Plan, names: set[str]) -> None:
         options = opt['train'][TERMS[name].option]
         TERMS[name].check_networks(options, student, teachers, judges)
         TERMS[name].check_crop(options, gt_size // scale, student, teachers, judges)
+
+
+def check_teacher(opt: Mapping, name: str, where: str) -> None:
+    """Its file is there, or fetched; one that learns along has something to be measured by."""
+    teacher = read_teachers(opt)[name]
+    if teacher.weights is not None:
+        ensure_file(teacher.weights, f'{where}:weights')
+    if teacher.replace_by is None:
+        return
+    metrics = (opt.get('val') or {}).get('metrics') or {}
+    if teacher.replace_by not in metrics:
+        near_ones = near(teacher.replace_by, metrics) if metrics else 'there are none'
+        raise UserError(f'{where}:replace_by: {teacher.replace_by!r} is no entry of val:metrics; {near_ones}.')
+    if not any(phase.startswith('val') for phase in opt['datasets']):
+        raise UserError(f'{where}:replace_by: teachers are compared on a validation set, write datasets:val.')
 
 
 def check_vgg(options: Mapping, root_path: str) -> None:

@@ -17,11 +17,20 @@ T = TypeVar('T')
 class Teacher(Struct, forbid_unknown_fields=True):
     """The trained network to distil: the block ``teacher:``."""
 
-    weights: Annotated[str, Meta(description='.pth or .safetensors file; official ones are downloaded when missing.')]
+    weights: Annotated[
+        str | None, Meta(description='.pth or .safetensors file; official ones are downloaded when missing.')
+    ] = None
     network: Annotated[
         dict | None, Meta(description="Its options as in network_g; told from the file's keys if absent.")
     ] = None
     param_key: Annotated[str | None, Meta(description='Key of the tensors in the file: params_ema, params.')] = None
+    replace_by: Annotated[
+        str | None,
+        Meta(
+            description='It learns along, and the student sees the best one so far by this entry of val:metrics; '
+            'without weights it starts from nothing.'
+        ),
+    ] = None
 
 
 class Discriminator(Struct, forbid_unknown_fields=True):

@@ -109,25 +109,40 @@ class Adversary:
             settle(bare)
 
     def student_loss(self, context: Context) -> dict[str, torch.Tensor]:
-        """What the student pays for being told from the real images. Leaves the discriminator's gradients alone.
-
-        Where the student's images are none of its fakes, its buffers do not move either (updating-freezing of CRD).
-        """
+        """What the student pays, where it listens."""
         if not self.facts.listens:
             return {}
-        self.bare.requires_grad_(False)
-        self.bare.train(self.player is not None and 'student' in self.facts.fake)
-        verdict = context.run(self.bare, context.student)
-        return {f'l_g_gan{self.suffix}': self.loss(verdict, True, is_disc=False)}
+        return {f'l_g_gan{self.suffix}': self.generator_loss(context, 'student')}
 
-    def learn(self, context: Context) -> dict[str, torch.Tensor]:
-        """Accumulates the discriminator's gradients: the loss on real images plus the mean loss over its fakes."""
+    def generator_loss(self, context: Context, who: str) -> torch.Tensor:
+        """What a generator pays for being told from the real images. Leaves the discriminator's gradients alone.
+
+        Where its images are none of the fakes, the buffers do not move either (updating-freezing of CRD).
+
+        Args:
+            context: One whose author is the generator.
+            who: ``student``, or the name of a teacher that learns.
+        """
+        self.bare.requires_grad_(False)
+        self.bare.train(self.player is not None and who in self.facts.fake)
+        return self.loss(context.run(self.bare, context.student), True, is_disc=False)
+
+    def learn(self, context: Context, own: Context | None = None) -> dict[str, torch.Tensor]:
+        """Accumulates the discriminator's gradients: the loss on real images plus the mean loss over its fakes.
+
+        Args:
+            context: The student's.
+            own: That of the teacher, where it learns along: its fakes are today's, not those shown to the student.
+        """
         if self.player is None:
             return {}
         self.bare.requires_grad_(True).train()
         net, log = self.player.net, {}
         real = context.target('gan') if self.facts.real == 'gt' else context.teacher
-        images = {'student': lambda: context.student, 'teacher': lambda: context.teacher}
+        images = {
+            'student': lambda: context.student,
+            'teacher': lambda: context.teacher if own is None else own.student,
+        }
         # two backward passes, as distributed training and spectral norm's moving buffers want it
         verdict = context.run(net, real)
         loss = self.loss(verdict, True, is_disc=True)

@@ -24,7 +24,8 @@ from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.tiling import run_tiled
 from sdakd_arch.weights import describe, fingerprint, infer_network, load_into, read_weights, save_whole
 from sdakd_arch.width import build, initialise, scale_of
-from sdakd_models.options import Discriminator, gan_term, read_train
+from sdakd_models.cotraining import CotrainedTeacher
+from sdakd_models.options import Discriminator, gan_term, read_teachers, read_train
 from sdakd_models.players import Adversary, Player, freeze
 from sdakd_models.stages import Moment, StageMark
 from sdakd_models.terms import TERMS, Context, term_options
@@ -103,6 +104,8 @@ class SDAKDModel(SRModel):
         for name in needed_teachers(opt, names, used):
             self.teachers[name] = freeze(self.on_device(teacher_network(opt, name)))
             self._log_network('teacher' if name == 'teacher' else f'teacher {name}', self.teachers[name])
+        self.fingerprints = {name: fingerprint(teacher) for name, teacher in self.teachers.items()}
+        self.cotrained = [self._cotrained(name) for name in self.teachers if read_teachers(opt)[name].replace_by]
         self.adversaries = {name: self._adversary(name, entry) for name, entry in used.items()}
         self.terms = {name: TERMS[name](opt['train'][TERMS[name].option], self) for name in TERMS if name in names}
 
@@ -164,6 +167,13 @@ class SDAKDModel(SRModel):
         self._log_network(f'discriminator {name}', network, entry.network)
         return Adversary(name, entry, gan_opt, network, player)
 
+    def _cotrained(self, name: str) -> CotrainedTeacher:
+        shown = self.teachers[name]
+        network = deepcopy(shown).requires_grad_(True).train()
+        player = self.add_player('teacher' if name == 'teacher' else f'teacher_{name}', network, 'g', ())
+        del self.fingerprints[name]
+        return CotrainedTeacher(name, player, shown, read_teachers(self.opt)[name].replace_by)
+
     def _log_network(self, role: str, network: nn.Module, options: Mapping | None = None) -> None:
         options = options or infer_network(network.state_dict())
         kind = describe(options) if options else type(network).__name__
@@ -198,12 +208,17 @@ class SDAKDModel(SRModel):
             log.update(adversary.student_loss(context))
         if log:
             sum(log.values()).backward()
+        own: dict[str, Context] = {}
+        if stage.lr_g is not None:
+            for teacher in self.cotrained:
+                own[teacher.name] = Context(self, with_features=False, author=teacher.player.net)
+                log.update(teacher.learn(own[teacher.name], terms, adversaries))
         for player in self.players:
             if player.side == 'g' and player.learns_in(stage):
                 player.step(stage.grad_clip)
 
         for adversary in adversaries:
-            log.update(adversary.learn(context))
+            log.update(adversary.learn(context, own.get('teacher')))
             if adversary.player is not None:
                 adversary.player.step(stage.grad_clip)
             if current_iter % self.opt['logger']['print_freq'] == 0:
@@ -236,9 +251,10 @@ class SDAKDModel(SRModel):
         values = OrderedDict(zip(log, values.tolist(), strict=True))
         bad = [name for name, value in values.items() if value != value or abs(value) == float('inf')]
         if bad:
+            side = 'g' if bad[0].startswith(('l_g_', 'l_t_')) else 'd'
             raise UserError(
                 f'the loss {bad[0]} became {values[bad[0]]} at iteration {current_iter:,d} (stage {moment.name}, step '
-                f'{moment.step:,d}): lower train:stages:{moment.name}:lr_{bad[0][2] if bad[0][:2] == "l_" else "d"} or '
+                f'{moment.step:,d}): lower train:stages:{moment.name}:lr_{side} or '
                 f'set grad_clip there, and continue from the last checkpoint in {self.path.get("models")} '
                 f'with --auto_resume.'
             )
@@ -255,6 +271,19 @@ class SDAKDModel(SRModel):
             self.output = run_tiled(network, self.lq, self.scale, val.get('tile') or 0, val.get('tile_pad', 10))
         if network is self.bare_student:
             network.train(self.opt['is_train'])
+
+    def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> None:
+        """BasicSR's, and after the first set the choice whether a teacher that learns is shown to the student."""
+        super().validation(dataloader, current_iter, tb_logger, save_img)
+        first = next((phase for phase in self.opt['datasets'] if phase.startswith('val')), None)
+        for teacher in self.cotrained if self.is_train else ():
+            if dataloader.dataset.opt['name'] != self.opt['datasets'][first]['name']:
+                continue
+            if self.opt['rank'] == 0:
+                teacher.consider(self, dataloader, current_iter)
+            if self.opt['dist']:
+                for tensor in teacher.shown.state_dict().values():
+                    torch.distributed.broadcast(tensor, 0)
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """BasicSR's validation, with the first images of every set in TensorBoard (``val:tb_images``, default 3)."""
@@ -296,9 +325,14 @@ class SDAKDModel(SRModel):
                 f'the run ended at iteration {self.last_iter:,d} of {self.plan.total_iter:,d}: the data ran out before '
                 'the stages did; raise datasets:train:dataset_enlarge_ratio and continue with --auto_resume.'
             )
+        shown = {teacher.player.name: teacher.shown for teacher in self.cotrained}
         for player in self.players:
             if player is self.student and self.ema_decay > 0:
                 self.save_network([player.bare, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
+            elif player.name in shown:
+                self.save_network(
+                    [player.bare, shown[player.name]], f'net_{player.name}', current_iter, ['params', 'params_best']
+                )
             else:
                 self.save_network(player.bare, f'net_{player.name}', current_iter)
         self.save_training_state(epoch, current_iter)
@@ -329,7 +363,8 @@ class SDAKDModel(SRModel):
             'schedulers': [],  # rates are a function of the iteration
             'stage': self.plan.at(current_iter).name,
             'players': [player.name for player in self.players],
-            'teachers': {name: fingerprint(teacher) for name, teacher in self.teachers.items()},
+            'teachers': self.fingerprints,
+            'teacher_scores': {teacher.name: teacher.score for teacher in self.cotrained},
         }
         save_whole(state, os.path.join(self.path['training_states'], f'{current_iter}.state'))
 
@@ -345,8 +380,8 @@ class SDAKDModel(SRModel):
                 f'path:resume_state: it was saved with the players {resume_state.get("players")}, the options define '
                 f'{names}; resume with the option file of that run.'
             )
-        for name, teacher in self.teachers.items():
-            if resume_state.get('teachers', {}).get(name) != fingerprint(teacher):
+        for name, own in self.fingerprints.items():
+            if resume_state.get('teachers', {}).get(name) != own:
                 where = 'teacher' if name == 'teacher' else f'teachers:{name}'
                 raise UserError(f'{where}:weights: this is not the teacher that the run to resume was trained with.')
         iteration = resume_state['iter']
@@ -356,6 +391,10 @@ class SDAKDModel(SRModel):
             if player is self.student and self.ema_decay > 0:
                 state = read_weights(path, 'params_ema', 'path:resume_state')
                 load_into(self.net_g_ema, state, path, 'path:resume_state')
+        for teacher in self.cotrained:
+            path = os.path.join(self.path['models'], f'net_{teacher.player.name}_{iteration}.pth')
+            load_into(teacher.shown, read_weights(path, 'params_best', 'path:resume_state'), path, 'path:resume_state')
+            teacher.score = resume_state['teacher_scores'][teacher.name]
         for player, state in zip(self.players, resume_state['optimizers'], strict=True):
             player.optimizer.load_state_dict(deepcopy(state))
         self.last_iter = iteration

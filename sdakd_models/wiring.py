@@ -8,7 +8,7 @@ from torch import nn
 
 from sdakd.compat import UserError
 from sdakd_arch.weights import infer_network, load_into, read_weights
-from sdakd_arch.width import build
+from sdakd_arch.width import build, initialise
 from sdakd_models.options import Discriminator, gan_term, read_discriminators, read_teachers
 from sdakd_models.stages import Stage
 from sdakd_models.terms import TERMS
@@ -43,6 +43,15 @@ def teacher_network(opt: Mapping, name: str = 'teacher') -> nn.Module:
     if name not in teachers:
         raise UserError(f'{where}: the block is missing, but a stage has a term that compares with a teacher.')
     teacher = teachers[name]
+    if teacher.weights is None:
+        if teacher.network is None or teacher.replace_by is None:
+            raise UserError(
+                f'{where}:weights: the key is missing; name the trained network (a teacher that learns along, with '
+                'replace_by, may start from nothing: then write its network).'
+            )
+        network = build(teacher.network, f'{where}:network')
+        initialise(network)
+        return network
     state = read_weights(teacher.weights, teacher.param_key, f'{where}:weights')
     options = teacher.network or infer_network(state)
     if options is None:

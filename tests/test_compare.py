@@ -316,8 +316,9 @@ def test_option_files_differ_only_in_the_method(matrix):
                 assert options.get(key) == base.get(key), (name, key)
             assert options['network_g']['num_feat'] == 8 * ratio
             train, wanted = options['train'], base['train']
-            assert {k for k in train if not k.endswith('_opt')} == {'ema_decay', 'precision', 'optim_g', 'optim_d', 'stages'}
-            for key in ('ema_decay', 'precision', 'optim_g', 'optim_d'):
+            shared = ('ema_decay', 'precision', 'optim_g', 'optim_d')
+            assert {k for k in train if not k.endswith('_opt')} == {*shared, 'stages'}
+            for key in shared:
                 assert train[key] == wanted[key]
             for stage, length in smoke()['budget']['stages'].items():
                 mine = {k: v for k, v in train['stages'][stage].items() if k != 'terms'}

@@ -45,6 +45,7 @@ REGIMES = {
     'dcd_modified_updated': {'teacher': ALWAYS_UPDATING},
     'crd': {'teacher': UPDATING_FREEZING},
     'crd_always_updating': {'teacher': ALWAYS_UPDATING},
+    'crd_cotrained': {'teacher': ['student-', 'apprentice+', 'gt+', 'apprentice+']},  # the teacher in training
     'crd_no_discriminator': {},  # nobody would listen to it
     'crd_pretrained_freezing': {'teacher': FROZEN},
     'crd_pretrained_updating': {'teacher': OWN},
@@ -88,6 +89,8 @@ def small(world, opt):
         entry['weights'] = str(world.root / 'judge.pth') if entry.get('weights') else None
     if opt['path'].get('pretrain_network_d'):
         options['path']['pretrain_network_d'] = str(world.root / 'judge.pth')
+    if opt.get('teacher', {}).get('replace_by'):
+        options['teacher']['replace_by'] = 'psnr'
     options['train']['stages'] = stages
     options['train']['gan_opt'] = opt['train'].get('gan_opt', options['train']['gan_opt'])
     if 'network_g' not in opt:
@@ -133,6 +136,8 @@ class Watch:
             model.bare_student.register_forward_hook(lambda _m, _i, image: self.images.update(student=image))
         for teacher in model.teachers.values():
             teacher.register_forward_hook(lambda _m, _i, image: self.images.update(teacher=image))
+        for teacher in model.cotrained:
+            teacher.player.bare.register_forward_hook(lambda _m, _i, image: self.images.update(apprentice=image))
         for name, adversary in model.adversaries.items():
             adversary.bare.register_forward_pre_hook(lambda net, given, name=name: self.note(name, net, given[0]))
 

@@ -97,10 +97,17 @@ def test_student_is_the_narrowed_teacher(file, denominator):
 def test_methods_share_their_setting(file):
     """Same data, teacher and student, averaging, rates and lengths; no discriminator is heard sooner than another's."""
     opt, base = load(file), load(BASE)
-    for key in base.keys() - {'name', 'train', 'network_d', 'path'}:
+    for key in base.keys() - {'name', 'train', 'network_d', 'path', 'datasets', 'teacher'}:
         assert opt.get(key) == base[key], key
+    assert opt['datasets']['train'] == base['datasets']['train']
+    own = ()
+    if 'replace_by' in opt['teacher']:  # it learns along, and a validation says when it is better
+        assert opt['teacher']['network'] == base['teacher']['network']
+        own = ('val',)
+    else:
+        assert opt['datasets'] == base['datasets'] and opt['teacher'] == base['teacher']
     assert opt['path']['pretrain_network_g'] is opt['path']['resume_state'] is None
-    assert opt.keys() - base.keys() <= {'discriminators', 'teachers', 'network_d'}
+    assert opt.keys() - base.keys() <= {'discriminators', 'teachers', 'network_d', *own}
     train, wanted = (read_train(content, term_options()) for content in (opt, base))
     for key in ('ema_decay', 'optim_g', 'optim_d', 'start_stage'):
         assert getattr(train, key) == getattr(wanted, key), key

@@ -388,3 +388,34 @@ def test_perceptual_term_with_a_vgg_file(world, parse, monkeypatch):
     expected, style = PerceptualLoss(**values)(before(data[0]['lq']), data[0]['gt'])
     assert style is None and 'l_g_style' not in log
     assert log['l_g_percep'] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize('teacher_d', [False, True])
+def test_bf16_steps_are_near_those_of_fp32(world, parse, teacher_d):
+    """Same start, same batches: bfloat16 keeps 8 bits, losses agree to about a percent; what learns stays float32."""
+    losses, seen = {}, {}
+    for precision in ('fp32', 'bf16'):
+        options = world.options()
+        options['train']['precision'] = precision
+        for stage in options['train']['stages'].values():
+            stage['iters'] = 2
+        if teacher_d:
+            options['discriminators'] = {'teacher': {'network': options.pop('network_d'), 'fake': ['teacher']}}
+            adversarial = options['train']['stages']['adversarial']
+            adversarial['terms'] = ['pixel', 'dcd', 'gan:teacher']
+            options['train']['dcd_opt'] = {'type': 'DCDLoss', 'layers': ['body.3', 'body.9']}
+        torch.manual_seed(0)
+        model = build_model(parse(world.write(options), world.root))
+        networks = [model.bare_student, *model.teachers.values(), *(a.bare for a in model.adversaries.values())]
+        kinds = seen[precision] = set()
+        for network in networks:
+            convolution = next(m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
+            convolution.register_forward_hook(lambda _m, _i, output, kinds=kinds: kinds.add(output.dtype))
+        losses[precision] = run(model, batches(6), 1, 6)
+        assert {p.dtype for player in model.players for p in player.bare.parameters()} == {torch.float32}
+        assert model.output.dtype == torch.float32
+    assert seen == {'fp32': {torch.float32}, 'bf16': {torch.bfloat16}}
+    for iteration, log in losses['fp32'].items():
+        for name, value in log.items():
+            if name != 'stage' and not name.startswith('out_'):
+                assert losses['bf16'][iteration][name] == pytest.approx(value, rel=0.03), (iteration, name)

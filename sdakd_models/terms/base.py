@@ -30,11 +30,13 @@ class Context:
     Args:
         model: The model in training; ``model.lq`` holds the input, ``(N, 3, h, w)`` in [0, 1].
         with_features: Whether the forward passes record activations.
+        author: Who stands in the student's place: a teacher that learns; default the student itself.
     """
 
-    def __init__(self, model: SDAKDModel, with_features: bool) -> None:
+    def __init__(self, model: SDAKDModel, with_features: bool, author: nn.Module | None = None) -> None:
         self.model = model
         self.with_features = with_features
+        self.author = author
         self._images: dict[str, torch.Tensor] = {}
         self._features: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -49,7 +51,7 @@ class Context:
     def image(self, who: str) -> torch.Tensor:
         """The image of ``'student'``, with gradient, or of a teacher by name, without; ``(N, 3, H, W)``."""
         if who not in self._images:
-            network = self.model.net_g if who == 'student' else self.model.teachers[who]
+            network = (self.author or self.model.net_g) if who == 'student' else self.model.teachers[who]
             taps = self.model.taps.get(who) if self.with_features else None
             with torch.set_grad_enabled(who == 'student'), taps or nullcontext():
                 self._images[who] = self.model.run(network, self.model.lq)
