@@ -605,5 +605,22 @@ def test_the_real_comparison_names_what_there_is():
     wanted = {'none_student_d', 'none_teacher_d', 'sdakd', 'dcd', 'dcd_modified', 'crd', 'omgd', 'dgl_gan', 'akdg'}
     assert wanted <= {row.name for row in rows}
     assert len({row.iterations for row in rows if not row.own_schedule}) == 1
-    assert all(row.weights for row in rows) and config.reference in {row.name for row in rows}
+    assert all(row.weights for row in rows if row.name != 'l1') and config.reference in {row.name for row in rows}
     assert set(config.data.test) == {'Set5', 'Set14'}
+
+
+@pytest.mark.parametrize('name', ['crd', 'sdakd'])
+def test_ablations_name_what_there_is_and_differ_from_the_method(name):
+    """Every row of options/compare/*_ablations.yml is another training than the method's own."""
+    from sdakd.compare.config import read_config
+    from sdakd.compare.rows import read_rows
+
+    config = read_config(str(ROOT / f'options/compare/{name}_ablations.yml'))
+    rows = read_rows(config, ROOT / 'options/compare')
+    assert config.reference == name and len(rows) == {'crd': 18, 'sdakd': 7}[name]
+    assert len({row.iterations for row in rows}) == 1 and not any(row.weights for row in rows)
+    trainings = [(row.stages, row.options['train'], row.options.get('discriminators')) for row in rows]
+    for number, training in enumerate(trainings):
+        terms = {key: value for key, value in training[1].items() if key.endswith('_opt')}
+        assert all((training[0], terms, training[2]) != other for other in trainings[:number])
+        trainings[number] = (training[0], terms, training[2])
