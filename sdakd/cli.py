@@ -10,7 +10,7 @@ import sys
 from sdakd import __version__, compat
 
 COMMANDS = {
-    'prepare': 'cut, downscale and pack images: sub-images, multi-scale copies, meta-info, LMDB, LQ/GT pairs',
+    'prepare': 'cut, downscale and pack images: sub-images, multi-scale copies, meta-info, LMDB, LQ/GT pairs, faces',
     'link': 'drop the plugin into an existing BasicSR checkout',
     'evaluate': 'measure models on test sets: PSNR, SSIM, NIQE, LPIPS, FID, KID, with intervals',
     'bench': 'time models side by side: parameters, MACs, latency and memory in every runtime',

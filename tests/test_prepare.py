@@ -16,8 +16,9 @@ import yaml
 from PIL import Image
 from skimage import data
 
-from sdakd import cli, compat, prepare
+from sdakd import cli, compat
 from sdakd.compat import UserError
+from sdakd.prepare import database, jobs
 
 compat.import_basicsr()
 
@@ -177,7 +178,7 @@ def test_meta_of_pairs(photos):
 def test_lmdb_holds_what_basicsr_would_decode(tmp_path, monkeypatch):
     from basicsr.utils import imfrombytes
 
-    monkeypatch.setattr(prepare, 'LMDB_ROOM', 1 << 18)  # the map must grow on the way
+    monkeypatch.setattr(database, 'LMDB_ROOM', 1 << 18)  # the map must grow on the way
     source = tmp_path / 'in'
     save(source / 'sub' / 'colour.png', photo(500, 500))
     save(source / 'grey.png', data.camera()[:60, :80])
@@ -266,7 +267,7 @@ def test_bicubic_pairs(photos, scale):
 
 def realesrgan(source, out, *words):
     run('pairs', '-i', source, '-o', out, '--degradation', 'realesrgan', *words)
-    return {name: content for name, content in contents(out).items() if name != prepare.RECORD}
+    return {name: content for name, content in contents(out).items() if name != jobs.RECORD}
 
 
 def test_realesrgan_pairs_depend_on_seed_and_name_only(photos):
@@ -356,7 +357,7 @@ def test_option_file_replaces_the_degradation(photos):
         assert gt.shape[0] == 2 * lq.shape[0]
         found[kind] = psnr(lq, matlab_bicubic(gt, 2))
     assert found['clean'] > found['noisy'] + 6
-    record = json.loads((root / 'clean' / prepare.RECORD).read_text())
+    record = json.loads((root / 'clean' / jobs.RECORD).read_text())
     assert record['kernel_list'] == ['iso'] and record['resize_range'] == [0.15, 1.5]  # the rest stays as published
 
 
