@@ -164,4 +164,9 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0) -> Opene
         raise UserError(f'{where}: {path} holds the discriminator {describe(network)}; give a generator (net_g_...).')
     module = build(network, where).eval().requires_grad_(False)
     load_into(module, state, path, where)
+    if hasattr(module, 'example_inputs'):
+        raise UserError(
+            f'{where}: {path} holds {describe(network)}, which takes faces of one size and their factor; give a '
+            'generator that takes any image, such as RRDBNet or SRVGGNetCompact.'
+        )
     return Opened(path.stem, path, module, scale_of(build(network, where), where), network, metadata)

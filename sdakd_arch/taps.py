@@ -84,7 +84,8 @@ class FeatureTaps:
 def default_taps(network: nn.Module, count: int = 4, where: str = 'train:feature_opt:layers') -> list[str]:
     """The taps used where the options name none: ``count`` depths, evenly spread over the network's trunk.
 
-    RRDBNet: outputs of residual blocks. SRVGGNetCompact: outputs of activations. Four depths follow the papers that
+    RRDBNet: outputs of residual blocks. SRVGGNetCompact: outputs of activations. GCFSR: outputs of the decoder's style
+    convolutions with feature modulation, the last one at every size from 32x32. Four depths follow the papers that
     publish theirs (DCD, arXiv 2212.14169; GCC, NeurIPS 2021); SDAKD does not, so this is a choice of this project.
 
     Raises:
@@ -98,6 +99,11 @@ def default_taps(network: nn.Module, count: int = 4, where: str = 'train:feature
 
         def name(index: int) -> str:
             return f'body.{2 * (index + 1) + 1}'  # convolution and activation alternate, the first pair is the stem
+    elif kind in ('GCFSR', 'GCFSRBlind'):
+        depth = len(network.style_convs) // 2
+
+        def name(index: int) -> str:
+            return f'style_convs.{2 * index + 1}'  # the first of each pair enlarges
     else:
         raise UserError(f'{where}: {kind} has no default taps, list the modules to compare.')
     count = min(count, depth)

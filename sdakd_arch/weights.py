@@ -91,8 +91,11 @@ def infer_network(state: State) -> dict | None:
     """The options of the generator or discriminator that a state dict belongs to, or None where they cannot be told.
 
     Known are RRDBNet (scale 4, 2 or 1 from the channels of its pixel-unshuffled input), SRVGGNetCompact with PReLU (a
-    network with ReLU and one with LeakyReLU look the same in a file) and UNetDiscriminatorSN.
+    network with ReLU and one with LeakyReLU look the same in a file), UNetDiscriminatorSN, GCFSR, GCFSRBlind and
+    GCFSRDiscriminator (all with the usual blur, which no file holds).
     """
+    if 'condition_scale1.0.weight' in state or 'conv_body.1.conv1.0.weight' in state:
+        return _infer_gcfsr(state)
     if all(key in state for key in ('conv_first.weight', 'body.0.rdb1.conv1.weight', 'conv_last.weight')):
         first = state['conv_first.weight']
         unshuffled = {3: 4, 12: 2, 48: 1}.get(first.shape[1])
@@ -130,6 +133,33 @@ def infer_network(state: State) -> dict | None:
             'skip_connection': True,
         }
     return None
+
+
+def _infer_gcfsr(state: State) -> dict | None:
+    """The options of a network of GCFSR; None for StyleGAN2's own discriminator, which joins batch statistics in."""
+    generator = 'condition_scale1.0.weight' in state
+    body, first = ('conv_body_down', 'conv_body_first.0.weight') if generator else ('conv_body', 'conv_body.0.0.weight')
+    modulation = 'style_conv1.modulated_conv.modulation.weight'
+    needed = {first, 'final_conv.0.weight', *((modulation, 'final_linear.weight') if generator else ())}
+    if not needed <= state.keys():
+        return None
+    shape = state['final_conv.0.weight'].shape
+    if shape[0] != shape[1]:
+        return None
+    stages = {int(found[1]) for key in state if (found := re.match(rf'{body}\.(\d+)\.', key))}
+    out_size = 1 << len(stages) + (4 if generator else 1)
+    narrow = shape[0] / 512
+    network = {
+        'out_size': out_size,
+        'channel_multiplier': state[first].shape[0] * out_size / 16384 / narrow if out_size > 32 else 2,
+        'narrow': narrow,
+    }
+    network = {key: int(value) if value == int(value) else value for key, value in network.items()}
+    if not generator:
+        return {'type': 'GCFSRDiscriminator', **network}
+    blind = state['final_linear.weight'].shape[1] == 16 * shape[0]
+    style = {'num_style_feat': state[modulation].shape[1]}
+    return {'type': 'GCFSRBlind' if blind else 'GCFSR', **network, **style}
 
 
 def load_into(network: nn.Module, state: State, path: str | os.PathLike, where: str) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdakd.compat import UserError, near
+from sdakd_arch.gcfsr_arch import channels_of
 
 # architecture -> its options that count channels, with BasicSR's defaults
 WIDTHS: dict[str, dict[str, int]] = {
@@ -20,6 +21,8 @@ WIDTHS: dict[str, dict[str, int]] = {
     'UNetDiscriminatorSN': {'num_feat': 64},
     'VGGStyleDiscriminator': {'num_feat': 64},
 }
+# architectures whose channels all follow one factor, the option narrow; a style's length, num_style_feat, does not
+NARROWED = ('GCFSR', 'GCFSRBlind', 'GCFSRDiscriminator')
 
 
 def student_of(network: Mapping, ratio: float) -> dict:
@@ -36,12 +39,15 @@ def student_of(network: Mapping, ratio: float) -> dict:
         UserError: An architecture that this project cannot narrow, or a ratio that leaves a fraction of a channel.
     """
     kind = network.get('type')
-    if kind not in WIDTHS:
-        raise UserError(f'no rule says how to narrow the architecture {kind!r}; {near(str(kind), WIDTHS)}.')
+    if kind not in WIDTHS and kind not in NARROWED:
+        known = [*WIDTHS, *NARROWED]
+        raise UserError(f'no rule says how to narrow the architecture {kind!r}; {near(str(kind), known)}.')
     exact = Fraction(ratio).limit_denominator(1024) if math.isfinite(ratio) else Fraction(0)
     if not 0 < exact <= 1:
         raise UserError(f'the width ratio {ratio} of {kind} must be greater than 0 and at most 1.')
     student = dict(network)
+    if kind in NARROWED:
+        return student | {'narrow': _narrow(network, exact)}
     for key, default in WIDTHS[kind].items():
         channels = network.get(key, default) * exact
         if channels.denominator != 1:
@@ -50,6 +56,19 @@ def student_of(network: Mapping, ratio: float) -> dict:
             )
         student[key] = int(channels)
     return student
+
+
+def _narrow(network: Mapping, ratio: Fraction) -> float:
+    """The factor on all channels of a narrower network, an integer where it is one."""
+    wide = network.get('narrow', 1)
+    try:
+        narrow = Fraction(wide).limit_denominator(1024) * ratio
+        channels_of(network.get('out_size'), network.get('channel_multiplier', 2), narrow)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f'narrow of {network["type"]} is {wide}, which {ratio} does not divide into channels: {error}.'
+        ) from None
+    return int(narrow) if narrow.denominator == 1 else float(narrow)
 
 
 def lookup(registry, name: str, where: str):
@@ -116,11 +135,21 @@ def initialise(network: nn.Module) -> None:
         last.weight.mul_(0.1)
 
 
+def example_inputs(network: nn.Module, size: int = 64) -> tuple[torch.Tensor, ...]:
+    """What to run a network on to find out its shapes: an image of ``size`` x ``size`` on the network's device.
+
+    A network that takes more, or one size only, says so by a method ``example_inputs()``, which goes before ``size``.
+    """
+    own = getattr(network, 'example_inputs', None)
+    return own() if own else (next(network.parameters()).new_zeros(1, 3, size, size),)
+
+
 def scale_of(network: nn.Module, where: str) -> int:
     """The factor between a generator's input and output size, found by running it on meta tensors."""
-    size = 64
     with torch.device('meta'):
-        output = network.to('meta')(torch.empty(1, 3, size, size))
+        inputs = example_inputs(network.to('meta'))
+        output = network(*inputs)
+    size = inputs[0].shape[-1]
     if output.shape[-1] % size or output.shape[1] != 3:
         raise UserError(f'{where}: {type(network).__name__} maps 3x{size}x{size} to {tuple(output.shape[1:])}.')
     return output.shape[-1] // size
@@ -129,11 +158,12 @@ def scale_of(network: nn.Module, where: str) -> int:
 def cost(network: Mapping, size: int = 64) -> tuple[int, int]:
     """Parameters and multiply-accumulates of a generator or discriminator for one RGB image of ``size`` x ``size``.
 
+    A network for images of one size, such as GCFSR, is counted at that one (:func:`example_inputs`).
     A multiply-accumulate is half of what torch's own flop counter counts: convolutions and matrix products, no
     element-wise operations. Nothing is computed: the network runs on meta tensors.
     """
     with torch.device('meta'):
         net = build(network, 'network')
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net.eval()(torch.empty(1, 3, size, size))
+            net.eval()(*example_inputs(net, size))
     return sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2

@@ -6,8 +6,16 @@ Importing the package, from the launcher or from anyone's own train.py, register
 
 import sdakd_arch
 import sdakd_losses
-from sdakd_models import launch, sdakd_model, sdakd_realesrgan_model
+from sdakd_models import face_dataset, launch, sdakd_gcfsr_model, sdakd_model, sdakd_realesrgan_model
 
-__all__ = ['launch', 'sdakd_arch', 'sdakd_losses', 'sdakd_model', 'sdakd_realesrgan_model']
+__all__ = [
+    'face_dataset',
+    'launch',
+    'sdakd_arch',
+    'sdakd_gcfsr_model',
+    'sdakd_losses',
+    'sdakd_model',
+    'sdakd_realesrgan_model',
+]
 
 launch.install()

@@ -18,6 +18,7 @@ from sdakd_arch.width import build, lookup, scale_of
 from sdakd_arch.zoo import URLS, ensure_file
 from sdakd_models.check_data import check_dataset
 from sdakd_models.options import Discriminator, Train, gan_term, read_discriminators, read_teachers, read_train
+from sdakd_models.players import make_optimizer
 from sdakd_models.set_metrics import check_set_metric, check_set_size
 from sdakd_models.stages import EveryOr, Plan
 from sdakd_models.terms import TERMS, Term, term_options
@@ -27,6 +28,7 @@ KNOWN_TOP_LEVEL = {
     'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'teacher',
     'teachers', 'discriminators', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters',
 }  # fmt: skip
+GCFSR = ('GCFSR', 'GCFSRBlind')
 DEGRADATION = (
     'resize_prob', 'resize_range', 'gaussian_noise_prob', 'noise_range', 'poisson_scale_range', 'gray_noise_prob',
     'jpeg_range', 'second_blur_prob', 'resize_prob2', 'resize_range2', 'gaussian_noise_prob2', 'noise_range2',
@@ -54,6 +56,7 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
         raise UserError(f'train:total_iter: the stages last {plan.total_iter:,d} iterations; leave this key out.')
     names = check_terms(opt, plan)
     check_optimizers(train)
+    check_faces(opt, names)
     check_networks(opt, plan, names)
     if 'perceptual' in names and opt['train']['perceptual_opt']['type'] == 'PerceptualLoss':
         check_vgg(opt['train']['perceptual_opt'], root_path)
@@ -164,12 +167,11 @@ def check_term(opt: Mapping, term: str, discriminators: Mapping[str, Discriminat
 def check_optimizers(train: Train) -> None:
     """Type and values of the optimizers, by building them."""
     for key in ('optim_g', 'optim_d'):
-        values = dict(getattr(train, key))
-        kind = values.pop('type', 'Adam')
+        kind = getattr(train, key).get('type', 'Adam')
         if kind not in ('Adam', 'AdamW'):
             raise UserError(f'train:{key}:type: {kind!r} is not offered, write Adam or AdamW.')
         try:
-            getattr(torch.optim, kind)([nn.Parameter(torch.zeros(1))], lr=0.0, **values)
+            make_optimizer([nn.Parameter(torch.zeros(1))], getattr(train, key))
         except (TypeError, ValueError) as error:
             raise UserError(f'train:{key}: {error}.') from None
 
@@ -223,7 +225,8 @@ def check_networks(opt: dict, plan: Plan, names: set[str]) -> None:
             )
 
     scale = opt.get('scale', 1)
-    gt_size = opt.get('gt_size') or opt['datasets'].get('train', {}).get('gt_size') or 128
+    train = opt['datasets'].get('train', {})
+    gt_size = opt.get('gt_size') or train.get('gt_size') or train.get('out_size') or 128
     if not isinstance(gt_size, int) or gt_size % scale:
         raise UserError(f'datasets:train:gt_size: the crop of {gt_size} must be a multiple of scale {scale}.')
     judges = {}
@@ -248,6 +251,34 @@ def check_networks(opt: dict, plan: Plan, names: set[str]) -> None:
         options = opt['train'][TERMS[name].option]
         TERMS[name].check_networks(options, student, teachers, judges)
         TERMS[name].check_crop(options, gt_size // scale, student, teachers, judges)
+
+
+def check_faces(opt: Mapping, names: set[str]) -> None:
+    """GCFSR, its model and its data sets come together, at one size."""
+    faces = opt['model_type'] == 'SDAKDGCFSRModel'
+    networks = {'network_g': opt.get('network_g')}
+    needed = needed_teachers(opt, names, used_discriminators(opt, names))
+    for name, teacher in read_teachers(opt).items():
+        if name in needed:
+            networks['teacher' if name == 'teacher' else f'teachers:{name}'] = teacher.network
+    sizes = {}
+    for where, network in networks.items():
+        if network is None:  # told from its file
+            continue
+        kind = network.get('type')
+        if (kind in GCFSR) != faces:
+            fits = 'is trained by SDAKDGCFSRModel' if kind in GCFSR else 'is none of SDAKDGCFSRModel'
+            raise UserError(f'{where}: {kind} {fits}; correct it, or model_type.')
+        if faces:
+            sizes[where] = network.get('out_size')
+    for phase, dataset in opt['datasets'].items() if faces else ():
+        if dataset.get('type') != 'FaceDataset':
+            raise UserError(f'datasets:{phase}:type: SDAKDGCFSRModel trains on FaceDataset, not {dataset.get("type")}.')
+        sizes[f'datasets:{phase}'] = dataset.get('out_size')
+    first = next(iter(sizes), None)
+    for where, size in sizes.items():
+        if size != sizes[first]:
+            raise UserError(f'{where}:out_size: {size} differs from the {sizes[first]} of {first}; write one size.')
 
 
 def check_teacher(opt: Mapping, name: str, where: str) -> None:

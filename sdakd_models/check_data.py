@@ -157,6 +157,13 @@ def _check_images(where: str, options: Mapping, opt: Mapping, paths: list, reade
                 raise UserError(f'{where}: the image {path} {"does not exist" if missing else "cannot be read"}.')
         if None in sizes.values():
             continue
+        side = options.get('out_size')
+        if side is not None and set(sizes.values()) != {(side, side)}:
+            width, height = next(iter(sizes.values()))
+            raise UserError(
+                f'{where}: {next(iter(sides.values()))} is {width}x{height}, not {side}x{side}; make faces of one size '
+                f'with `sdakd prepare faces --size {side}`.'
+            )
         if len(sizes) == 2 and options['phase'] == 'train':
             (gt_w, gt_h), (lq_w, lq_h), scale = sizes['gt'], sizes['lq'], opt['scale']
             crop = options.get('gt_size', 0)

@@ -10,7 +10,6 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils import get_root_logger, tensor2img
 from torch import nn
 
-from sdakd_arch.tiling import run_tiled
 from sdakd_models.players import Adversary, Player
 from sdakd_models.terms import Context, Term
 
@@ -73,12 +72,11 @@ class CotrainedTeacher:
 @torch.no_grad()
 def measure(model: SDAKDModel, network: nn.Module, dataloader: Iterable[Mapping], options: Mapping) -> float:
     """A validation metric of a network on a set: what BasicSR's validation computes of the student."""
-    val, total, count = model.opt['val'], 0.0, 0
+    total, count = 0.0, 0
     training, model.is_train = model.is_train, False  # no degradation of validation images
     for data in dataloader:
         model.feed_data(data)
-        output = run_tiled(network, model.lq, model.scale, val.get('tile') or 0, val.get('tile_pad', 10))
-        images = {'img': tensor2img([output.cpu()])}
+        images = {'img': tensor2img([model.upscale(network).cpu()])}
         if 'gt' in data:
             images['img2'] = tensor2img([model.gt.cpu()])
         total = total + calculate_metric(images, options)

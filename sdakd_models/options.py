@@ -107,6 +107,10 @@ class Train(Struct, forbid_unknown_fields=True):
     optim_d: Annotated[dict, Meta(description="Adam's values for discriminators, without lr.")] = msgspec.field(
         default_factory=lambda: {'type': 'Adam', 'betas': [0.9, 0.99]}
     )
+    r1_reg_weight: Annotated[
+        float, Meta(ge=0, description="Of R1, a penalty on discriminators' gradients at real images.")
+    ] = 0.0
+    net_d_reg_every: Annotated[int, Meta(ge=1, description='Iterations between two R1 penalties.')] = 16
     precision: Annotated[
         Literal['fp32', 'bf16'],
         Meta(description='Of forward and backward passes; weights, losses and optimizers are fp32 always.'),

@@ -37,6 +37,27 @@ def settle(network: nn.Module, rounds: int = 20) -> None:
                         hook.compute_weight(module, do_power_iteration=True)
 
 
+def r1_penalty(network: nn.Module, real: torch.Tensor) -> torch.Tensor:
+    """Mean squared norm of a discriminator's gradient at real images (R1, Mescheder and others, arXiv 1801.04406).
+
+    Args:
+        network: The discriminator.
+        real: Its input, ``(N, 3, H, W)``; in float32, also where the rest of the step is not.
+    """
+    real = real.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(network(real).sum(), real, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], optim: Mapping) -> torch.optim.Optimizer:
+    """An optimizer from the options; the rate is set before every step, from the stage."""
+    values = dict(optim)
+    kind = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW}[values.pop('type', 'Adam')]
+    if isinstance(values.get('betas'), list):  # torch refuses the 0 of GCFSR's [0, 0.992] beside a fraction
+        values['betas'] = tuple(float(b) if isinstance(b, int) else b for b in values['betas'])
+    return kind(parameters, lr=0.0, **values)
+
+
 class Player:
     """A network with its optimizer and the terms that make it learn.
 
@@ -59,10 +80,7 @@ class Player:
         optim: Mapping,
     ) -> None:
         self.name, self.net, self.bare, self.side, self.terms = name, net, bare, side, tuple(terms)
-        values = dict(optim)
-        kind = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW}[values.pop('type', 'Adam')]
-        # the rate is set before every step, from the stage
-        self.optimizer = kind(bare.parameters(), lr=0.0, **values)
+        self.optimizer = make_optimizer(bare.parameters(), optim)
 
     def learns_in(self, stage: Stage) -> bool:
         if (stage.lr_g if self.side == 'g' else stage.lr_d) is None:
@@ -127,12 +145,13 @@ class Adversary:
         self.bare.train(self.player is not None and who in self.facts.fake)
         return self.loss(context.run(self.bare, context.student), True, is_disc=False)
 
-    def learn(self, context: Context, own: Context | None = None) -> dict[str, torch.Tensor]:
+    def learn(self, context: Context, own: Context | None = None, r1_weight: float = 0.0) -> dict[str, torch.Tensor]:
         """Accumulates the discriminator's gradients: the loss on real images plus the mean loss over its fakes.
 
         Args:
             context: The student's.
             own: That of the teacher, where it learns along: its fakes are today's, not those shown to the student.
+            r1_weight: What the penalty of :func:`r1_penalty` is multiplied by; 0 leaves it out.
         """
         if self.player is None:
             return {}
@@ -148,6 +167,9 @@ class Adversary:
         loss = self.loss(verdict, True, is_disc=True)
         loss.backward()
         log[f'l_d_real{self.suffix}'], log[f'out_d_real{self.suffix}'] = loss, verdict.detach().mean()
+        if r1_weight:
+            log[f'l_d_r1{self.suffix}'] = r1_penalty(net, context.as_input(real)) * r1_weight
+            log[f'l_d_r1{self.suffix}'].backward()
         losses, verdicts = [], []
         for name in self.facts.fake:
             verdict = context.run(net, images[name]().detach())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -14,7 +11,6 @@ import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
-from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from sdakd.compat import UserError
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.tiling import run_tiled
-from sdakd_arch.weights import describe, fingerprint, infer_network, load_into, read_weights, save_whole
+from sdakd_arch.weights import describe, fingerprint, infer_network, load_into, read_weights
 from sdakd_arch.width import build, initialise, scale_of
+from sdakd_models.checkpoints import Checkpoints
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import Discriminator, gan_term, read_teachers, read_train
 from sdakd_models.players import Adversary, Player, freeze
@@ -32,20 +29,8 @@ from sdakd_models.terms import TERMS, Context, term_options
 from sdakd_models.wiring import active_terms, needed_teachers, teacher_network, used_discriminators
 
 
-def peak_memory(device: torch.device) -> float | None:
-    """The most memory that this process has held, in MiB: torch's on a GPU, all of it on a CPU; None on Windows."""
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if importlib.util.find_spec('resource') is None:
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == 'darwin' else 2**10)  # bytes there, KiB elsewhere
-
-
 @MODEL_REGISTRY.register()
-class SDAKDModel(SRModel):
+class SDAKDModel(Checkpoints, SRModel):
     """Distils a super-resolution GAN into a narrow student in stages, on paired data.
 
     The option file adds ``teacher:``, ``train:stages:`` and, where wanted, ``discriminators:`` to BasicSR's keys; see
@@ -55,6 +40,8 @@ class SDAKDModel(SRModel):
     Raises:
         UserError: The options contradict themselves or the files they name.
     """
+
+    discriminators_first = False  # Real-ESRGAN's order: the generator is updated before its discriminator
 
     def __init__(self, opt: Mapping) -> None:
         BaseModel.__init__(self, opt)  # not SRModel's constructor: players build what it would
@@ -140,8 +127,21 @@ class SDAKDModel(SRModel):
 
     def run(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
         """A forward pass in the precision of ``train:precision``; the result is float32, ``(N, C, H, W)``."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.train_options.precision == 'bf16'):
-            return network(image).float()
+        with self.autocast():
+            return network(self.as_input(image)).float()
+
+    def generate(self, network: nn.Module) -> torch.Tensor:
+        """The image that a generator makes of the current input, ``(N, 3, H, W)`` in [0, 1], in the same precision."""
+        return self.run(network, self.lq)
+
+    def as_input(self, image: torch.Tensor) -> torch.Tensor:
+        """What networks are given for an image in [0, 1]: the same, as Real-ESRGAN's take it."""
+        return image
+
+    def autocast(self) -> torch.autocast:
+        """The precision of ``train:precision`` for forward passes."""
+        bf16 = self.is_train and self.train_options.precision == 'bf16'
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
     def place(self, network: nn.Module) -> nn.Module:
         """Moves a network that learns to the device and wraps it for distributed training, on a CPU as well."""
@@ -191,7 +191,7 @@ class SDAKDModel(SRModel):
             player.set_learning_rate(self.plan.learning_rate(current_iter, player.side))
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step: the generator's side, then every discriminator that learns in this stage."""
+        """One step: the generators' side and every discriminator that learns in this stage."""
         moment = self.plan.at(current_iter)
         stage = moment.stage
         if moment.step == 1:
@@ -200,30 +200,35 @@ class SDAKDModel(SRModel):
         terms = [self.terms[name] for name in names if name in self.terms]
         adversaries = [adversary for adversary in self.adversaries.values() if adversary.term in names]
         context = Context(self, with_features=any(term.needs_features for term in terms))
+        learning = self.cotrained if stage.lr_g is not None else ()
+        own = {teacher.name: Context(self, False, author=teacher.player.net) for teacher in learning}
         log: dict[str, torch.Tensor] = {}
 
-        for term in terms:
-            log.update({f'l_g_{name}': value for name, value in term(context).items()})
-        for adversary in adversaries:
-            log.update(adversary.student_loss(context))
-        if log:
-            sum(log.values()).backward()
-        own: dict[str, Context] = {}
-        if stage.lr_g is not None:
-            for teacher in self.cotrained:
-                own[teacher.name] = Context(self, with_features=False, author=teacher.player.net)
+        def generators() -> None:
+            losses: dict[str, torch.Tensor] = {}
+            for term in terms:
+                losses |= {f'l_g_{name}': value for name, value in term(context).items()}
+            for adversary in adversaries:
+                losses |= adversary.student_loss(context)
+            if losses:
+                sum(losses.values()).backward()
+            log.update(losses)
+            for teacher in learning:
                 log.update(teacher.learn(own[teacher.name], terms, adversaries))
-        for player in self.players:
-            if player.side == 'g' and player.learns_in(stage):
-                player.step(stage.grad_clip)
+            for player in self.players:
+                if player.side == 'g' and player.learns_in(stage):
+                    player.step(stage.grad_clip)
 
-        for adversary in adversaries:
-            log.update(adversary.learn(context, own.get('teacher')))
-            if adversary.player is not None:
-                adversary.player.step(stage.grad_clip)
-            if current_iter % self.opt['logger']['print_freq'] == 0:
-                log.update(adversary.diagnose(context))
+        def discriminators() -> None:
+            for adversary in adversaries:
+                log.update(adversary.learn(context, own.get('teacher'), self._r1_weight(current_iter)))
+                if adversary.player is not None:
+                    adversary.player.step(stage.grad_clip)
+                if current_iter % self.opt['logger']['print_freq'] == 0:
+                    log.update(adversary.diagnose(context))
 
+        for side in (discriminators, generators) if self.discriminators_first else (generators, discriminators):
+            side()
         if stage.lr_g is not None:
             if self.ema_decay > 0:
                 # with the bare decay, a short run would be validated on its initial weights
@@ -231,6 +236,11 @@ class SDAKDModel(SRModel):
             self.output = context.student.detach()
         self.last_iter = current_iter
         self._report(moment, current_iter, log)
+
+    def _r1_weight(self, current_iter: int) -> float:
+        """Of the lazy R1 penalty in this iteration: all of an interval's at once (StyleGAN2, arXiv 1912.04958)."""
+        every = self.train_options.net_d_reg_every
+        return self.train_options.r1_reg_weight / 2 * every if current_iter % every == 0 else 0.0
 
     def _enter(self, moment: Moment) -> None:
         terms = ', '.join(active_terms(moment.stage, self.opt))
@@ -260,15 +270,19 @@ class SDAKDModel(SRModel):
             )
         self.log_dict = OrderedDict(stage=StageMark(self.plan, moment), **values)
 
-    # ------------------------------------------------------------------------------------- validation and checkpoints
+    # ----------------------------------------------------------------------------------------------------- validation
+
+    @torch.no_grad()
+    def upscale(self, network: nn.Module) -> torch.Tensor:
+        """What a generator makes of ``self.lq`` in validation; ``(N, 3, H, W)`` in [0, 1], in tiles where wanted."""
+        val = self.opt.get('val') or {}
+        return run_tiled(network, self.lq, self.scale, val.get('tile') or 0, val.get('tile_pad', 10))
 
     def test(self) -> None:
         """Runs the averaged student on ``self.lq``, in tiles where ``val:tile`` says so."""
-        val = self.opt.get('val') or {}
         network = getattr(self, 'net_g_ema', self.bare_student)
         network.eval()
-        with torch.no_grad():
-            self.output = run_tiled(network, self.lq, self.scale, val.get('tile') or 0, val.get('tile_pad', 10))
+        self.output = self.upscale(network)
         if network is self.bare_student:
             network.train(self.opt['is_train'])
 
@@ -305,96 +319,3 @@ class SDAKDModel(SRModel):
                     rgb = tensor2img([image], rgb2bgr=False)
                     tb_logger.add_image(f'{name}/{number}/{kind}', rgb, current_iter, dataformats='HWC')
         return visuals
-
-    def save(self, epoch: int, current_iter: int) -> None:
-        """Writes every player's network and, unless this is the run's end (-1), the training state.
-
-        Raises:
-            UserError: The run ended before its last stage did, or weights are not finite; nothing is written then.
-        """
-        for player in self.players:
-            for name, parameter in player.bare.named_parameters():
-                if not torch.isfinite(parameter).all():
-                    raise UserError(
-                        f'{name} of the network {player.name} is not finite at iteration {self.last_iter:,d} (stage '
-                        f'{self.plan.at(self.last_iter).name}): lower its learning rate or set grad_clip in that '
-                        f'stage, and continue from the last checkpoint in {self.path.get("models")} with --auto_resume.'
-                    )
-        if current_iter == -1 and self.last_iter < self.plan.total_iter:
-            raise UserError(
-                f'the run ended at iteration {self.last_iter:,d} of {self.plan.total_iter:,d}: the data ran out before '
-                'the stages did; raise datasets:train:dataset_enlarge_ratio and continue with --auto_resume.'
-            )
-        shown = {teacher.player.name: teacher.shown for teacher in self.cotrained}
-        for player in self.players:
-            if player is self.student and self.ema_decay > 0:
-                self.save_network([player.bare, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
-            elif player.name in shown:
-                self.save_network(
-                    [player.bare, shown[player.name]], f'net_{player.name}', current_iter, ['params', 'params_best']
-                )
-            else:
-                self.save_network(player.bare, f'net_{player.name}', current_iter)
-        self.save_training_state(epoch, current_iter)
-        if current_iter == -1 and (peak := peak_memory(self.device)) is not None:
-            get_root_logger().info(f'Peak memory: {peak:,.0f} MiB ({self.device.type}).')
-
-    @master_only
-    def save_network(self, net, net_label, current_iter, param_key='params') -> None:
-        """BasicSR's checkpoint format, written whole or not at all."""
-        nets = net if isinstance(net, list) else [net]
-        keys = param_key if isinstance(param_key, list) else [param_key]
-        label = 'latest' if current_iter == -1 else current_iter
-        content = {
-            key: {name: tensor.detach().cpu() for name, tensor in self.get_bare_model(one).state_dict().items()}
-            for key, one in zip(keys, nets, strict=True)
-        }
-        save_whole(content, os.path.join(self.path['models'], f'{net_label}_{label}.pth'))
-
-    @master_only
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """BasicSR's ``.state`` file plus what must not change on resuming: stage, players and the teacher."""
-        if current_iter == -1:
-            return
-        state = {
-            'epoch': epoch,
-            'iter': current_iter,
-            'optimizers': [player.optimizer.state_dict() for player in self.players],
-            'schedulers': [],  # rates are a function of the iteration
-            'stage': self.plan.at(current_iter).name,
-            'players': [player.name for player in self.players],
-            'teachers': self.fingerprints,
-            'teacher_scores': {teacher.name: teacher.score for teacher in self.cotrained},
-        }
-        save_whole(state, os.path.join(self.path['training_states'], f'{current_iter}.state'))
-
-    def resume_training(self, resume_state: Mapping) -> None:
-        """Brings back every player with its optimizer.
-
-        Raises:
-            UserError: The state belongs to another set of players or another teacher, or a checkpoint is missing.
-        """
-        names = [player.name for player in self.players]
-        if resume_state.get('players', names) != names or len(resume_state['optimizers']) != len(names):
-            raise UserError(
-                f'path:resume_state: it was saved with the players {resume_state.get("players")}, the options define '
-                f'{names}; resume with the option file of that run.'
-            )
-        for name, own in self.fingerprints.items():
-            if resume_state.get('teachers', {}).get(name) != own:
-                where = 'teacher' if name == 'teacher' else f'teachers:{name}'
-                raise UserError(f'{where}:weights: this is not the teacher that the run to resume was trained with.')
-        iteration = resume_state['iter']
-        for player in self.players:
-            path = os.path.join(self.path['models'], f'net_{player.name}_{iteration}.pth')
-            load_into(player.bare, read_weights(path, 'params', 'path:resume_state'), path, 'path:resume_state')
-            if player is self.student and self.ema_decay > 0:
-                state = read_weights(path, 'params_ema', 'path:resume_state')
-                load_into(self.net_g_ema, state, path, 'path:resume_state')
-        for teacher in self.cotrained:
-            path = os.path.join(self.path['models'], f'net_{teacher.player.name}_{iteration}.pth')
-            load_into(teacher.shown, read_weights(path, 'params_best', 'path:resume_state'), path, 'path:resume_state')
-            teacher.score = resume_state['teacher_scores'][teacher.name]
-        for player, state in zip(self.players, resume_state['optimizers'], strict=True):
-            player.optimizer.load_state_dict(deepcopy(state))
-        self.last_iter = iteration

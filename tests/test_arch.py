@@ -368,7 +368,7 @@ def test_default_taps_are_evenly_spread_and_end_the_trunk(network, wanted):
 def test_default_taps_of_student_and_teacher_lie_at_equal_resolution(network, ratio):
     with torch.device('meta'):
         student, teacher = build(student_of(network, ratio), 'network_g'), build(network, 'teacher')
-        pairs, channels = tap_channels(student, teacher, Features(), 32, 'meta')
+        pairs, channels = tap_channels(student, teacher, Features(), 32)
     assert pairs == {name: name for name in default_taps(teacher)}
     assert channels == {name: (int(64 * ratio), 64) for name in default_taps(student)}
     # the probe leaves no hook behind
@@ -379,12 +379,12 @@ def test_taps_of_unequal_resolution_or_never_run_are_refused():
     with torch.device('meta'):
         student, teacher = (build(student_of({**RRDB, 'num_block': 1}, r), 'network_g') for r in (1 / 8, 1 / 4))
         with pytest.raises(UserError, match="'conv_up2'.*8, 128, 128.*'conv_up1'.*16, 64, 64"):
-            tap_channels(student, teacher, Features(layers={'conv_up2': 'conv_up1'}), 32, 'meta')
+            tap_channels(student, teacher, Features(layers={'conv_up2': 'conv_up1'}), 32)
         student.spare = torch.nn.Conv2d(3, 3, 1)
         with pytest.raises(UserError, match="never runs the module 'spare'"):
-            tap_channels(student, teacher, Features(layers={'spare': 'body.0'}), 32, 'meta')
+            tap_channels(student, teacher, Features(layers={'spare': 'body.0'}), 32)
         with pytest.raises(UserError, match='layers.*empty'):
-            tap_channels(student, teacher, Features(layers=[]), 32, 'meta')
+            tap_channels(student, teacher, Features(layers=[]), 32)
 
 
 def test_an_architecture_without_default_taps_says_so():

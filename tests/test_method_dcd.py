@@ -14,6 +14,7 @@ from sdakd.compat import UserError
 from sdakd_arch.adapter_arch import ChannelMLP
 from sdakd_arch.connector_arch import ImageConnectors
 from sdakd_losses.dcd_loss import DCDLoss
+from sdakd_models.terms import Context
 
 TAPS = ('body.3', 'body.5', 'body.7', 'body.9')  # the defaults of a trunk of four
 
@@ -254,8 +255,6 @@ def test_who_moves(world, parse, options, regime, mlp):
 @pytest.mark.parametrize('fake', [['teacher'], ['teacher', 'student']])
 def test_looking_moves_nothing_in_the_discriminator(world, parse, options, fake):
     """Its weights, their gradients and the vectors of spectral norm stay, whatever mode it comes in."""
-    from sdakd_models.terms import Context
-
     options['discriminators']['teacher']['fake'] = fake
     model = start(world, parse, options)
     judge = model.adversaries['teacher'].bare.train().requires_grad_(True)
@@ -295,7 +294,7 @@ def test_other_layers_can_be_compared(world, parse, options):
     assert run(model, batches(6), 1, 3)['l_g_dcd'] > 0
     term = model.terms['dcd']
     with torch.no_grad():
-        seen = term._seen(torch.rand(1, 3, 16, 16))
+        seen = term._seen(Context(model, with_features=True), torch.rand(1, 3, 16, 16))
     assert seen.shape == (1, 32, 2, 2)  # the eighth of the resolution, before its activation
 
 

@@ -185,7 +185,7 @@ def srvgg(features, convs, upscale=4):
 
 
 def test_a_wider_teacher_is_paired_layer_by_layer():
-    pairs, widths = tap_widths(srvgg(4, 8), srvgg(16, 8), None, 'teacher', 'meta')
+    pairs, widths = tap_widths(srvgg(4, 8), srvgg(16, 8), None, 'teacher')
     assert pairs == {name: name for name in ('body.5', 'body.9', 'body.13', 'body.17')}
     assert set(widths.values()) == {(4, 16)}
 
@@ -199,23 +199,23 @@ def test_a_wider_teacher_is_paired_layer_by_layer():
     ],
 )
 def test_a_deeper_teacher_is_paired_by_equal_shares_of_the_trunk(student, teacher, wanted):
-    pairs, _ = tap_widths(srvgg(4, student), srvgg(4, teacher), None, 'deeper', 'meta')
+    pairs, _ = tap_widths(srvgg(4, student), srvgg(4, teacher), None, 'deeper')
     assert pairs == wanted
 
 
 def test_a_teacher_of_another_architecture_and_resolution_is_paired():
     other = RRDBNet(3, 3, scale=2, num_feat=8, num_block=4, num_grow_ch=4).to('meta')  # works at half the resolution
-    pairs, widths = tap_widths(srvgg(4, 4, upscale=2), other, None, 'deeper', 'meta')
+    pairs, widths = tap_widths(srvgg(4, 4, upscale=2), other, None, 'deeper')
     assert list(pairs.values()) == ['body.0', 'body.1', 'body.2', 'body.3']
     assert set(widths.values()) == {(4, 8)}
 
 
 def test_layers_may_be_named_by_hand_and_left_out():
     student, teacher = srvgg(4, 4), srvgg(8, 6)
-    assert tap_widths(student, teacher, ['body.3'], 't', 'meta') == ({'body.3': 'body.3'}, {'body.3': (4, 8)})
-    pairs, widths = tap_widths(student, teacher, {'body.0': 'body.13'}, 't', 'meta')
+    assert tap_widths(student, teacher, ['body.3'], 't') == ({'body.3': 'body.3'}, {'body.3': (4, 8)})
+    pairs, widths = tap_widths(student, teacher, {'body.0': 'body.13'}, 't')
     assert (pairs, widths) == ({'body.0': 'body.13'}, {'body.0': (4, 8)})
-    assert tap_widths(student, teacher, [], 't', 'meta') == ({}, {})
+    assert tap_widths(student, teacher, [], 't') == ({}, {})
 
 
 class Odd(nn.Module):
@@ -242,7 +242,7 @@ class Odd(nn.Module):
 )
 def test_layers_that_cannot_be_compared_are_refused(layers, sentence):
     with pytest.raises(UserError, match=sentence):
-        tap_widths(srvgg(4, 4), Odd().to('meta'), layers, 'deeper', 'meta')
+        tap_widths(srvgg(4, 4), Odd().to('meta'), layers, 'deeper')
 
 
 # ------------------------------------------------------------------------------------------------------------ training

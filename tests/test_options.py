@@ -56,7 +56,7 @@ def test_option_file_is_sound(file):
     assert ('network_g' in opt) == train.plan().trains_student
     student, teachers, judges = networks(opt, names)
     for network in (student, *teachers.values()):
-        assert network is None or scale_of(network, '') == opt['scale']
+        assert network is None or scale_of(network, '') == opt.get('scale', 1)
     for name in names & TERMS.keys():
         options = opt['train'][TERMS[name].option]
         backbone = options.get('weights')  # on no test machine
@@ -88,7 +88,7 @@ def test_student_is_the_narrowed_teacher(file, denominator):
     assert os.path.basename(read_teachers(opt)['teacher'].weights) in URLS
     features = read_features(opt['train']['feature_opt'])
     networks = [build(network, '').to('meta') for network in (opt['network_g'], opt['teacher']['network'])]
-    _, channels = tap_channels(*networks, features, 64, 'meta')
+    _, channels = tap_channels(*networks, features, 64)
     assert set(channels) == set(default_taps(networks[0]))
     assert all(student * denominator == teacher for student, teacher in channels.values())
 

@@ -45,8 +45,12 @@ class Context:
         return self.model.target(term)
 
     def run(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
-        """A forward pass in the precision of the training; the result is float32."""
+        """A forward pass of a discriminator in the precision of the training; the result is float32."""
         return self.model.run(network, image)
+
+    def as_input(self, image: torch.Tensor) -> torch.Tensor:
+        """What networks are given for an image in [0, 1]."""
+        return self.model.as_input(image)
 
     def image(self, who: str) -> torch.Tensor:
         """The image of ``'student'``, with gradient, or of a teacher by name, without; ``(N, 3, H, W)``."""
@@ -54,7 +58,7 @@ class Context:
             network = (self.author or self.model.net_g) if who == 'student' else self.model.teachers[who]
             taps = self.model.taps.get(who) if self.with_features else None
             with torch.set_grad_enabled(who == 'student'), taps or nullcontext():
-                self._images[who] = self.model.run(network, self.model.lq)
+                self._images[who] = self.model.generate(network)
             if taps is not None:
                 self._features[who] = {name: feature.float() for name, feature in taps.pop().items()}
         return self._images[who]

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from sdakd.compat import UserError
 from sdakd_arch.connector_arch import ImageConnectors
 from sdakd_arch.taps import FeatureTaps, default_taps
+from sdakd_arch.width import example_inputs
 from sdakd_models.options import DCD, Features, typed
 from sdakd_models.terms.base import Context, Term, register_term
 from sdakd_models.terms.feature import tap_channels
@@ -32,9 +34,7 @@ class DCDTerm(Term):
     def __init__(self, options: Mapping, model: SDAKDModel) -> None:
         super().__init__(options, model)
         own = read_dcd(options)
-        self.pairs, channels = tap_pairs(
-            model.bare_student, model.teachers['teacher'], own, model.lq_size, model.device
-        )
+        self.pairs, channels = tap_pairs(model.bare_student, model.teachers['teacher'], own, model.lq_size)
         model.watch('student', self.pairs)
         model.watch('teacher', self.pairs.values())
         self.judge, self.layer = model.adversaries[own.discriminator].bare, own.discriminator_layer
@@ -55,7 +55,7 @@ class DCDTerm(Term):
 
     def _seen(self, context: Context, image: torch.Tensor) -> torch.Tensor:
         with self.taps:
-            context.run(self.judge, image)
+            context.run(self.judge, resized(image, self.judge))
         return self.taps.pop()[self.layer].float()
 
     @classmethod
@@ -77,17 +77,17 @@ class DCDTerm(Term):
         discriminators: Mapping[str, nn.Module],
     ) -> None:
         own = read_dcd(options)
-        pairs, _ = tap_pairs(student, teachers['teacher'], own, size, 'meta')
+        pairs, _ = tap_pairs(student, teachers['teacher'], own, size)
         maps = FeatureTaps(student, list(pairs))
         with torch.no_grad(), maps:
-            student(torch.zeros(1, 3, size, size, device='meta'))
+            student(*example_inputs(student, size))
         judge = discriminators[own.discriminator]
         taps = FeatureTaps(judge, [own.discriminator_layer], f'{WHERE}:discriminator_layer')
         for tap, feature in maps.pop().items():
             height, width = feature.shape[2:]
             try:
                 with torch.no_grad(), taps:
-                    judge(torch.zeros(1, 3, height, width, device='meta'))
+                    judge(resized(torch.zeros(1, 3, height, width, device='meta'), judge))
             except (RuntimeError, AssertionError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise UserError(
@@ -104,15 +104,21 @@ class DCDTerm(Term):
         taps.close()
 
 
+def resized(image: torch.Tensor, judge: nn.Module) -> torch.Tensor:
+    """A connected map, interpolated to the size of a discriminator that takes one only: that of GCFSR."""
+    size = getattr(judge, 'out_size', None)
+    return image if size is None else F.interpolate(image, size=(size, size), mode='bilinear', align_corners=False)
+
+
 def read_dcd(options: Mapping) -> DCD:
     """The typed part of ``train:dcd_opt`` that is not the loss's."""
     return typed(DCD, {key: value for key, value in options.items() if key in DCDTerm.own}, WHERE)
 
 
 def tap_pairs(
-    student: nn.Module, teacher: nn.Module, own: DCD, size: int, device: torch.device | str
+    student: nn.Module, teacher: nn.Module, own: DCD, size: int
 ) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
     """The generators' taps and their channels; see :func:`sdakd_models.terms.feature.tap_channels`."""
     where = f'{WHERE}:layers'
     layers = own.layers if own.layers is not None else default_taps(student, where=where)
-    return tap_channels(student, teacher, Features(layers=layers), size, device, where)
+    return tap_channels(student, teacher, Features(layers=layers), size, where)

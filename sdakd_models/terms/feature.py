@@ -11,6 +11,7 @@ from torch import nn
 from sdakd.compat import UserError
 from sdakd_arch.adapter_arch import AdapterBank
 from sdakd_arch.taps import FeatureTaps, default_taps
+from sdakd_arch.width import example_inputs
 from sdakd_models.options import Features, typed
 from sdakd_models.terms.base import Context, Term, register_term
 
@@ -30,7 +31,7 @@ class FeatureTerm(Term):
         super().__init__(options, model)
         features = read_features(options)
         teacher = model.teachers['teacher']
-        self.pairs, channels = tap_channels(model.bare_student, teacher, features, model.lq_size, model.device)
+        self.pairs, channels = tap_channels(model.bare_student, teacher, features, model.lq_size)
         model.watch('student', self.pairs)
         model.watch('teacher', self.pairs.values())
         bank = AdapterBank(channels, hidden_ratio=features.hidden_ratio)
@@ -54,7 +55,7 @@ class FeatureTerm(Term):
         teachers: Mapping[str, nn.Module],
         discriminators: Mapping[str, nn.Module],
     ) -> None:
-        tap_channels(student, teachers['teacher'], read_features(options), 32, 'meta')
+        tap_channels(student, teachers['teacher'], read_features(options), 32)
 
 
 def read_features(options: Mapping) -> Features:
@@ -68,16 +69,14 @@ def tap_channels(
     teacher: nn.Module,
     features: Features,
     size: int,
-    device: torch.device | str,
     where: str = 'train:feature_opt:layers',
 ) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
     """Runs both networks once on zeros and pairs their tapped layers.
 
     Args:
-        student, teacher: Bare networks on ``device`` (``'meta'`` computes nothing).
+        student, teacher: Bare networks (on ``'meta'`` nothing is computed).
         features: Which layers; None stands for the architecture's defaults.
-        size: Height and width of the input.
-        device: Where to run.
+        size: Height and width of the input, for networks that take any.
         where: Key of the option file to name in an error.
 
     Returns:
@@ -94,7 +93,7 @@ def tap_channels(
     for network, names in ((student, list(pairs)), (teacher, sorted(set(pairs.values())))):
         taps = FeatureTaps(network, names, where)
         with torch.no_grad(), taps:
-            network(torch.zeros(1, 3, size, size, device=device))
+            network(*example_inputs(network, size))
         maps.append(taps.pop())
         taps.close()
         silent = [name for name in names if name not in maps[-1]]

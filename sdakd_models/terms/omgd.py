@@ -11,7 +11,7 @@ from torch import nn
 from sdakd.compat import UserError, near
 from sdakd_arch.adapter_arch import AdapterBank
 from sdakd_arch.taps import FeatureTaps, default_taps
-from sdakd_arch.width import scale_of
+from sdakd_arch.width import example_inputs, scale_of
 from sdakd_losses.omgd_loss import WINDOW
 from sdakd_models.options import OMGD, typed
 from sdakd_models.terms.base import Context, Term, register_term
@@ -34,7 +34,7 @@ class OMGDTerm(Term):
         super().__init__(options, model)
         self.pairs, channels = {}, {}
         for name, layers in read_omgd(options).items():
-            pairs, widths = tap_widths(model.bare_student, model.teachers[name], layers, name, model.device)
+            pairs, widths = tap_widths(model.bare_student, model.teachers[name], layers, name)
             model.watch('student', pairs)
             model.watch(name, pairs.values())
             self.pairs[name] = pairs
@@ -83,7 +83,7 @@ class OMGDTerm(Term):
         discriminators: Mapping[str, nn.Module],
     ) -> None:
         for name, layers in read_omgd(options).items():
-            tap_widths(student, teachers[name], layers, name, 'meta')
+            tap_widths(student, teachers[name], layers, name)
 
     @classmethod
     def check_crop(
@@ -123,7 +123,6 @@ def tap_widths(
     teacher: nn.Module,
     layers: list[str] | dict[str, str] | None,
     name: str,
-    device: torch.device | str,
 ) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
     """Pairs the layers of a student with those of a teacher, which may be of another depth and architecture.
 
@@ -132,10 +131,9 @@ def tap_widths(
     compared.
 
     Args:
-        student, teacher: Bare networks on ``device`` (``'meta'`` computes nothing).
+        student, teacher: Bare networks (on ``'meta'`` nothing is computed).
         layers: The pairs as in the options; empty for none.
         name: The teacher's, for errors.
-        device: Where to run.
 
     Returns:
         The teacher's tap for each tap of the student, and the channels ``(student, teacher)`` for each.
@@ -153,7 +151,7 @@ def tap_widths(
     for network, names in ((student, list(pairs)), (teacher, sorted(set(pairs.values())))):
         taps = FeatureTaps(network, names, where)
         with torch.no_grad(), taps:
-            network(torch.zeros(1, 3, 32, 32, device=device))
+            network(*example_inputs(network, 32))
         maps = taps.pop()
         taps.close()
         for tap in names:

@@ -1,0 +1,125 @@
+"""Checkpoints of all players in BasicSR's format, and going on from them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from copy import deepcopy
+
+import torch
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+
+from sdakd.compat import UserError
+from sdakd_arch.weights import load_into, read_weights, save_whole
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """The most memory that this process has held, in MiB: torch's on a GPU, all of it on a CPU; None on Windows."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if importlib.util.find_spec('resource') is None:
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == 'darwin' else 2**10)  # bytes there, KiB elsewhere
+
+
+class Checkpoints:
+    """The part of :class:`sdakd_models.sdakd_model.SDAKDModel` that saves and resumes."""
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Writes every player's network and, unless this is the run's end (-1), the training state.
+
+        Raises:
+            UserError: The run ended before its last stage did, or weights are not finite; nothing is written then.
+        """
+        for player in self.players:
+            for name, parameter in player.bare.named_parameters():
+                if not torch.isfinite(parameter).all():
+                    raise UserError(
+                        f'{name} of the network {player.name} is not finite at iteration {self.last_iter:,d} (stage '
+                        f'{self.plan.at(self.last_iter).name}): lower its learning rate or set grad_clip in that '
+                        f'stage, and continue from the last checkpoint in {self.path.get("models")} with --auto_resume.'
+                    )
+        if current_iter == -1 and self.last_iter < self.plan.total_iter:
+            raise UserError(
+                f'the run ended at iteration {self.last_iter:,d} of {self.plan.total_iter:,d}: the data ran out before '
+                'the stages did; raise datasets:train:dataset_enlarge_ratio and continue with --auto_resume.'
+            )
+        shown = {teacher.player.name: teacher.shown for teacher in self.cotrained}
+        for player in self.players:
+            if player is self.student and self.ema_decay > 0:
+                self.save_network([player.bare, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
+            elif player.name in shown:
+                self.save_network(
+                    [player.bare, shown[player.name]], f'net_{player.name}', current_iter, ['params', 'params_best']
+                )
+            else:
+                self.save_network(player.bare, f'net_{player.name}', current_iter)
+        self.save_training_state(epoch, current_iter)
+        if current_iter == -1 and (peak := peak_memory(self.device)) is not None:
+            get_root_logger().info(f'Peak memory: {peak:,.0f} MiB ({self.device.type}).')
+
+    @master_only
+    def save_network(self, net, net_label, current_iter, param_key='params') -> None:
+        """BasicSR's checkpoint format, written whole or not at all."""
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        label = 'latest' if current_iter == -1 else current_iter
+        content = {
+            key: {name: tensor.detach().cpu() for name, tensor in self.get_bare_model(one).state_dict().items()}
+            for key, one in zip(keys, nets, strict=True)
+        }
+        save_whole(content, os.path.join(self.path['models'], f'{net_label}_{label}.pth'))
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """BasicSR's ``.state`` file plus what must not change on resuming: stage, players and the teacher."""
+        if current_iter == -1:
+            return
+        state = {
+            'epoch': epoch,
+            'iter': current_iter,
+            'optimizers': [player.optimizer.state_dict() for player in self.players],
+            'schedulers': [],  # rates are a function of the iteration
+            'stage': self.plan.at(current_iter).name,
+            'players': [player.name for player in self.players],
+            'teachers': self.fingerprints,
+            'teacher_scores': {teacher.name: teacher.score for teacher in self.cotrained},
+        }
+        save_whole(state, os.path.join(self.path['training_states'], f'{current_iter}.state'))
+
+    def resume_training(self, resume_state: Mapping) -> None:
+        """Brings back every player with its optimizer.
+
+        Raises:
+            UserError: The state belongs to another set of players or another teacher, or a checkpoint is missing.
+        """
+        names = [player.name for player in self.players]
+        if resume_state.get('players', names) != names or len(resume_state['optimizers']) != len(names):
+            raise UserError(
+                f'path:resume_state: it was saved with the players {resume_state.get("players")}, the options define '
+                f'{names}; resume with the option file of that run.'
+            )
+        for name, own in self.fingerprints.items():
+            if resume_state.get('teachers', {}).get(name) != own:
+                where = 'teacher' if name == 'teacher' else f'teachers:{name}'
+                raise UserError(f'{where}:weights: this is not the teacher that the run to resume was trained with.')
+        iteration = resume_state['iter']
+        for player in self.players:
+            path = os.path.join(self.path['models'], f'net_{player.name}_{iteration}.pth')
+            load_into(player.bare, read_weights(path, 'params', 'path:resume_state'), path, 'path:resume_state')
+            if player is self.student and self.ema_decay > 0:
+                state = read_weights(path, 'params_ema', 'path:resume_state')
+                load_into(self.net_g_ema, state, path, 'path:resume_state')
+        for teacher in self.cotrained:
+            path = os.path.join(self.path['models'], f'net_{teacher.player.name}_{iteration}.pth')
+            load_into(teacher.shown, read_weights(path, 'params_best', 'path:resume_state'), path, 'path:resume_state')
+            teacher.score = resume_state['teacher_scores'][teacher.name]
+        for player, state in zip(self.players, resume_state['optimizers'], strict=True):
+            player.optimizer.load_state_dict(deepcopy(state))
+        self.last_iter = iteration

@@ -1,0 +1,101 @@
+"""Aligned faces with the degradation that GCFSR is trained on: downscaling by a random factor."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from basicsr.data.data_util import paths_from_folder
+from basicsr.data.transforms import augment
+from basicsr.utils import FileClient, imfrombytes, img2tensor
+from basicsr.utils.matlab_functions import imresize
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch.utils.data import Dataset
+
+
+def degrade(image: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """MATLAB's bicubic downscaling, rounded to 8 bits, and back to the size.
+
+    Args:
+        image: float32 ``(size, size, 3)`` in [0, 1].
+        factor: Divides ``size``.
+
+    Returns:
+        The small image, of 8-bit levels, and the same at the old size; both float32 in [0, 1].
+    """
+    small = imresize(np.ascontiguousarray(image), 1 / factor).clip(0, 1)
+    small = (small * 255).round().astype(np.float32) / 255
+    return small, imresize(small, factor).astype(np.float32).clip(0, 1)
+
+
+@DATASET_REGISTRY.register()
+class FaceDataset(Dataset):
+    """Aligned faces of one size, degraded by bicubic downscaling and enlarged again (GCFSR, section 4).
+
+    Args:
+        opt: Options of the data set:
+
+            - ``dataroot_gt``: folder of images, or LMDB data set that ends in ``.lmdb``.
+            - ``io_backend``: ``{type: disk}`` or ``{type: lmdb}``.
+            - ``out_size``: side of the images in pixels.
+            - ``factors``: one is drawn for every image in training, more often the more often it stands there; in
+              validation all images have the first.
+            - ``use_hflip``: whether to mirror at random in training.
+
+    An item holds ``gt`` and ``lq``, ``(3, out_size, out_size)``, RGB in [0, 1], and ``in_size``, ``(1,)``, the
+    factor divided by ``out_size / 16``.
+
+    Raises:
+        ValueError: A factor that does not divide the size or leaves less than 4 pixels.
+    """
+
+    def __init__(self, opt: Mapping) -> None:
+        super().__init__()
+        self.opt = opt
+        self.size, self.factors = opt['out_size'], opt['factors']
+        self.train = opt['phase'] == 'train'
+        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 32 or self.size & self.size - 1:
+            raise ValueError(f'out_size must be a power of two of at least 32, not {self.size!r}')
+        if not isinstance(self.factors, list) or not self.factors:
+            raise ValueError('factors must be a list such as [4, 8]')
+        for factor in self.factors:
+            if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
+                raise ValueError(f'factors holds {factor!r}, which is no whole number of at least 2')
+            if self.size % factor or self.size // factor < 4:
+                raise ValueError(
+                    f'the factor {factor} does not fit images of {self.size} pixels: it must divide the size and leave '
+                    '4 pixels'
+                )
+        root, self.backend = opt['dataroot_gt'], dict(opt['io_backend'])
+        if self.backend['type'] == 'lmdb':
+            if not root.rstrip('/').endswith('.lmdb'):
+                raise ValueError(f'dataroot_gt must end in .lmdb for this io_backend, not {root}')
+            self.backend |= {'db_paths': [root], 'client_keys': ['gt']}
+            with open(os.path.join(root, 'meta_info.txt'), encoding='utf-8') as file:
+                self.paths = [line.split('.')[0] for line in file if line.strip()]
+        else:
+            self.paths = sorted(paths_from_folder(root))
+        self.client: FileClient | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
+        if self.client is None:  # in the process that reads
+            backend = dict(self.backend)
+            self.client = FileClient(backend.pop('type'), **backend)
+        path = self.paths[index]
+        image = imfrombytes(self.client.get(path, 'gt'), float32=True)
+        if image.shape[:2] != (self.size, self.size):
+            raise ValueError(f'{path} is {image.shape[1]}x{image.shape[0]}, not {self.size}x{self.size} pixels')
+        factor = self.factors[0]
+        if self.train:
+            image = augment(image, hflip=self.opt.get('use_hflip', True), rotation=False)
+            factor = random.choice(self.factors)
+        _, enlarged = degrade(image, factor)
+        gt, lq = img2tensor([np.ascontiguousarray(image), enlarged], bgr2rgb=True, float32=True)
+        in_size = torch.tensor([16 * factor / self.size])
+        return {'gt': gt, 'lq': lq, 'in_size': in_size, 'gt_path': path, 'lq_path': path}

@@ -1,0 +1,46 @@
+"""Distillation of GCFSR: faces at any factor, with the conditioning value, shared noise and GCFSR's order of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import nn
+
+from sdakd_models.sdakd_model import SDAKDModel
+
+
+@MODEL_REGISTRY.register()
+class SDAKDGCFSRModel(SDAKDModel):
+    """:class:`SDAKDModel` on faces, for :class:`sdakd_arch.gcfsr_arch.GCFSR`.
+
+    Images, and with them all losses, are in [0, 1], as for every model here; the networks see [-1, 1]. A difference of
+    images is half of what it is in GCFSR's recipe, so its L1 weight of 1 is 2 here. Teacher and student get the same
+    noise; validation adds none. The discriminator learns before the generator, as in GCFSR, and both see one image of
+    the student, where GCFSR makes a second one.
+    """
+
+    discriminators_first = True
+
+    def feed_data(self, data: Mapping) -> None:
+        """Takes a batch of :class:`sdakd_models.face_dataset.FaceDataset` and, in training, draws its noise."""
+        super().feed_data(data)
+        self.in_size = data['in_size'].to(self.device)
+        if self.is_train:
+            generators = (getattr(self, 'bare_student', None), *self.teachers.values())
+            self.noise = next(network for network in generators if network is not None).make_noise(len(self.lq))
+
+    def as_input(self, image: torch.Tensor) -> torch.Tensor:
+        """From [0, 1] to [-1, 1]."""
+        return 2 * image - 1
+
+    def generate(self, network: nn.Module) -> torch.Tensor:
+        """The image of a generator for the current input, factor and noise."""
+        with self.autocast():
+            return (network(self.as_input(self.lq), self.in_size, self.noise).float() + 1) / 2
+
+    @torch.no_grad()
+    def upscale(self, network: nn.Module) -> torch.Tensor:
+        """The image of a generator without noise; there are no tiles."""
+        return (network(self.as_input(self.lq), self.in_size, None) + 1) / 2
