@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 
 import torch
 from basicsr.utils import get_root_logger
@@ -20,6 +21,11 @@ def peak_memory(device: torch.device) -> float | None:
     """The most memory that this process has held, in MiB: torch's on a GPU, all of it on a CPU; None on Windows."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path('/proc/self/status')
+    if status.is_file():  # Linux's getrusage knows the peak of whoever started this process as well
+        return (
+            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith('VmHWM:')) / 2**10
+        )
     if importlib.util.find_spec('resource') is None:
         return None
     import resource

@@ -445,11 +445,12 @@ def test_faces_of_another_size_are_named_on_the_command_line(faces):
     assert not (faces.root / 'experiments').exists()
 
 
-@pytest.mark.parametrize('name', ['sdakd_gcfsr_1024', 'sdakd_gcfsr_512'])
+@pytest.mark.parametrize('name', ['sdakd_gcfsr_1024', 'sdakd_gcfsr_512', 'sdakd_gcfsr_128'])
 @pytest.mark.parametrize('ratio', [0.5, 0.25, 0.125])
 def test_option_files_hold_the_narrowed_teacher(name, ratio):
     with open(f'{ROOT}/options/{name}.yml', encoding='utf-8') as stream:
         opt = yaml.safe_load(stream)
-    launch.force(opt, [f'network_g:narrow={ratio}', f'network_d:narrow={ratio}'])
+    narrow = ratio * opt['teacher']['network']['narrow']
+    launch.force(opt, [f'network_g:narrow={narrow}', f'network_d:narrow={narrow}'])
     assert opt['network_g'] == student_of(opt['teacher']['network'], ratio)
     assert opt['network_g']['out_size'] == opt['network_d']['out_size'] == int(name.split('_')[2])
