@@ -62,16 +62,25 @@ class NetworkContender(Contender):
     """A generator from a file.
 
     Args:
+        scale: The factor of all sets; None where they have several, for which only a network for faces will do.
         device: Where it runs; an ONNX graph runs where ONNX Runtime puts it.
         tile: Side of a tile in input pixels, 0 for the whole image, None to decide by the image's size.
     """
 
-    def __init__(self, name: str, source: str, path: str, scale: int, device: str, tile: int | None) -> None:
+    def __init__(self, name: str, source: str, path: str, scale: int | None, device: str, tile: int | None) -> None:
         from sdakd.networks import OnnxNetwork, open_network
 
         super().__init__(name, source)
-        opened = open_network(path)
-        if opened.scale != scale:
+        opened = open_network(path, faces=True)
+        self.faces = opened.scale is None
+        if self.faces and tile:
+            raise UserError(f'-t: {path} ({opened.network["type"]}) sees whole faces, without tiles; leave it out.')
+        if not self.faces and scale is None:
+            raise UserError(
+                f'-m: {path} always enlarges {opened.scale} times, but --scale gives several factors, which only GCFSR '
+                'and bicubic know; give one.'
+            )
+        if not self.faces and opened.scale != scale:
             raise UserError(
                 f'-m: {path} enlarges {opened.scale} times, but --scale is {scale}; measure models of other '
                 'factors in separate runs.'
@@ -80,7 +89,31 @@ class NetworkContender(Contender):
         self.network, self.metadata = opened.network, opened.metadata
         self.parameters, self.macs = opened.cost() or (None, None)
         self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        self.module, self.scale, self.device, self.tile = opened.module.to(device), scale, device, tile
+        self.module, self.device, self.tile = opened.module.to(device), device, tile
+
+    def check(self, sets: Iterable[TestSet]) -> None:
+        """Sees by the headers that a network for faces gets faces of its size, reduced by a factor that it can take.
+
+        Raises:
+            UserError: Images of another size, or a factor that does not divide it or leaves too little.
+        """
+        from sdakd.networks import SMALLEST_FACE
+
+        for testset in sets if self.faces else ():
+            side, scale = self.module.out_size, testset.scale
+            if side % scale or side // scale < SMALLEST_FACE:
+                raise UserError(
+                    f'--scale: {scale} does not fit {self.name}, whose faces have {side}x{side} pixels: a factor must '
+                    f'divide {side} and leave {SMALLEST_FACE} pixels.'
+                )
+            for name in testset.names:
+                size = testset.hr.size(name) if testset.hr else testset.size(name)
+                if size and size != (side, side):
+                    reached = '' if testset.hr else f', enlarged {scale} times'
+                    raise UserError(
+                        f'-d: {name} of {testset.name} has {size[1]}x{size[0]} pixels{reached}, and {self.name} makes '
+                        f'faces of {side}x{side}; make the set with `sdakd prepare faces --size {side}`.'
+                    )
 
     def enlarge(self, testset: TestSet, image: str, sample: Sample) -> np.ndarray:
         from basicsr.utils import img2tensor, tensor2img
@@ -88,12 +121,20 @@ class NetworkContender(Contender):
         from sdakd_arch.tiling import run_tiled
 
         pixels = sample.lq.shape[0] * sample.lq.shape[1]
+        height, width = (side * testset.scale for side in sample.lq.shape[:2])
+        if self.faces and (height, width) != (self.module.out_size,) * 2:  # where no header told it before
+            raise UnusableError('unreadable', f'{image} would become {width}x{height} pixels, which is no face')
         tile = self.tile if self.tile is not None else TILE if pixels > WHOLE else 0
         lq = img2tensor(sample.lq.astype(np.float32) / 255)[None].to(self.device)
         try:
             with torch.no_grad():
-                return tensor2img([run_tiled(self.module, lq, self.scale, tile, OVERLAP)])
+                large = self.module(lq) if self.faces else run_tiled(self.module, lq, testset.scale, tile, OVERLAP)
+                return tensor2img([large])
         except torch.OutOfMemoryError:
+            if self.faces:
+                raise UserError(
+                    f'--device: {self.name} finds too little memory on {self.device} for a face; write --device cpu.'
+                ) from None
             raise UserError(
                 f'-t: {self.name} finds too little memory on {self.device} for {image} ({lq.shape[3]}x{lq.shape[2]}); '
                 f'give smaller tiles, for example -t {max(32, (tile or max(lq.shape[2:])) // 2)}.'
@@ -160,8 +201,13 @@ def _long_name(path: str) -> str:
     return f'{(parent.parent if parent.name == "models" else parent).name}_{_base_name(path)}'
 
 
-def open_contenders(sources: Iterable[str], scale: int, device: str, tile: int | None) -> list[Contender]:
+def open_contenders(sources: Iterable[str], scale: int | None, device: str, tile: int | None) -> list[Contender]:
     """Opens what ``-m`` names, each with ``NAME=`` in front where wanted.
+
+    Args:
+        sources: Of ``-m``.
+        scale: The factor of all sets, None where they have several.
+        device, tile: As for :class:`NetworkContender`.
 
     Raises:
         UserError: A file is no generator, enlarges by another factor, or two rows would have the same name.
@@ -181,6 +227,8 @@ def open_contenders(sources: Iterable[str], scale: int, device: str, tile: int |
         if path == 'bicubic':
             contenders.append(Contender(name, source))
         elif os.path.isdir(path):
+            if scale is None:
+                raise UserError(f'-m: {path} holds images of one factor, but --scale gives several; give one.')
             contenders.append(FolderContender(name, source, path))
         else:
             contenders.append(NetworkContender(name, source, path, scale, device, tile))

@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from sdakd.measurement import Measurement
     from sdakd.metrics import Metric
     from sdakd.testsets import TestSet
+
+FACTORS = 'table_factors'
 
 
 def _whole(flag: str, least: int = 0) -> Callable[[str], int]:
@@ -40,9 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('-d', '--data', nargs='+', required=True, metavar='SET', help='folder or .lmdb of HR images, HR:LR for two '
         'folders, :LR without ground truth; NAME=SET names the set')  # fmt: skip
     add('-o', '--output', required=True, help='folder for results.json, tables and images')
-    add('--scale', type=_whole('--scale', 1), default=4, help='factor between LR and HR (default: 4)')
+    add('--scale', type=_whole('--scale', 1), nargs='+', default=[4], metavar='S', help='factor between LR and HR '
+        '(default: 4); several for GCFSR: a folder OUT/xS for each')  # fmt: skip
     add('--metrics', nargs='+', default=['psnr', 'ssim', 'niqe'], metavar='METRIC',
-        help='psnr ssim niqe lpips fid kid fd (default: the first three)')  # fmt: skip
+        help='psnr ssim niqe lpips fid kid fd identity (default: the first three)')  # fmt: skip
     add('--teacher', metavar='NAME', help='row that the others are also compared with (default: the first network)')
     add(
         '--crop_border',
@@ -52,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--rgb', action='store_true', help='PSNR and SSIM on RGB instead of Y')
     add('--backbone', metavar='KIND:FILE', help='for fd: squeezenet, alexnet, vgg16 or vgg19 with its weights file in '
         "torchvision's key names; squeezenet-caffe etc. for one that takes BGR in 0..255")  # fmt: skip
+    add('--face_model', metavar='FILE', help="for identity: facexlib's recognition_arcface_ir_se50.pth (default: where "
+        'facexlib keeps it), or an .onnx')  # fmt: skip
     add('-t', '--tile', type=_whole('-t'), help='side of a tile in input pixels, 0 for none (default: 384 for inputs '
         'of more than 512x512 pixels)')  # fmt: skip
     add('--device', help='cpu, cuda, cuda:1, ... (default: cuda where there is one)')
@@ -177,38 +183,152 @@ def _measure(measurements: Sequence[Measurement]) -> None:
             )
 
 
-def _write(args: argparse.Namespace, content: dict, contenders: Sequence, metrics: Sequence[Metric]) -> None:
-    """Writes results.json and the tables, and shows the tables."""
-    from sdakd import results
+@dataclass
+class Plan:
+    """What is measured at one factor, and where its results go.
 
-    tables = {
-        'table': ('', *quality_table(content['scores'], contenders, metrics, ('gt', None))),
-        'table_teacher': (
-            f'Compared with the images of {content["teacher"]}:',
-            *quality_table(content['scores'], contenders, metrics, ('teacher',)),
-        ),
-        'table_differences': (
-            'Differences image by image, first model minus second:',
-            *difference_table(content['differences'], metrics),
-        ),
-    }
-    results.write_section(args.output, 'evaluate', _without_infinities(content))
-    for name, (title, header, rows) in tables.items():
-        if not rows:
-            for kind in ('md', 'csv', 'tex'):
-                Path(args.output, f'{name}.{kind}').unlink(missing_ok=True)  # of an earlier run
-            continue
-        results.write_tables(args.output, name, header, rows)
-        if name == 'table_differences':  # on screen, those to the teacher say the most
-            rows = [row for row in rows if content['teacher'] is None or row[1].endswith(f' - {content["teacher"]}')]
-        sys.stdout.write(f'\n{title}\n'.lstrip('\n' if not title else '') + results.table(header, rows))
+    Args:
+        scale: The factor.
+        output: The folder.
+        sets: With LR images of this factor.
+        contenders: The rows; the same in all, as is the teacher.
+        teacher: The row that the others are compared with, or None.
+        metrics: The columns.
+    """
+
+    scale: int
+    output: Path
+    sets: list[TestSet]
+    contenders: list[Contender]
+    teacher: Contender | None
+    metrics: list[Metric]
+
+    def measure(self, args: argparse.Namespace) -> dict:
+        """The section for ``results.json``; images are written as they are made."""
+        import torch
+
+        from sdakd.measurement import Measurement
+
+        images = None if args.no_images else self.output
+        done = [Measurement(one, self.contenders, self.metrics, self.teacher, images) for one in self.sets]
+        _measure(done)
+        for note in (note for measurement in done for note in measurement.notes()):
+            sys.stderr.write(note + '\n')
+        return {
+            'version': __version__,
+            'scale': self.scale,
+            'seed': args.seed,
+            'device': args.device,
+            'torch': torch.__version__,
+            'date': datetime.datetime.now().isoformat(timespec='seconds'),
+            'models': [contender.facts() for contender in self.contenders],
+            'teacher': self.teacher and self.teacher.name,
+            'sets': [
+                {
+                    'name': one.testset.name,
+                    'source': one.testset.source,
+                    'images': one.measured,
+                    'unreadable': one.unreadable,
+                }
+                for one in done
+            ],
+            'metrics': [metric.facts() for metric in self.metrics],
+            'scores': [score for one in done for score in one.scores(args.seed)],
+            'differences': [difference for one in done for difference in one.differences(args.seed)],
+            'pictures': {one.testset.name: one.pictures for one in done if one.pictures},
+        }
+
+    def write(self, content: dict) -> None:
+        """Writes results.json and the tables, and shows the tables."""
+        from sdakd import results
+
+        teacher = content['teacher']
+        tables = {
+            'table': ('', *quality_table(content['scores'], self.contenders, self.metrics, ('gt', None))),
+            'table_teacher': (
+                f'Compared with the images of {teacher}:',
+                *quality_table(content['scores'], self.contenders, self.metrics, ('teacher',)),
+            ),
+            'table_differences': (
+                'Differences image by image, first model minus second:',
+                *difference_table(content['differences'], self.metrics),
+            ),
+        }
+        results.write_section(self.output, 'evaluate', _without_infinities(content))
+        for name, (title, header, rows) in tables.items():
+            if not rows:
+                for kind in ('md', 'csv', 'tex'):
+                    Path(self.output, f'{name}.{kind}').unlink(missing_ok=True)  # of an earlier run
+                continue
+            results.write_tables(self.output, name, header, rows)
+            if name == 'table_differences':  # on screen, those to the teacher say the most
+                rows = [row for row in rows if teacher is None or row[1].endswith(f' - {teacher}')]
+            sys.stdout.write(f'\n{title}\n'.lstrip('\n' if not title else '') + results.table(header, rows))
+
+
+def _explain(contenders: Sequence[Contender], metrics: Sequence[Metric]) -> None:
+    """Says how the tables on screen are to be read."""
     for better, names in (
         ('Higher is better', [metric.label for metric in metrics if metric.higher_is_better]),
         ('Lower is better', [metric.label for metric in metrics if not metric.higher_is_better]),
     ):
         if names:
             sys.stdout.write(f'{better}: {", ".join(names)}. ')
-    sys.stdout.write('In brackets: 95% bootstrap intervals over images. GMACs: for 64x64 input pixels.\n')
+    faces = '; GCFSR: for one face' if any(getattr(row, 'faces', False) for row in contenders) else ''
+    sys.stdout.write(f'In brackets: 95% bootstrap intervals over images. GMACs: for 64x64 input pixels{faces}.\n')
+
+
+def factor_table(plans: Sequence[Plan], contents: Sequence[dict]) -> tuple[Metric, list[str], list[list[str]]]:
+    """The metric, header and rows of the table of all factors: a row per set and model, a column per factor.
+
+    The metric is FID where it was measured, else the first; against the ground truth, where it has a reference.
+    """
+    metrics = plans[0].metrics
+    metric = next((one for one in metrics if one.name == 'fid'), metrics[0])
+    found = {
+        (content['scale'], s['set'], s['model']): s
+        for content in contents
+        for s in content['scores']
+        if s['metric'] == metric.name and s['reference'] in ('gt', None)
+    }
+    rows = []
+    for name in (testset.name for testset in plans[0].sets):
+        for row in plans[0].contenders:
+            rows.append([name, row.name, *(_cell(metric, found.get((one.scale, name, row.name))) for one in plans)])
+    return metric, ['Set', 'Model', *(f'{metric.label} x{one.scale}' for one in plans)], rows
+
+
+def _plans(args: argparse.Namespace) -> list[Plan]:
+    """Opens and checks everything, for all factors.
+
+    Raises:
+        UserError: A mistake on the command line or in a file.
+    """
+    from sdakd.contenders import open_contenders
+    from sdakd.metrics import Settings, open_metrics
+    from sdakd.results import read_results
+    from sdakd.testsets import open_sets
+
+    scales = args.scale
+    if len(set(scales)) < len(scales):
+        raise UserError(f'--scale: {" ".join(map(str, scales))} names a factor twice; give each once.')
+    sets = [open_sets(args.data, scale) for scale in scales]
+    contenders = open_contenders(args.models, scales[0] if len(scales) == 1 else None, args.device, args.tile)
+    for of_factor in sets:
+        for contender in contenders:
+            contender.check(of_factor)
+    teacher = _teacher(args.teacher, contenders)
+    plans = []
+    for scale, of_factor in zip(scales, sets, strict=True):
+        border = scale if args.crop_border is None else args.crop_border
+        metrics = open_metrics(
+            args.metrics, Settings(border, args.rgb, args.backbone, args.device, face_model=args.face_model)
+        )
+        _check_measurable(metrics, of_factor, teacher is not None and len(contenders) > 1, border)
+        output = Path(args.output) if len(scales) == 1 else Path(args.output, f'x{scale}')
+        read_results(output)
+        plans.append(Plan(scale, output, of_factor, contenders, teacher, metrics))
+    return plans
 
 
 def run(args: argparse.Namespace) -> int:
@@ -224,66 +344,45 @@ def run(args: argparse.Namespace) -> int:
     compat.import_basicsr()
     import torch
 
-    from sdakd.contenders import open_contenders
-    from sdakd.measurement import Measurement
-    from sdakd.metrics import Settings, open_metrics
-    from sdakd.results import output_folder, read_results
-    from sdakd.testsets import open_sets
+    from sdakd import results
 
-    device = _device(args.device)
+    args.device = _device(args.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 must mean the same on a GPU as on a CPU
-    border = args.scale if args.crop_border is None else args.crop_border
-    sets = open_sets(args.data, args.scale)
-    contenders = open_contenders(args.models, args.scale, device, args.tile)
-    for contender in contenders:
-        contender.check(sets)
-    teacher = _teacher(args.teacher, contenders)
-    metrics = open_metrics(args.metrics, Settings(border, args.rgb, args.backbone, device))
-    _check_measurable(metrics, sets, teacher is not None and len(contenders) > 1, border)
-    read_results(args.output)
-    output = output_folder(args.output)
-
-    images = None if args.no_images else output
-    measurements = [Measurement(testset, contenders, metrics, teacher, images) for testset in sets]
+    plans = _plans(args)
+    output = results.output_folder(args.output)
+    several = len(plans) > 1
+    contents: list[dict] = []
     try:
-        _measure(measurements)
-        for note in (note for measurement in measurements for note in measurement.notes()):
-            sys.stderr.write(note + '\n')
-        content = {
-            'version': __version__,
-            'scale': args.scale,
-            'seed': args.seed,
-            'device': device,
-            'torch': torch.__version__,
-            'date': datetime.datetime.now().isoformat(timespec='seconds'),
-            'models': [contender.facts() for contender in contenders],
-            'teacher': teacher and teacher.name,
-            'sets': [
-                {
-                    'name': one.testset.name,
-                    'source': one.testset.source,
-                    'images': one.measured,
-                    'unreadable': one.unreadable,
-                }
-                for one in measurements
-            ],
-            'metrics': [metric.facts() for metric in metrics],
-            'scores': [score for one in measurements for score in one.scores(args.seed)],
-            'differences': [difference for one in measurements for difference in one.differences(args.seed)],
-            'pictures': {one.testset.name: one.pictures for one in measurements if one.pictures},
-        }
-        _write(args, content, contenders, metrics)
+        for one in plans:
+            content = one.measure(args)
+            if several:
+                sys.stdout.write(f'\nx{one.scale}, in {one.output}:\n')
+            one.write(content)
+            contents.append(content)
+        if several:
+            metric, header, rows = factor_table(plans, contents)
+            results.write_tables(output, FACTORS, header, rows)
+            sys.stdout.write(f'\nAll factors, {metric.label}:\n{results.table(header, rows)}')
+        _explain(plans[0].contenders, plans[0].metrics)
     except OSError as error:
         raise UserError(
             f'-o: {error.filename or output} cannot be written ({error.strerror or error}); mend that and give the '
             'same command again.'
         ) from None
     except KeyboardInterrupt:
-        sys.stderr.write('\nInterrupted: no results were written.\n')
+        done = ', '.join(f'x{content["scale"]}' for content in contents)
+        written = f'only the results of {done} were written' if contents else 'no results were written'
+        sys.stderr.write(f'\nInterrupted: {written}.\n')
         return 130
-    unreadable = [reason for one in measurements for reason in one.unreadable]
     extra = '' if args.no_images else ', images/'
-    sys.stdout.write(f'Written to {output}: results.json, tables as .md, .csv and .tex{extra}\n')
+    written = f'results.json, tables as .md, .csv and .tex{extra}'
+    if several:
+        folders = ', '.join(one.output.name for one in plans)
+        written = f'{FACTORS} as .md, .csv and .tex; in {folders} each {written}'
+    sys.stdout.write(f'Written to {output}: {written}\n')
+    unreadable: list[str] = []
+    for content in contents:  # one that is damaged is so at every factor
+        unreadable += [reason for one in content['sets'] for reason in one['unreadable'] if reason not in unreadable]
     if unreadable:
         first = '; '.join(unreadable[:3]) + ('; ...' if len(unreadable) > 3 else '')
         raise UserError(

@@ -116,12 +116,14 @@ class Settings:
         rgb: PSNR and SSIM on R, G and B instead of Y.
         backbone: ``KIND:FILE`` for the metric fd.
         device: Where networks run.
+        face_model: File of the network for the metric identity, None for facexlib's own.
     """
 
     crop_border: int
     rgb: bool = False
     backbone: str | None = None
     device: str = 'cpu'
+    face_model: str | None = None
 
 
 def _fidelity(name: str, settings: Settings) -> Metric:
@@ -228,7 +230,15 @@ def _fd(settings: Settings) -> Metric:
     return Metric('fd', f'FD-{network.kind}', None, False, 1, convention, features=network, collector=FrechetCollector)
 
 
-METRICS = ('psnr', 'ssim', 'niqe', 'lpips', 'fid', 'kid', 'fd')
+def _identity(settings: Settings) -> Metric:
+    from sdakd.identity import CONVENTION, Likeness, open_face_model
+
+    network = open_face_model(settings.face_model, settings.device)
+    convention = f'Mean cosine of the embeddings of result and reference by {network.name}; {CONVENTION}'
+    return Metric('identity', 'Identity', None, True, 4, convention, Likeness(network))
+
+
+METRICS = ('psnr', 'ssim', 'niqe', 'lpips', 'fid', 'kid', 'fd', 'identity')
 
 
 def open_metrics(names: Sequence[str], settings: Settings) -> list[Metric]:
@@ -243,7 +253,9 @@ def open_metrics(names: Sequence[str], settings: Settings) -> list[Metric]:
             raise UserError(f'--metrics: there is no metric {name!r}; {near(name, METRICS)}.')
     if settings.backbone is not None and 'fd' not in names:
         raise UserError('--backbone: only the metric fd uses it; add fd to --metrics.')
-    makers = {'niqe': _niqe, 'lpips': _lpips, 'fd': _fd}
+    if settings.face_model is not None and 'identity' not in names:
+        raise UserError('--face_model: only the metric identity uses it; add identity to --metrics.')
+    makers = {'niqe': _niqe, 'lpips': _lpips, 'fd': _fd, 'identity': _identity}
     metrics = []
     for name in dict.fromkeys(names):
         if name in ('psnr', 'ssim'):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from sdakd.compat import UserError
 from sdakd_arch.weights import describe, infer_network, load_into, read_weights
 from sdakd_arch.width import build, cost, scale_of
 
+SMALLEST_FACE = 4  # pixels; less is left by no factor of the training
 METADATA = ('network', 'scale', 'training', 'commit', 'version')  # what an exported file says of itself, as JSON texts
 
 
@@ -27,7 +29,7 @@ class Opened:
         path: The file.
         module: On the CPU, in float32, in eval mode; maps ``(N, 3, h, w)``, RGB in [0, 1], to ``(N, 3, h * scale,
             w * scale)``.
-        scale: Factor between input and output.
+        scale: Factor between input and output; None for a :class:`FaceNetwork`, which enlarges to one size.
         network: Its options as BasicSR's ``build_network`` takes them; None for an ONNX file that does not tell.
         metadata: What the file says of itself: the keys of :data:`METADATA` that it holds, decoded.
     """
@@ -35,7 +37,7 @@ class Opened:
     name: str
     path: Path
     module: nn.Module
-    scale: int
+    scale: int | None
     network: dict | None
     metadata: dict = field(default_factory=dict)
 
@@ -87,6 +89,62 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(output).to(image.device, image.dtype)
 
 
+class FaceNetwork(nn.Module):
+    """GCFSR, called as any other generator: enlarges square images to faces of one size.
+
+    The input is resized as :func:`sdakd_models.face_dataset.degrade` does, by MATLAB's bicubic interpolation, and no
+    noise is added, so that equal inputs give equal faces.
+
+    Args:
+        generator: GCFSR or GCFSRBlind.
+        factor: The factor that the generator is told; None: ``out_size / h``, the one that the image's size says.
+    """
+
+    def __init__(self, generator: nn.Module, factor: float | None = None) -> None:
+        super().__init__()
+        self.generator, self.factor = generator, factor
+
+    @property
+    def out_size(self) -> int:
+        """Side of the faces in pixels."""
+        return self.generator.out_size
+
+    def fault(self, height: int, width: int) -> str | None:
+        """What is wrong with images of this size, None where nothing is."""
+        largest = self.out_size
+        if height != width:
+            return f'has {width}x{height} pixels and is not square'
+        if not SMALLEST_FACE <= height <= largest:
+            return f'has {width}x{height} pixels, where faces from {SMALLEST_FACE} to {largest} pixels can be taken'
+        return None
+
+    def resize(self, image: torch.Tensor) -> torch.Tensor:
+        """``(N, 3, h, h)`` at the size of the faces, clipped to [0, 1]."""
+        from basicsr.utils.matlab_functions import imresize
+
+        size = image.shape[-1]
+        if size == self.out_size:
+            return image
+        scale = self.out_size / size
+        if math.ceil(size * scale) > self.out_size:  # rounding must not make a row more
+            scale = math.nextafter(scale, 0)
+        large = torch.stack([imresize(one, scale) for one in image.float().cpu()])
+        return large.clamp_(0, 1).to(image)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Maps ``(N, 3, h, h)`` to ``(N, 3, out_size, out_size)``, both RGB in [0, 1], the output not clipped.
+
+        Raises:
+            RuntimeError: Images that are not square, too small, or larger than the faces.
+        """
+        if fault := self.fault(*image.shape[-2:]):
+            raise RuntimeError(f'a face {fault}')
+        factor = self.factor or self.out_size / image.shape[-1]
+        large = self.resize(image)
+        in_size = large.new_full((len(large), 1), 16 * factor / self.out_size)
+        return (self.generator(2 * large - 1, in_size) + 1) / 2
+
+
 def read_metadata(path: Path) -> dict:
     """What a ``.safetensors`` or ``.onnx`` file says of itself, decoded from JSON; empty for any other file."""
     texts: Mapping[str, str] = {}
@@ -132,7 +190,7 @@ def _open_onnx(path: Path, where: str, threads: int) -> Opened:
     return Opened(path.stem, path, module, output.shape[-1] // 16, metadata.get('network'), metadata)
 
 
-def open_network(path: str | Path, where: str = '-m', threads: int = 0) -> Opened:
+def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: bool = False) -> Opened:
     """Opens a generator: BasicSR's and ESRGAN's ``.pth``, ``.safetensors`` or ``.onnx``.
 
     The architecture is told by the file's metadata, else by the names and shapes of its weights, else by the option
@@ -142,10 +200,11 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0) -> Opene
         path: The file.
         where: The flag or key to name in an error.
         threads: For ONNX Runtime; 0 leaves the choice to it.
+        faces: Whether GCFSR will do, as a :class:`FaceNetwork`.
 
     Raises:
         UserError: A missing or damaged file, pickled objects other than tensors, an architecture that cannot be told,
-            weights that do not fit it, or a discriminator.
+            weights that do not fit it, a discriminator, or a network for faces where none will do.
     """
     path = Path(path)
     if path.suffix == '.onnx':
@@ -165,6 +224,8 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0) -> Opene
     module = build(network, where).eval().requires_grad_(False)
     load_into(module, state, path, where)
     if hasattr(module, 'example_inputs'):
+        if faces:
+            return Opened(path.stem, path, FaceNetwork(module).eval(), None, network, metadata)
         raise UserError(
             f'{where}: {path} holds {describe(network)}, which takes faces of one size and their factor; give a '
             'generator that takes any image, such as RRDBNet or SRVGGNetCompact.'

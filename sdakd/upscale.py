@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import os
-import struct
 import sys
 import time
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -21,8 +17,14 @@ from tqdm import tqdm
 
 from sdakd import compat
 from sdakd.compat import UserError, near
-from sdakd.images import ENDINGS, UnusableError, by_stem, encode_png, list_images, stem, write
+from sdakd.images import ENDINGS, UnusableError, by_stem, list_images, stem, write
+from sdakd.pictures import Picture, eight_bits, encode, ending_of, first_line, read
 from sdakd.results import output_folder
+
+if TYPE_CHECKING:
+    from sdakd.faces import FaceUpscaler
+    from sdakd.networks import Opened
+    from sdakd.upscaler import Upscaler
 
 DEFAULT = 'demo_student_x4'
 PRETRAINED = Path(__file__).parent / 'pretrained'
@@ -70,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('-m', '--model_path', metavar='FILE', help='model: .pth, .safetensors or .onnx')
     add('-n', '--model_name', metavar='NAME', help=named)
     add('-s', '--outscale', type=_factor, help="factor between input and output (default: the model's own)")
+    factor = 'for GCFSR: take the face as one reduced so many times (default: by its size)'
+    add('--factor', type=_factor, help=factor)
     tile = 'side of a tile in input pixels; 0: no tiles (default: auto, what fits into memory)'
     add('-t', '--tile', type=_auto_pixels, default='auto', metavar='PIXELS', help=tile)
     pad = "overlap of tiles in input pixels (default: auto, the model's reach, at most 40)"
@@ -83,9 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     alpha = 'how alpha is enlarged (default: realesrgan, by the model)'
     add('--alpha_upsampler', choices=('realesrgan', 'bicubic'), default='realesrgan', help=alpha)
     add('-g', '--gpu-id', type=_pixels, metavar='NUMBER', help='which GPU (default: the first, where there is one)')
-
-
-# ------------------------------------------------ the command ---------------------------------------------------------
 
 
 def inputs(args: argparse.Namespace) -> tuple[Path, dict[str, str]]:
@@ -206,6 +207,29 @@ def with_faces(pixels: np.ndarray, upscaler, faces, outscale: float, alpha_upsam
     return np.dstack([output, upscaler.resized(alpha, pixels.shape[:2], outscale)])
 
 
+def _upscaler(args: argparse.Namespace, opened: Opened, device: str) -> Upscaler | FaceUpscaler:
+    """What enlarges images.
+
+    Raises:
+        UserError: A flag that the network has no use for, or the package realesrgan is missing.
+    """
+    if opened.scale is None:
+        from sdakd.faces import FaceUpscaler, check_flags
+
+        check_flags(args, opened)
+        return FaceUpscaler(opened, args.factor, device)
+    if args.factor is not None:
+        raise UserError(f'--factor: {opened.path} always enlarges {opened.scale} times; leave the flag out.')
+    try:
+        from sdakd.upscaler import Upscaler
+    except ModuleNotFoundError as error:
+        if error.name != 'realesrgan':
+            raise
+        raise UserError('the package realesrgan is not installed: pip install realesrgan.') from None
+    half = device != 'cpu' and not args.fp32
+    return Upscaler(opened, args.tile, args.tile_pad, args.pre_pad, half, device)
+
+
 def run(args: argparse.Namespace) -> int:
     """Upscales; returns 0.
 
@@ -225,15 +249,8 @@ def run(args: argparse.Namespace) -> int:
 
     path, flag = model_file(args)
     device = _device(args.gpu_id, path.suffix == '.onnx')
-    opened = open_network(path, flag)
-    try:
-        from sdakd.upscaler import Upscaler
-    except ModuleNotFoundError as error:
-        if error.name != 'realesrgan':
-            raise
-        raise UserError('the package realesrgan is not installed: pip install realesrgan.') from None
-    half = device != 'cpu' and not args.fp32
-    upscaler = Upscaler(opened, args.tile, args.tile_pad, args.pre_pad, half, device)
+    opened = open_network(path, flag, faces=True)
+    upscaler = _upscaler(args, opened, device)
     outscale = args.outscale or opened.scale
     faces = _face_enhancer(upscaler, outscale) if args.face_enhance else None
     output = output_folder(args.output)
@@ -261,9 +278,10 @@ def run(args: argparse.Namespace) -> int:
             tqdm.write(f'{folder / name} {reason}', file=sys.stderr)
     seconds = time.perf_counter() - begun
     done = len(results) - len(failed)
+    size = f'x{outscale:g}' if outscale else f'to {upscaler.out_size}x{upscaler.out_size} pixels'
     what = next(iter(results)) if single else f'{done} of {len(results)} images'
     sys.stdout.write(
-        f'upscale: {what} in {output}, x{outscale:g} with {opened.name}: {seconds:.1f} s, '
+        f'upscale: {what} in {output}, {size} with {opened.name}: {seconds:.1f} s, '
         f'{megapixels / seconds:.2f} megapixels of output per second\n'
     )
     if failed:

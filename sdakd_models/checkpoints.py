@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
@@ -23,9 +24,7 @@ def peak_memory(device: torch.device) -> float | None:
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path('/proc/self/status')
     if status.is_file():  # Linux's getrusage knows the peak of whoever started this process as well
-        return (
-            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith('VmHWM:')) / 2**10
-        )
+        return int(re.search(r'VmHWM:\s+(\d+) kB', status.read_text())[1]) / 2**10
     if importlib.util.find_spec('resource') is None:
         return None
     import resource
