@@ -216,8 +216,8 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
     network = metadata.get('network') or infer_network(state) or (options_beside(path) or {}).get('network_g')
     if network is None:
         raise UserError(
-            f'{where}: nothing tells the architecture of {path}: it is no RRDBNet and no SRVGGNetCompact with PReLU, '
-            'and no option file with network_g lies two folders above; put it where its experiment left it.'
+            f'{where}: nothing tells the architecture of {path}: it is no RRDBNet, no GCFSR and no SRVGGNetCompact '
+            'with PReLU, and no option file with network_g lies two folders above; put it where its experiment left it.'
         )
     if 'Discriminator' in network['type']:
         raise UserError(f'{where}: {path} holds the discriminator {describe(network)}; give a generator (net_g_...).')

@@ -27,6 +27,7 @@ class Folder:
             self.files = by_stem(names, path)
         except UserError as error:
             raise UserError(str(error).replace('-i:', f'{flag}:', 1)) from None
+        self.sizes: dict[str, tuple[int, int] | None] = {}  # of headers that were read
 
     def file(self, name: str) -> str:
         """How messages call an image."""
@@ -41,12 +42,15 @@ class Folder:
 
     def size(self, name: str) -> tuple[int, int] | None:
         """Height and width by the file's header; None where reading the image will say what is wrong with it."""
-        try:
-            with Image.open(self.where(name)) as image:
-                width, height = image.size
-                return (width, height) if image.getexif().get(0x112) in ROTATED else (height, width)
-        except Exception:  # whatever a damaged header makes Pillow raise
-            return None
+        if name not in self.sizes:
+            try:
+                with Image.open(self.where(name)) as image:
+                    width, height = image.size
+                    turned = image.getexif().get(0x112) in ROTATED
+                    self.sizes[name] = (width, height) if turned else (height, width)
+            except Exception:  # whatever a damaged header makes Pillow raise
+                self.sizes[name] = None
+        return self.sizes[name]
 
 
 class Database:

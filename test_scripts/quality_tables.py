@@ -9,7 +9,7 @@ from typing import Annotated
 from common import UserError, check_distinct, fraction, save_table
 from msgspec import Meta, Struct, field
 
-DIGITS = {'ssim': 4, 'lpips': 4, 'kid': 5}  # others: 2
+DIGITS = {'ssim': 4, 'lpips': 4, 'kid': 5, 'identity': 4}  # others: 2
 
 
 class Column(Struct, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@ from sdakd.compare.rows import Row
 from sdakd.intervals import mean_interval
 from sdakd.runs import Run, digest
 
-DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 5, 'fd': 1}
+DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 5, 'fd': 1, 'identity': 4}
 
 
 @dataclass

@@ -9,7 +9,7 @@ from itertools import product
 from sdakd.report.data import Bench, Difference, Evaluate, Interval, Metric, Model
 from sdakd.report.svg import Mark
 
-DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 5}
+DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 5, 'identity': 4}
 FIDELITY, PERCEPTION = ('psnr', 'ssim'), ('lpips', 'niqe')  # of each the first that was measured goes into the headline
 MINUS = '\u2212'
 GIGA = 1e9
