@@ -432,7 +432,8 @@ def test_check_of_the_real_basicsr(linked, python, sdakd, monkeypatch):
     for name, value in python.environment().items():
         monkeypatch.setenv(name, value)
     status, out = sdakd('--check', linked)
-    assert status == 0 and 'working: `python basicsr/train.py` there knows SDAKDModel, SDAKDRealESRGANModel.\n' in out
+    models = 'SDAKDGCFSRModel, SDAKDModel, SDAKDRealESRGANModel'
+    assert status == 0 and f'working: `python basicsr/train.py` there knows {models}.\n' in out
 
 
 def test_an_unmodified_train_py_trains_and_resumes_on_the_cpu(linked, python, shared_world):
