@@ -17,6 +17,7 @@ from sdakd_arch.weights import load_into, read_weights
 from sdakd_arch.width import build, lookup, scale_of
 from sdakd_arch.zoo import URLS, ensure_file
 from sdakd_models.check_data import check_dataset
+from sdakd_models.check_faces import check_faces, check_network
 from sdakd_models.options import Discriminator, Train, gan_term, read_discriminators, read_teachers, read_train
 from sdakd_models.players import make_optimizer
 from sdakd_models.set_metrics import check_set_metric, check_set_size
@@ -28,7 +29,7 @@ KNOWN_TOP_LEVEL = {
     'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'teacher',
     'teachers', 'discriminators', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters',
 }  # fmt: skip
-GCFSR = ('GCFSR', 'GCFSRBlind')
+VGG = {'vgg19': 'vgg19-dcbb9e9d.pth', 'vgg16': 'vgg16-397923af.pth'}
 DEGRADATION = (
     'resize_prob', 'resize_range', 'gaussian_noise_prob', 'noise_range', 'poisson_scale_range', 'gray_noise_prob',
     'jpeg_range', 'second_blur_prob', 'resize_prob2', 'resize_range2', 'gaussian_noise_prob2', 'noise_range2',
@@ -50,13 +51,18 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
     for key in opt:  # unknown keys are legal in BasicSR, but one that looks like ours is a slip
         if key not in KNOWN_TOP_LEVEL and difflib.get_close_matches(key, KNOWN_TOP_LEVEL, cutoff=0.85):
             raise UserError(f'{key}: this key is not known; {near(key, KNOWN_TOP_LEVEL)}.')
+    for key in ('network_g', 'network_d', 'teacher'):
+        if opt.get(key) and not isinstance(opt[key], Mapping):
+            raise UserError(f'{key}: write a mapping of keys and values here, not {opt[key]!r}.')
     train = read_train(opt, term_options())
     plan = train.plan()
+    if train.precision == 'bf16' and opt['num_gpu'] and not torch.cuda.is_bf16_supported():
+        raise UserError('train:precision: this GPU cannot compute in bfloat16; write fp32.')
     if train.total_iter not in (None, plan.total_iter):
         raise UserError(f'train:total_iter: the stages last {plan.total_iter:,d} iterations; leave this key out.')
     names = check_terms(opt, plan)
     check_optimizers(train)
-    check_faces(opt, names)
+    check_faces(opt)
     check_networks(opt, plan, names)
     if 'perceptual' in names and opt['train']['perceptual_opt']['type'] == 'PerceptualLoss':
         check_vgg(opt['train']['perceptual_opt'], root_path)
@@ -172,7 +178,7 @@ def check_optimizers(train: Train) -> None:
             raise UserError(f'train:{key}:type: {kind!r} is not offered, write Adam or AdamW.')
         try:
             make_optimizer([nn.Parameter(torch.zeros(1))], getattr(train, key))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             raise UserError(f'train:{key}: {error}.') from None
 
 
@@ -216,6 +222,7 @@ def check_networks(opt: dict, plan: Plan, names: set[str]) -> None:
         if name in read_teachers(opt):
             check_teacher(opt, name, where)
         teachers[name] = teacher_network(opt, name)
+        check_network(opt, where, teachers[name])
         teacher_scale = scale_of(teachers[name], where)
         scale = opt.setdefault('scale', teacher_scale)
         if teacher_scale != scale:
@@ -253,34 +260,6 @@ def check_networks(opt: dict, plan: Plan, names: set[str]) -> None:
         TERMS[name].check_crop(options, gt_size // scale, student, teachers, judges)
 
 
-def check_faces(opt: Mapping, names: set[str]) -> None:
-    """GCFSR, its model and its data sets come together, at one size."""
-    faces = opt['model_type'] == 'SDAKDGCFSRModel'
-    networks = {'network_g': opt.get('network_g')}
-    needed = needed_teachers(opt, names, used_discriminators(opt, names))
-    for name, teacher in read_teachers(opt).items():
-        if name in needed:
-            networks['teacher' if name == 'teacher' else f'teachers:{name}'] = teacher.network
-    sizes = {}
-    for where, network in networks.items():
-        if network is None:  # told from its file
-            continue
-        kind = network.get('type')
-        if (kind in GCFSR) != faces:
-            fits = 'is trained by SDAKDGCFSRModel' if kind in GCFSR else 'is none of SDAKDGCFSRModel'
-            raise UserError(f'{where}: {kind} {fits}; correct it, or model_type.')
-        if faces:
-            sizes[where] = network.get('out_size')
-    for phase, dataset in opt['datasets'].items() if faces else ():
-        if dataset.get('type') != 'FaceDataset':
-            raise UserError(f'datasets:{phase}:type: SDAKDGCFSRModel trains on FaceDataset, not {dataset.get("type")}.')
-        sizes[f'datasets:{phase}'] = dataset.get('out_size')
-    first = next(iter(sizes), None)
-    for where, size in sizes.items():
-        if size != sizes[first]:
-            raise UserError(f'{where}:out_size: {size} differs from the {sizes[first]} of {first}; write one size.')
-
-
 def check_teacher(opt: Mapping, name: str, where: str) -> None:
     """Its file is there, or fetched; one that learns along has something to be measured by."""
     teacher = read_teachers(opt)[name]
@@ -302,26 +281,22 @@ def check_vgg(options: Mapping, root_path: str) -> None:
 
     kind = options.get('vgg_type', 'vgg19')
     without = 'go without the term: write `perceptual_opt: ~` under train'
-    candidates = [Path(vgg_arch.VGG_PRETRAIN_PATH), Path(root_path, vgg_arch.VGG_PRETRAIN_PATH)]
-    if kind == 'vgg19':
-        hub = Path(torch.hub.get_dir(), 'checkpoints', 'vgg19-dcbb9e9d.pth')
-        found = next((path for path in (*candidates, hub) if path.is_file()), None)
-        if found is None:
-            found = candidates[1]
-            ensure_file(found, 'train:perceptual_opt', without, URLS['vgg19-dcbb9e9d.pth'])
-        vgg_arch.VGG_PRETRAIN_PATH = str(found.resolve())
+    cache = Path(torch.hub.get_dir(), 'checkpoints')
+    if kind not in VGG:
+        if not list(cache.glob(f'{kind}-*.pth')):
+            raise UserError(
+                f"train:perceptual_opt: the weights of {kind} are not in {cache}; put torchvision's file there, or "
+                f'{without}.'
+            )
+        vgg_arch.VGG_PRETRAIN_PATH = ''  # BasicSR would load the file of another VGG that lies there
         return
-    present = next((path for path in candidates if path.is_file()), None)
-    if present is not None:
-        raise UserError(
-            f'train:perceptual_opt:vgg_type: BasicSR would load {present} into {kind}; move that file away or write '
-            'vgg19.'
-        )
-    if not list(Path(torch.hub.get_dir(), 'checkpoints').glob(f'{kind}-*.pth')):
-        raise UserError(
-            f'train:perceptual_opt: the weights of {kind} are not in {torch.hub.get_dir()}/checkpoints; put '
-            f"torchvision's file there, or {without}."
-        )
+    folder = Path('experiments/pretrained_models')
+    candidates = [folder / VGG[kind], Path(root_path, folder, VGG[kind]), cache / VGG[kind]]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        found = candidates[1]
+        ensure_file(found, 'train:perceptual_opt', without, URLS[VGG[kind]])
+    vgg_arch.VGG_PRETRAIN_PATH = str(found.resolve())
 
 
 def check_validation(opt: Mapping) -> None:
@@ -350,6 +325,8 @@ def check_validation(opt: Mapping) -> None:
             )
         lookup(METRIC_REGISTRY, metric['type'], f'val:metrics:{name}:type')
         check_set_metric(metric, f'val:metrics:{name}')
+        if metric['type'] == 'calculate_niqe':
+            metric.setdefault('better', 'lower')  # BasicSR would keep the worst as the best
         for phase, dataset in opt['datasets'].items():
             if phase.startswith('val') and metric['type'] != 'calculate_niqe' and not dataset.get('dataroot_gt'):
                 raise UserError(

@@ -47,7 +47,8 @@ def check_dataset(phase: str, options: Mapping, opt: Mapping, shallow: bool = Fa
     for key in ('meta_info', 'meta_info_file'):
         if options.get(key) is not None and not os.path.isfile(options[key]):
             raise UserError(f'{where}:{key}: the file {options[key]} does not exist.')
-    is_lmdb = (options.get('io_backend') or {}).get('type') == 'lmdb'
+    backend = options.get('io_backend')
+    is_lmdb = isinstance(backend, Mapping) and backend.get('type') == 'lmdb'
     for key in ('dataroot_gt', 'dataroot_lq'):
         meta = os.path.join(str(options.get(key)), 'meta_info.txt')
         if is_lmdb and options.get(key) and not os.path.isfile(meta):

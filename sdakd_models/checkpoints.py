@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from basicsr.utils import get_root_logger
@@ -16,6 +17,9 @@ from basicsr.utils.dist_util import master_only
 
 from sdakd.compat import UserError
 from sdakd_arch.weights import load_into, read_weights, save_whole
+
+if TYPE_CHECKING:
+    from sdakd_models.cotraining import CotrainedTeacher
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -55,19 +59,33 @@ class Checkpoints:
                 f'the run ended at iteration {self.last_iter:,d} of {self.plan.total_iter:,d}: the data ran out before '
                 'the stages did; raise datasets:train:dataset_enlarge_ratio and continue with --auto_resume.'
             )
-        shown = {teacher.player.name: teacher.shown for teacher in self.cotrained}
+        cotrained = {teacher.player.name: teacher for teacher in self.cotrained}
         for player in self.players:
             if player is self.student and self.ema_decay > 0:
                 self.save_network([player.bare, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
-            elif player.name in shown:
-                self.save_network(
-                    [player.bare, shown[player.name]], f'net_{player.name}', current_iter, ['params', 'params_best']
-                )
+            elif player.name in cotrained:
+                self._save_teacher(cotrained[player.name], current_iter)
             else:
                 self.save_network(player.bare, f'net_{player.name}', current_iter)
         self.save_training_state(epoch, current_iter)
         if current_iter == -1 and (peak := peak_memory(self.device)) is not None:
             get_root_logger().info(f'Peak memory: {peak:,.0f} MiB ({self.device.type}).')
+
+    def _save_teacher(self, teacher: CotrainedTeacher, current_iter: int) -> None:
+        networks = [teacher.player.bare, teacher.shown]
+        self.save_network(networks, f'net_{teacher.player.name}', current_iter, ['params', 'params_best'])
+
+    @master_only
+    def save_again(self, teacher: CotrainedTeacher, current_iter: int) -> None:
+        """Writes a teacher that learns along anew: BasicSR saves before it validates, which may have replaced it."""
+        state = Path(self.path['training_states'], f'{current_iter}.state')
+        if state.is_file():
+            self._save_teacher(teacher, current_iter)
+            content = torch.load(state, map_location='cpu', weights_only=True)
+            content['teacher_scores'][teacher.name] = teacher.score
+            save_whole(content, state)
+        if self.last_iter >= self.plan.total_iter:
+            self._save_teacher(teacher, -1)
 
     @master_only
     def save_network(self, net, net_label, current_iter, param_key='params') -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ class CotrainedTeacher:
         self.player.bare.train()
         better = score < self.score if options.get('better', 'higher') == 'lower' else score > self.score
         what = f'{self.metric} {score:.4f}, before {self.score:.4f}'
-        if better:
+        if better or math.isnan(self.score):
             self.score = score
             self.shown.load_state_dict(self.player.bare.state_dict())
         get_root_logger().info(

@@ -69,7 +69,12 @@ class FaceDataset(Dataset):
                     f'the factor {factor} does not fit images of {self.size} pixels: it must divide the size and leave '
                     '4 pixels'
                 )
-        root, self.backend = opt['dataroot_gt'], dict(opt['io_backend'])
+        root, backend = opt['dataroot_gt'], opt['io_backend']
+        if not isinstance(root, str):
+            raise ValueError(f'dataroot_gt must name a folder, not {root!r}')
+        if not isinstance(backend, Mapping) or backend.get('type') not in ('disk', 'lmdb'):
+            raise ValueError(f'io_backend must be {{type: disk}} or {{type: lmdb}}, not {backend!r}')
+        self.backend = dict(backend)
         if self.backend['type'] == 'lmdb':
             if not root.rstrip('/').endswith('.lmdb'):
                 raise ValueError(f'dataroot_gt must end in .lmdb for this io_backend, not {root}')

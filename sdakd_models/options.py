@@ -108,12 +108,17 @@ class Train(Struct, forbid_unknown_fields=True):
         default_factory=lambda: {'type': 'Adam', 'betas': [0.9, 0.99]}
     )
     r1_reg_weight: Annotated[
-        float, Meta(ge=0, description="Of R1, a penalty on discriminators' gradients at real images.")
+        float, Meta(ge=0, description="Of R1, half the squared norm of discriminators' gradients at real images.")
     ] = 0.0
-    net_d_reg_every: Annotated[int, Meta(ge=1, description='Iterations between two R1 penalties.')] = 16
+    net_d_reg_every: Annotated[
+        int, Meta(ge=1, description='Iterations between two R1 penalties, each of which counts for all of them.')
+    ] = 16
     precision: Annotated[
         Literal['fp32', 'bf16'],
-        Meta(description='Of forward and backward passes; weights, losses and optimizers are fp32 always.'),
+        Meta(
+            description="Of generators' and discriminators' passes in training; R1, adapters, losses, weights and "
+            'validation are fp32 always.'
+        ),
     ] = 'fp32'
     total_iter: Annotated[int | None, Meta(description='Derived from the stages; leave it out.')] = None
 

@@ -45,8 +45,10 @@ def r1_penalty(network: nn.Module, real: torch.Tensor) -> torch.Tensor:
         real: Its input, ``(N, 3, H, W)``; in float32, also where the rest of the step is not.
     """
     real = real.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(network(real).sum(), real, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).mean()
+    output = network(real).sum()
+    (gradient,) = torch.autograd.grad(output, real, create_graph=True)
+    # distributed training waits for a gradient of every parameter, and the last bias has none of this
+    return gradient.square().sum(dim=(1, 2, 3)).mean() + 0 * output
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], optim: Mapping) -> torch.optim.Optimizer:

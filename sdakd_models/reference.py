@@ -18,11 +18,11 @@ An option file is BasicSR's, with these additions. Numbers may be written withou
 read as a number here); an unknown key or a value of the wrong kind ends the run with one sentence before anything is
 created.
 
-`model_type` is `SDAKDRealESRGANModel` (Real-ESRGAN's second-order degradation, or `high_order_degradation: false` with
-`RealESRGANPairedDataset`) or `SDAKDModel` (paired data, such as `PairedImageDataset`). `network_g` is the student,
-`network_d` the student discriminator. Checkpoints to start from stand under `path:` as in BasicSR; paths are looked for
-in the current folder, then in the one that holds `experiments/`. The total number of iterations and the enlarging of a
-data set that is needed to reach it are derived.
+`model_type` is `SDAKDRealESRGANModel` (Real-ESRGAN's second-order degradation, or `high_order_degradation: false`
+with `RealESRGANPairedDataset`), `SDAKDModel` (paired data, such as `PairedImageDataset`) or `SDAKDGCFSRModel`
+(faces). `network_g` is the student, `network_d` the student discriminator. Checkpoints to start from stand under
+`path:` as in BasicSR; paths are looked for in the current folder, then in the one that holds `experiments/`. The
+total number of iterations and the enlarging of a data set that is needed to reach it are derived.
 
 `val:` knows three more keys: `tile` (side of a tile in input pixels, default 0 for whole images) with `tile_pad`
 (default 10), and `tb_images` (images of each set that go to TensorBoard, default 3).
@@ -42,10 +42,21 @@ A term goes from all stages with one line: `perceptual_opt: ~`. Logged are `l_g_
 `real: teacher` also logs `out_d_overlap_<name>`: how much its outputs on the teacher's images and on the ground truth
 overlap, 1 for equal distributions and 0 for separate ones.
 
-A run without `network_g`, whose stages have no `lr_g`, trains discriminators only.
+A run without `network_g`, whose stages have no `lr_g`, trains discriminators only. R1 is logged as `l_d_r1`. A
+teacher with `replace_by` learns at the student's rate and with its optimizer, by the terms that compare with no
+teacher (`l_t_<term>`) and, if it is the block `teacher:`, against the discriminators that have its images among their
+fakes.
 
-A tap is a dotted module name, `body.5` (its output) or `conv9:input` (its input). Without `layers`, four depths evenly
-spread over the trunk are taken: outputs of residual blocks (RRDBNet) or of activations (SRVGGNetCompact).
+A tap is a dotted module name, `body.5` (its output) or `conv9:input` (its input). Without `layers`, four depths
+evenly spread over the trunk are taken: outputs of residual blocks (RRDBNet), of activations (SRVGGNetCompact) or of
+the decoder's modulated convolutions (GCFSR).
+
+## Faces
+
+`SDAKDGCFSRModel` trains GCFSR ([docs/gcfsr.md](gcfsr.md)) on data sets of the type `FaceDataset`: `dataroot_gt` (a
+folder of aligned faces, or a data set that ends in `.lmdb`), `io_backend`, `out_size` (their side, that of the
+networks), `factors` (one is drawn for every image in training, the first counts in validation) and `use_hflip`
+(default true). `val:tile` has no meaning for it.
 """
 
 

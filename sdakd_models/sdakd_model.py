@@ -171,6 +171,7 @@ class SDAKDModel(Checkpoints, SRModel):
         shown = self.teachers[name]
         network = deepcopy(shown).requires_grad_(True).train()
         player = self.add_player('teacher' if name == 'teacher' else f'teacher_{name}', network, 'g', ())
+        shown.load_state_dict(player.bare.state_dict())  # from nothing, every process has drawn another one
         del self.fingerprints[name]
         return CotrainedTeacher(name, player, shown, read_teachers(self.opt)[name].replace_by)
 
@@ -298,6 +299,7 @@ class SDAKDModel(Checkpoints, SRModel):
             if self.opt['dist']:
                 for tensor in teacher.shown.state_dict().values():
                     torch.distributed.broadcast(tensor, 0)
+            self.save_again(teacher, current_iter)
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """BasicSR's validation, with the first images of every set in TensorBoard (``val:tb_images``, default 3)."""

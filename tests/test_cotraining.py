@@ -205,3 +205,34 @@ def test_there_must_be_a_validation_set(world, parse):
     del options['datasets']['val']
     with pytest.raises(UserError, match='replace_by: teachers are compared on a validation set'):
         parse(world.write(options), world.root)
+
+
+@pytest.mark.parametrize('metric', ['psnr', 'niqe'])
+def test_what_a_validation_replaced_after_saving_is_not_lost(world, parse, metric):
+    """BasicSR saves, then validates: the run that goes on from that iteration must follow the new teacher."""
+    options = cotrained(world, replace_by=metric)
+    options['val']['metrics']['niqe'] = {'type': 'calculate_psnr', 'crop_border': 0, 'better': 'lower'}
+    model = build(world, parse, options)
+    (teacher,) = model.cotrained
+    train(model, 1, 4)
+    model.save(0, 4)
+    with torch.no_grad():  # far better, then far worse than the teacher that is shown
+        for parameter in teacher.shown.parameters():
+            parameter.mul_(3 if metric == 'psnr' else 1)
+    if metric == 'niqe':
+        with torch.no_grad():
+            for parameter in teacher.player.bare.parameters():
+                parameter.mul_(3)
+        model.save(0, 4)
+    model.validation(held_out(model), 4, None, False)
+    assert same(state(teacher.shown), state(teacher.player.bare))
+    again = build(world, parse, options, '--auto_resume')
+    again.resume_training(load_resume_state(again.opt))
+    (other,) = again.cotrained
+    assert other.score == teacher.score and same(state(other.shown), state(teacher.shown))
+
+
+def test_niqe_is_better_where_it_is_lower(world, parse):
+    options = cotrained(world)
+    options['val']['metrics']['niqe'] = {'type': 'calculate_niqe', 'crop_border': 4}
+    assert parse(world.write(options), world.root)['val']['metrics']['niqe']['better'] == 'lower'

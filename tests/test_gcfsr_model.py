@@ -294,6 +294,22 @@ def test_r1_against_finite_differences(network):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in judge.parameters())
 
 
+@pytest.mark.parametrize('network', [JUDGE, {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}])
+def test_r1_goes_with_distributed_training(network, tmp_path):
+    """DDP waits for a gradient of every parameter, and refuses the next pass where one never comes."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/meet', rank=0, world_size=1)
+    try:
+        judge = build(network, '')
+        wrapped = torch.nn.parallel.DistributedDataParallel(judge)
+        real = torch.rand(2, 3, SIZE, SIZE)
+        for _ in range(2):
+            wrapped(real).mean().backward()
+            r1_penalty(wrapped, real).backward()
+            wrapped(1 - real).mean().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_bf16_steps_are_near_those_of_fp32(faces, parse):
     losses = {}
     for precision in ('fp32', 'bf16'):
@@ -401,14 +417,20 @@ def change(options, path, value):
         ('datasets:train:factors', [4, 16], 'the factor 16 does not fit images of 32 pixels'),
         ('datasets:train:factors', [3], 'the factor 3 does not fit'),
         ('datasets:train:factors', 4, 'factors must be a list'),
-        ('datasets:val:out_size', 48, r'datasets:val:out_size: 48 differs from the 32 of network_g'),
+        ('datasets:val:out_size', 48, 'datasets:val:out_size: 48 differs from the 32 of datasets:train'),
         ('datasets:train:type', 'FFHQDataset', 'SDAKDGCFSRModel trains on FaceDataset, not FFHQDataset'),
-        ('network_g:out_size', 64, 'datasets:train:out_size: 32 differs from the 64 of network_g'),
+        ('network_g:out_size', 64, 'network_g:out_size: 64 differs from the 32 of the data sets'),
         ('network_d:out_size', 64, 'network_d: it does not take images of 32x32'),
-        ('model_type', 'SDAKDModel', 'network_g: GCFSR is trained by SDAKDGCFSRModel'),
+        ('model_type', 'SDAKDModel', 'datasets:train:type: FaceDataset is for SDAKDGCFSRModel, not SDAKDModel'),
         ('network_g', {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 2, 'upscale': 1},
          'network_g: SRVGGNetCompact is none of SDAKDGCFSRModel'),
         ('train:r1_reg_weight', -1, 'train:r1_reg_weight'),
+        ('train:precision', 'fp16', 'train:precision'),
+        ('network_g', 'GCFSR', 'network_g: write a mapping of keys and values here'),
+        ('datasets:train:io_backend', 'disk', 'datasets:train: io_backend must be'),
+        ('datasets:train:io_backend', {'type': 'foo'}, 'datasets:train: io_backend must be'),
+        ('datasets:train:dataroot_gt', None, 'datasets:train: dataroot_gt must name a folder'),
+        ('train:optim_g', {'betas': [0.9]}, 'train:optim_g: '),
     ],
 )  # fmt: skip
 def test_mistakes(faces, parse, path, value, sentence):
@@ -434,6 +456,24 @@ def test_a_teacher_of_another_width_or_variant(faces, parse):
     options['teacher']['network'] = {**WIDE, 'type': 'GCFSRBlind'}
     with pytest.raises(UserError, match=r'does not fit GCFSRBlind\(.*it holds GCFSR\('):
         parse(faces.write(options), faces.root)
+
+
+def test_a_teacher_of_another_size_told_from_its_file(faces, parse):
+    options = faces.options()
+    torch.save({'params_ema': build({**WIDE, 'out_size': 64}, '').state_dict()}, faces.root / 'teacher.pth')
+    with pytest.raises(UserError, match='teacher:out_size: 64 differs from the 32 of the data sets'):
+        parse(faces.write(options), faces.root)
+
+
+def test_gcfsr_in_another_model(world, parse):
+    options = world.options()
+    torch.save({'params': build(WIDE, '').state_dict()}, world.root / 'gcfsr.pth')
+    options['teacher']['weights'] = str(world.root / 'gcfsr.pth')
+    with pytest.raises(UserError, match='teacher: GCFSR is trained by SDAKDGCFSRModel'):
+        parse(world.write(options), world.root)
+    options['network_g'] = dict(SMALL)
+    with pytest.raises(UserError, match='network_g: GCFSR is trained by SDAKDGCFSRModel'):
+        parse(world.write(options), world.root)
 
 
 def test_faces_of_another_size_are_named_on_the_command_line(faces):

@@ -120,8 +120,16 @@ def read_rows(config: Config, base: Path) -> list[Row]:
         for key in ('network_g', 'train', 'teacher'):
             if not isinstance(options.get(key), Mapping):
                 raise UserError(f'{where}: {file} has no block {key}, as an option file of a method must.')
+        for key in ('r1_reg_weight', 'net_d_reg_every', 'precision'):
+            if options['train'].get(key) is not None:
+                raise UserError(f'{where}: {file} has train:{key}, which a comparison does not know; leave it out.')
+        if options['teacher'].get('replace_by'):
+            raise UserError(
+                f'{where}: {file} trains its teacher along (teacher:replace_by), but all methods of a comparison share '
+                'one that is finished; leave the method out.'
+            )
         for key, value in method.options.items():
-            if not key.startswith(FREE) or key.startswith(('train:stages', 'train:ema', 'train:optim')):
+            if not key.startswith(FREE) or key.startswith('train:') and not key.split(':')[1].endswith('_opt'):
                 raise UserError(
                     f'{where}:options: {key} is equal for all methods; only terms, discriminators and teachers differ.'
                 )
