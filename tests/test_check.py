@@ -222,6 +222,23 @@ def test_missing_vgg_is_announced_with_url_path_and_remedy(world, parse, monkeyp
     assert opt['train']['perceptual_opt'] is None
 
 
+@pytest.mark.parametrize(('kind', 'file'), [('vgg16', 'vgg16-397923af.pth'), ('vgg19', 'vgg19-dcbb9e9d.pth')])
+def test_each_vgg_finds_its_own_file_beside_the_other(world, monkeypatch, kind, file):
+    """BasicSR loads one path into whatever VGG is asked for."""
+    from basicsr.archs import vgg_arch
+
+    from sdakd_models.check import check_vgg
+
+    monkeypatch.setattr(vgg_arch, 'VGG_PRETRAIN_PATH', 'experiments/pretrained_models/vgg19-dcbb9e9d.pth')
+    folder = world.root / 'experiments/pretrained_models'
+    folder.mkdir(parents=True)
+    for name in ('vgg16-397923af.pth', 'vgg19-dcbb9e9d.pth'):
+        (folder / name).touch()
+    monkeypatch.chdir(world.root / 'HR')  # not the folder that holds experiments/
+    check_vgg({'vgg_type': kind}, str(world.root))
+    assert vgg_arch.VGG_PRETRAIN_PATH == str(folder / file)
+
+
 def test_official_teacher_is_downloaded_when_its_release_answers(world, parse, monkeypatch):
     """A real server on this machine stands for the release page."""
     import functools
