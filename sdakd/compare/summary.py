@@ -209,7 +209,8 @@ def budget_line(budget: Budget) -> str:
         f'{name} {stage.iters:,d} (rate {stage.lr_g:g}' + (f', discriminators {stage.lr_d:g})' if stage.lr_d else ')')
         for name, stage in budget.stages.items()
     )
-    return f'Iterations: {stages}; batch {budget.batch}, crop {budget.crop} of the ground truth.'
+    precision = '' if budget.precision == 'fp32' else f', {budget.precision}'
+    return f'Iterations: {stages}; batch {budget.batch}, crop {budget.crop} of the ground truth{precision}.'
 
 
 def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Sequence[Cell], jobs: int) -> list[str]:
