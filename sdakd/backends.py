@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from fractions import Fraction
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 Runner = Callable[[], torch.Tensor]
 RANDOM = 'random:'
-GENERATORS = ('RRDBNet', 'SRVGGNetCompact')
+FACES = (128, 256, 512, 1024)  # sides in pixels
+GENERATORS = ('RRDBNet', 'SRVGGNetCompact', *(f'{kind}{size}' for kind in ('GCFSR', 'GCFSRBlind') for size in FACES))
 SLICES = ('Slice', 'StridedSlice')  # as OpenVINO calls them
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -26,17 +28,17 @@ DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 def open_model(source: str, threads: int = 0) -> Opened:
     """Opens a generator's file, or makes one with random weights from ``random:TYPE`` or ``random:TYPE:WIDTH``.
 
-    ``random:RRDBNet:1/4`` is BasicSR's RRDBNet with its default options and a quarter of the channels; the weights are
-    the architecture's own initial ones, seed 0.
+    ``random:RRDBNet:1/4`` is BasicSR's RRDBNet with its default options and a quarter of the channels, ``GCFSR512`` is
+    GCFSR at 512 pixels; the weights are the architecture's own initial ones, seed 0.
 
     Raises:
         UserError: See :func:`sdakd.networks.open_network`; or an unknown architecture or width.
     """
-    from sdakd.networks import Opened, open_network
+    from sdakd.networks import FaceNetwork, Opened, open_network
     from sdakd_arch.width import build, scale_of, student_of
 
     if not source.startswith(RANDOM):
-        return open_network(source, '-m', threads)
+        return open_network(source, '-m', threads, faces=True)
     kind, _, width = source.removeprefix(RANDOM).partition(':')
     if kind not in GENERATORS:
         raise UserError(f'-m: {source}: no generator is called {kind!r}; {near(kind, GENERATORS)}.')
@@ -44,10 +46,14 @@ def open_model(source: str, threads: int = 0) -> Opened:
         ratio = float(Fraction(width or '1'))
     except (ValueError, ZeroDivisionError):
         raise UserError(f'-m: {source}: {width!r} is no width; write for example {RANDOM}{kind}:1/4.') from None
-    network = student_of({'type': kind, 'num_in_ch': 3, 'num_out_ch': 3}, ratio)
+    face = re.fullmatch(r'(GCFSR\D*)(\d+)', kind)
+    options = {'num_in_ch': 3, 'num_out_ch': 3} if face is None else {'out_size': int(face[2])}
+    network = student_of({'type': kind if face is None else face[1], **options}, ratio)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = build(network, '-m').eval().requires_grad_(False)
+    if face:
+        return Opened(source.removeprefix(RANDOM), Path(source), FaceNetwork(module).eval(), None, network)
     scale = scale_of(build(network, '-m'), '-m')
     return Opened(source.removeprefix(RANDOM), Path(source), module, scale, network)
 
@@ -164,6 +170,7 @@ def _openvino(graph: Path, image: torch.Tensor, dtype: torch.dtype, threads: int
     return lambda: torch.from_numpy(request.infer({0: array})[0])
 
 
+PLAIN = ('eager', 'channels_last', 'compile')  # for any network; the others know some architectures only
 TORCH = {'eager': _eager, 'channels_last': _channels_last, 'fast': _fast, 'compile': _compile}
 GRAPHS = {'onnxruntime': _onnxruntime, 'openvino': _openvino}
 BACKENDS = (*TORCH, *GRAPHS)

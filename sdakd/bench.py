@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = parser.add_argument
     models = (
-        '.pth, .safetensors or .onnx, or random:TYPE:WIDTH for random weights, such as random:RRDBNet:1/4; '
+        '.pth, .safetensors or .onnx, or random:TYPE:WIDTH for random weights, such as random:RRDBNet:1/4 or '
+        'random:GCFSR512:1/4; '
         'NAME=MODEL names the row; the first one is the teacher'
     )
     add('-m', '--models', nargs='+', required=True, metavar='MODEL', help=models)
@@ -109,7 +110,10 @@ def _open(sources: Sequence[str], size: int, threads: int) -> dict[str, tuple[st
         name = name or opened.name
         if name in models:
             raise UserError(f'-m: two models are called {name}; write NAME={source} to give one another name.')
-        if opened.scale < 4 and size % 4:
+        if opened.scale is None:
+            if fault := opened.module.fault(size, size):
+                raise UserError(f'--size: {name} makes faces, and an input of --size {size} {fault}.')
+        elif opened.scale < 4 and size % 4:
             raise UserError(f'--size: {name} takes sides that are multiples of 4, not {size}.')
         models[name] = source, opened
     return models
@@ -133,7 +137,7 @@ def _device(name: str | None) -> str:
 
 
 def _cases(models: dict[str, tuple[str, Opened]], backends: Sequence[str], device: str) -> list[Case]:
-    from sdakd.backends import GRAPHS, precisions
+    from sdakd.backends import GRAPHS, PLAIN, precisions
     from sdakd.networks import OnnxNetwork
 
     cases = []
@@ -141,8 +145,9 @@ def _cases(models: dict[str, tuple[str, Opened]], backends: Sequence[str], devic
         exported = isinstance(opened.module, OnnxNetwork)
         # the teacher's eager pass is what all ratios refer to
         wanted = backends if number or exported or 'eager' in backends else ['eager', *backends]
+        possible = GRAPHS if exported else PLAIN if opened.scale is None else NAMES
         for backend in wanted:
-            if not exported or backend in GRAPHS:
+            if backend in possible:
                 chosen = precisions(backend, device)
                 if backend == 'eager' and 'eager' not in backends:
                     chosen = ('fp32',)

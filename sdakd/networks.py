@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,16 +119,11 @@ class FaceNetwork(nn.Module):
 
     def resize(self, image: torch.Tensor) -> torch.Tensor:
         """``(N, 3, h, h)`` at the size of the faces, clipped to [0, 1]."""
-        from basicsr.utils.matlab_functions import imresize
+        from sdakd_models.face_dataset import resize
 
-        size = image.shape[-1]
-        if size == self.out_size:
+        if image.shape[-1] == self.out_size:
             return image
-        scale = self.out_size / size
-        if math.ceil(size * scale) > self.out_size:  # rounding must not make a row more
-            scale = math.nextafter(scale, 0)
-        large = torch.stack([imresize(one, scale) for one in image.float().cpu()])
-        return large.clamp_(0, 1).to(image)
+        return resize(image.float(), self.out_size).clamp_(0, 1).to(image)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Maps ``(N, 3, h, h)`` to ``(N, 3, out_size, out_size)``, both RGB in [0, 1], the output not clipped.

@@ -181,7 +181,9 @@ class ActivatedLinear(EqualLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps ``(N, in)`` to ``(N, out)``."""
-        return F.leaky_relu(super().forward(x), SLOPE) * GAIN
+        gain = self.scale * GAIN  # on the input, which is smaller than GCFSR's largest weights by far
+        bias = self.bias * (self.lr_mul * GAIN)
+        return F.leaky_relu_(F.linear(x * gain, self.weight, bias), SLOPE)
 
 
 class ModulatedConv2d(nn.Module):

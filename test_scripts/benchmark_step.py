@@ -1,6 +1,8 @@
-"""Step time and peak memory of an option file at its real network sizes, stage by stage, through the literal command.
+r"""Step time and peak memory of an option file at its real network sizes, stage by stage, through the literal command.
 
     python test_scripts/benchmark_step.py -opt options/sdakd_realesrgan_x4.yml --batch 2 --iters 6
+    python test_scripts/benchmark_step.py -opt options/sdakd_gcfsr_128.yml --batch 4 --iters 6 --force_yml \
+      teacher:network:narrow=1 network_g:narrow=0.25 network_d:narrow=0.25
 
 Teachers, discriminators and VGGs have random weights and the images are noise: the time of a step does not depend on
 them. The first step of every stage is left out. CPU seconds are those of the training process, which depend less on
@@ -46,8 +48,9 @@ def make_world(folder: Path, opt: dict) -> None:
                 torch.save({'params': build(entry['network'], name).state_dict()}, folder / entry['weights'])
     (folder / 'images').mkdir()
     names = [f'{number}.png' for number in range(8)]
+    size = opt['datasets']['train'].get('out_size', 400)
     for name in names:
-        noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / 'images' / name), cv2.GaussianBlur(noise, (0, 0), 2))
     (folder / 'meta.txt').write_text('\n'.join(names) + '\n')
 
@@ -69,21 +72,28 @@ def main() -> int:
     parser.add_argument('-opt', required=True)
     parser.add_argument('--batch', type=int, default=2)
     parser.add_argument('--iters', type=int, default=6, help='iterations of each stage')
+    parser.add_argument('--force_yml', nargs='+', default=[], help='further changes, as sdakd train takes them')
     args = parser.parse_args()
     import yaml
 
     from sdakd import compat
 
     compat.import_basicsr()
+    from sdakd_models.launch import force
+
     opt = yaml.safe_load(Path(args.opt).read_text())
+    force(opt, args.force_yml)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_world(folder, opt)
         changes = [f'train:stages:{stage}:iters={args.iters}' for stage in opt['train']['stages']]
         changes += ['teacher:weights=teacher.pth', 'datasets:train:dataroot_gt=images', 'name=benchmark']
-        changes += ['datasets:train:meta_info=meta.txt', 'datasets:train:num_worker_per_gpu=1', 'logger:print_freq=1']
-        changes += [f'datasets:train:batch_size_per_gpu={args.batch}', f'queue_size={args.batch * 2}']
+        changes += ['datasets:train:num_worker_per_gpu=1', 'logger:print_freq=1']
+        changes += [f'datasets:train:batch_size_per_gpu={args.batch}']
+        if 'queue_size' in opt:  # Real-ESRGAN's degradation
+            changes += ['datasets:train:meta_info=meta.txt', f'queue_size={args.batch * 2}']
         changes += [f'datasets:train:dataset_enlarge_ratio={args.batch * args.iters}', 'logger:use_tb_logger=false']
+        changes += args.force_yml
         command = [
             sys.executable,
             '-m',

@@ -158,12 +158,41 @@ def test_every_square_size_is_enlarged_to_the_faces_size():
             network(torch.zeros(1, 3, *shape))
 
 
-@pytest.mark.parametrize('name', ['export', 'bench'])
-def test_commands_for_any_image_refuse_it(ground, tmp_path, name):
-    arguments = {'export': ['--to', 'onnx'], 'bench': []}[name]
+def test_export_refuses_it(ground, tmp_path):
     with pytest.raises(UserError, match='teacher.pth holds GCFSR.*which takes faces of one size'):
-        run(name, '-m', ground.root / 'teacher.pth', '-o', tmp_path / 'out', *arguments)
+        run('export', '-m', ground.root / 'teacher.pth', '-o', tmp_path / 'out', '--to', 'onnx')
     assert not (tmp_path / 'out').exists()
+
+
+def test_bench_measures_it_where_it_runs(ground, tmp_path):
+    models = [ground.root / 'teacher.pth', f'small={ground.root / "quarter.pth"}', 'random:GCFSR128:1/64']
+    flags = ['--size', 16, '--rounds', 2, '--backends', 'eager', 'channels_last', 'onnxruntime']
+    assert run('bench', '-m', *models, '-o', tmp_path, *flags) == 0
+    bench = json.loads((tmp_path / 'results.json').read_text())['bench']
+    expected = [(backend, precision) for backend in ('eager', 'channels_last') for precision in ('fp32', 'bf16')]
+    for model in bench['models']:
+        found = [entry for entry in bench['runs'] if entry['model'] == model['name']]
+        assert [(entry['backend'], entry['precision']) for entry in found] == expected
+        base = bench['runs'][0]['median_ms']
+        for entry in found:
+            assert entry['error'] is None and entry['ratio'] == pytest.approx(base / entry['median_ms'])
+            assert entry['psnr'] is None or entry['psnr'] > (100 if entry['precision'] == 'fp32' else 40)
+        network = build(model['network'], '')
+        assert model['parameters'] == sum(weight.numel() for weight in network.parameters())
+    assert bench['models'][2]['network']['out_size'] == 128 and bench['models'][2]['name'] == 'GCFSR128:1/64'
+    for arguments, sentence in (
+        (['-m', models[0], '--size', 128], '--size: teacher makes faces.* 128x128 pixels, where faces from 4 to 64'),
+        (['-m', models[0], '--backends', 'openvino', 'fast'], None),
+        (['-m', 'random:GCFSR'], "no generator is called 'GCFSR'; did you mean GCFSR"),
+    ):
+        if sentence is None:  # what the ratios refer to is always measured
+            run('bench', *arguments, '--size', 16, '--rounds', 1, '-o', tmp_path / 'base')
+            runs = json.loads((tmp_path / 'base/results.json').read_text())['bench']['runs']
+            assert [(entry['backend'], entry['precision']) for entry in runs] == [('eager', 'fp32')]
+            continue
+        with pytest.raises(UserError, match=sentence):
+            run('bench', *arguments, '-o', tmp_path / 'out')
+        assert not (tmp_path / 'out').exists()
 
 
 # ---------------------------------------------- upscale -------------------------------------------------------------
