@@ -178,7 +178,10 @@ def enlarge(generator: Opened, image: np.ndarray) -> torch.Tensor:
         image: uint8 ``(h, w, 3)``, RGB.
 
     Returns:
-        ``(1, 3, h * scale, w * scale)``, RGB, about [0, 1].
+        ``(1, 3, h * scale, w * scale)``, RGB, about [0, 1]; of a generator of faces, at their size, without noise.
+
+    Raises:
+        UserError: An image that a generator of faces cannot take.
     """
     import torch
 
@@ -186,7 +189,11 @@ def enlarge(generator: Opened, image: np.ndarray) -> torch.Tensor:
 
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
-        return run_tiled(generator.module, tensor, generator.scale)
+        if generator.scale is not None:
+            return run_tiled(generator.module, tensor, generator.scale)
+        if fault := generator.module.fault(*image.shape[:2]):
+            raise UserError(f'{generator.path}: an input {fault}; give aligned faces.')
+        return generator.module(tensor)
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:

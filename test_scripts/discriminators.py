@@ -1,7 +1,8 @@
 """The outputs of discriminators on generated images, and their distributions: shared by figures 2 and 3.
 
-The networks are U-Net discriminators (Real-ESRGAN's ``UNetDiscriminatorSN``), which give one logit for every pixel:
-above 0 they take it for real, below for generated. They run in evaluation mode, with the spectral norms of training.
+The networks are U-Net discriminators (Real-ESRGAN's ``UNetDiscriminatorSN``), which give one logit for every pixel, and
+GCFSR's (``GCFSRDiscriminator``), which give one for a face: above 0 they take it for real, below for generated. They
+run in evaluation mode, with the spectral norms of training.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from sdakd_arch.weights import describe, infer_network, load_into, read_weights
 from sdakd_arch.width import build
 
 BINS = 200  # between the quantiles below; what lies outside is counted in one bin on each side, and not drawn
+FEWEST, PER_BIN = 10, 4  # bins where there is one output for an image, and how many of these are worth a bin
 TAILS = 0.005
+PIXELS, FACES = 'UNetDiscriminatorSN', 'GCFSRDiscriminator'
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Discriminator:
     Args:
         path: The file.
         network: Its options as BasicSR's ``build_network`` takes them.
-        module: Maps ``(N, 3, H, W)`` to logits ``(N, 1, H, W)``.
+        module: Maps ``(N, 3, H, W)`` to logits ``(N, 1, H, W)``, or ``(N, 1)``.
     """
 
     path: Path
@@ -38,26 +41,34 @@ class Discriminator:
     module: nn.Module
 
     def __call__(self, image: torch.Tensor) -> np.ndarray:
-        """The logits for one image ``(1, 3, H, W)``: float32, ``(H, W)``.
+        """The logits for one image ``(1, 3, H, W)``, about [0, 1]: float32, ``(H, W)``, of GCFSR's ``(1, 1)``.
 
         The image is padded by repetition to the multiple of 8 that the U-Net needs, and the logits are cut back.
 
         Raises:
-            UserError: An output is not finite.
+            UserError: An output is not finite, or the discriminator takes images of another size.
         """
         height, width = image.shape[-2:]
         with torch.inference_mode():
-            padded = nn.functional.pad(image, (0, -width % 8, 0, -height % 8), mode='replicate')
-            logits = self.module(padded)[0, 0, :height, :width].numpy()
+            if self.network['type'] == FACES:
+                if (size := self.module.out_size) != height or size != width:
+                    raise UserError(
+                        f'{self.path}: the discriminator takes faces of {size}x{size} pixels, and the generator makes '
+                        f'{width}x{height}; give a generator of its size.'
+                    )
+                logits = self.module(2 * image - 1).numpy()
+            else:
+                padded = nn.functional.pad(image, (0, -width % 8, 0, -height % 8), mode='replicate')
+                logits = self.module(padded)[0, 0, :height, :width].numpy()
         if not np.isfinite(logits).all():
             raise UserError(f'{self.path}: the discriminator gives outputs that are not finite; its training diverged.')
         return logits
 
 
 def open_discriminator(path: str, where: str) -> Discriminator:
-    """Opens a U-Net discriminator, BasicSR's ``net_d_*.pth`` or Real-ESRGAN's ``*_netD.pth``.
+    """Opens a discriminator: BasicSR's ``net_d_*.pth``, Real-ESRGAN's ``*_netD.pth``.
 
-    Whether it has skip connections cannot be told from its weights: it is read from the option file of the BasicSR
+    Whether a U-Net has skip connections cannot be told from its weights: it is read from the option file of the BasicSR
     experiment that the checkpoint lies in, and taken for granted elsewhere, as Real-ESRGAN's have them.
 
     Raises:
@@ -65,11 +76,11 @@ def open_discriminator(path: str, where: str) -> Discriminator:
     """
     state = read_weights(path, 'params', where)
     network = infer_network(state)
-    if network is None or network['type'] != 'UNetDiscriminatorSN':
+    if network is None or network['type'] not in (PIXELS, FACES):
         found = f'holds {describe(network)}' if network else 'holds another network'
-        raise UserError(f'{where}: {path} {found}; give a UNetDiscriminatorSN (net_d_... of an experiment).')
+        raise UserError(f'{where}: {path} {found}; give a {PIXELS} or a {FACES} (net_d_... of an experiment).')
     beside = (options_beside(Path(path)) or {}).get('network_d')
-    if isinstance(beside, Mapping) and beside.get('type') == network['type']:
+    if isinstance(beside, Mapping) and beside.get('type') == network['type'] == PIXELS:
         network['skip_connection'] = beside.get('skip_connection', True)
     module = build(network, where).eval().requires_grad_(False)
     load_into(module, state, path, where)
@@ -81,8 +92,8 @@ class Densities:
     """Histograms over the same bins.
 
     Args:
-        edges: ``BINS + 1`` inner edges, in logits.
-        shares: For every label, the share of outputs in ``BINS + 2`` bins: below, between the edges, above.
+        edges: Inner edges, in logits: ``BINS + 1`` where there are outputs enough.
+        shares: For every label, the share of outputs below, between the edges and above: one bin more than edges.
     """
 
     edges: np.ndarray
@@ -112,7 +123,8 @@ def densities(outputs: Mapping[str, np.ndarray]) -> Densities:
     high = max(float(np.quantile(values, 1 - TAILS)) for values in outputs.values())
     if high - low < 1e-6:  # a discriminator that says the same of every pixel
         low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, BINS + 1)
+    fewest = min(values.size for values in outputs.values())
+    edges = np.linspace(low, high, 1 + min(BINS, max(FEWEST, fewest // PER_BIN)))
     shares = {}
     for label, values in outputs.items():
         inner = np.histogram(values, edges)[0]

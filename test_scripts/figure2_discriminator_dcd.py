@@ -3,8 +3,9 @@
     python test_scripts/figure2_discriminator_dcd.py -opt test_scripts/configs/figure2.yml
 
 The paper compares DCD with modified DCD. Here a run is any generator with any discriminator. Written are figure2.pdf
-and .png (above, the density of the outputs over all pixels; below, the mean of every image), figure2.json (statistics,
-the mean of every image, the overlap of every two distributions) and a table of it.
+and .png (above, the density of the outputs over all pixels, or images with GCFSR's discriminators, which give one for
+each; below, the mean of every image), figure2.json (statistics, the mean of every image, the overlap of every two
+distributions) and a table of it.
 """
 
 from __future__ import annotations
@@ -61,11 +62,14 @@ def work(config: Config, folder: Path) -> list[Path]:
     names = list_images(config.inputs, 'inputs')[: config.images]
     players = {}
     for number, run in enumerate(config.runs):
-        generator = open_network(run.generator, f'runs[{number}]:generator')
+        generator = open_network(run.generator, f'runs[{number}]:generator', faces=True)
         players[run.label] = generator, open_discriminator(run.discriminator, f'runs[{number}]:discriminator')
-    scales = {generator.scale for generator, _ in players.values()}
+    scales = {
+        f'{generator.scale} times' if generator.scale else f'to {generator.module.out_size} pixels'
+        for generator, _ in players.values()
+    }
     if len(scales) > 1:
-        raise UserError(f'runs: the generators enlarge {sorted(scales)} times; compare those of one factor.')
+        raise UserError(f'runs: the generators enlarge {" and ".join(sorted(scales))}; compare those of one kind.')
 
     outputs: dict[str, list] = {label: [] for label in labels}
     for name in tqdm(names, unit='image', file=sys.stderr):
@@ -102,7 +106,11 @@ def work(config: Config, folder: Path) -> list[Path]:
         numbers = [f'{run[key]:.3g}' for key in ('mean', 'std', 'p05', 'median', 'p95')]
         shared = [f'{found.overlap(run["label"], other):.3f}' for other in labels]
         rows.append([run['label'], *numbers, f'{100 * run["called_real"]:.1f}%', *shared])
-    notes = [f'Logits over all pixels of {len(names)} images of {config.inputs}. Called real: share above 0.']
+    pixels = any(values.size > len(names) for values in flat.values())
+    notes = [
+        f'Logits {"over all pixels " if pixels else ""}of {len(names)} images of {config.inputs}. Called real: share '
+        'above 0.'
+    ]
     content = {'inputs': config.inputs, 'images': names, 'runs': runs, 'overlaps': found.overlaps()}
     return [
         *save_figure(figure, folder, 'figure2'),

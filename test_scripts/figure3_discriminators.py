@@ -1,20 +1,24 @@
-"""Figure 3: the teacher's discriminator against the student's, on one generated image.
+"""Figure 3: the teacher's discriminator against the student's, on generated images.
 
     python test_scripts/figure3_discriminators.py -opt test_scripts/configs/figure3.yml
 
 One row per generator (the paper has GCFSR and Real-ESRGAN). Written are figure3.pdf and .png (the image, the map of
 every discriminator's outputs on it, and the densities of these outputs), figure3.json (statistics and overlaps) and a
-table of it.
+table of it. GCFSR's discriminators give one output for an image: a row of theirs has a folder of images, which the
+figure shows as a square, and every output in its image's place.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from common import (
     PAGE,
+    UserError,
     check_distinct,
     enlarge,
     main,
@@ -25,7 +29,10 @@ from common import (
     save_table,
     to_uint8,
 )
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Entry(Struct, forbid_unknown_fields=True):
@@ -40,8 +47,9 @@ class Row(Struct, forbid_unknown_fields=True):
 
     label: str
     generator: str
-    input: str  # a low-resolution image
+    input: str  # a low-resolution image, or a folder of them
     discriminators: list[Entry]
+    images: Annotated[int, Meta(ge=1)] | None = None  # how many of a folder to take, in the order of their names
 
 
 class Config(Struct, forbid_unknown_fields=True):
@@ -53,12 +61,41 @@ class Config(Struct, forbid_unknown_fields=True):
     notes: list[str] = field(default_factory=list)
 
 
+def mosaic(parts: list[np.ndarray], blank: float) -> np.ndarray:
+    """Arrays ``(H, W)`` or ``(H, W, 3)`` side by side in a square, row by row; ``blank`` fills what is left of it."""
+    import numpy as np
+
+    side = math.ceil(math.sqrt(len(parts)))
+    rows = [parts[start : start + side] for start in range(0, len(parts), side)]
+    rows[-1] += [np.full_like(parts[0], blank)] * (len(rows[0]) - len(rows[-1]))
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows])
+
+
+def read_inputs(row: Row, where: str) -> dict[str, np.ndarray]:
+    """The low-resolution images of a row by name, uint8 ``(h, w, 3)``.
+
+    Raises:
+        UserError: One is missing, damaged or of another size than the first.
+    """
+    from sdakd.images import list_images
+
+    if not Path(row.input).is_dir():
+        return {Path(row.input).name: read_rgb(row.input, where)}
+    images = {name: read_rgb(Path(row.input) / name, where) for name in list_images(row.input, where)[: row.images]}
+    first = next(iter(images.values())).shape
+    for name, image in images.items():
+        if image.shape != first:
+            sizes = f'{image.shape[1]}x{image.shape[0]} pixels, and others {first[1]}x{first[0]}'
+            raise UserError(f'{where}: {row.input}/{name} has {sizes}; give images of one size.')
+    return images
+
+
 def draw(figure, judged: list[tuple], log: bool) -> None:
     """Draws a row of the figure for every generated image.
 
     Args:
-        judged: Of every row its label, the image (H, W, 3) in uint8, the logits (H, W) by discriminator, and their
-            densities.
+        judged: Of every row its label, the image (H, W, 3) in uint8, the logits (H, W) by discriminator, NaN where
+            there is no image, and their densities.
         log: Whether the densities stand on a logarithmic axis.
     """
     import numpy as np
@@ -71,7 +108,7 @@ def draw(figure, judged: list[tuple], log: bool) -> None:
         picture.imshow(image)
         picture.set_title(textwrap.fill(label, 20))
         # one scale for the maps of a row, with undecided in its middle, that a few pixels cannot stretch
-        limit = float(np.quantile(np.abs(np.concatenate([one.ravel() for one in maps.values()])), 0.99)) or 1.0
+        limit = float(np.nanquantile(np.abs(np.concatenate([one.ravel() for one in maps.values()])), 0.99)) or 1.0
         for panel, (name, logits) in zip(panels, maps.items(), strict=False):
             shown = panel.imshow(logits, cmap='PuOr', vmin=-limit, vmax=limit)
             panel.set_title(textwrap.fill(name, 20))
@@ -91,6 +128,7 @@ def draw(figure, judged: list[tuple], log: bool) -> None:
 
 def work(config: Config, folder: Path) -> list[Path]:
     """Generates every row's image and asks its discriminators."""
+    import numpy as np
     from discriminators import densities, open_discriminator, statistics
 
     from sdakd.networks import open_network
@@ -100,20 +138,24 @@ def work(config: Config, folder: Path) -> list[Path]:
     for number, row in enumerate(config.rows):
         where = f'rows[{number}]'
         check_distinct([entry.label for entry in row.discriminators], f'{where}:discriminators')
-        generator, image = open_network(row.generator, f'{where}:generator'), read_rgb(row.input, f'{where}:input')
+        generator = open_network(row.generator, f'{where}:generator', faces=True)
+        images = read_inputs(row, f'{where}:input')
         entries = enumerate(row.discriminators)
         judges = {e.label: open_discriminator(e.weights, f'{where}:discriminators[{n}]:weights') for n, e in entries}
-        players.append((row, generator, image, judges))
+        players.append((row, generator, images, judges))
 
     judged, content, lines = [], [], []
-    for row, generator, image, judges in players:
-        generated = enlarge(generator, image)
-        maps = {label: judge(generated) for label, judge in judges.items()}
-        found = densities({label: logits.ravel() for label, logits in maps.items()})
-        judged.append((row.label, to_uint8(generated), maps, found))
-        facts = {'label': row.label, 'generator': row.generator, 'input': row.input, 'discriminators': []}
+    for row, generator, images, judges in players:
+        generated = [enlarge(generator, image) for image in images.values()]
+        outputs = {label: [judge(image) for image in generated] for label, judge in judges.items()}
+        flat = {label: np.concatenate([logits.ravel() for logits in parts]) for label, parts in outputs.items()}
+        found = densities(flat)
+        maps = {label: mosaic(parts, np.nan) for label, parts in outputs.items()}
+        judged.append((row.label, mosaic([to_uint8(image) for image in generated], 255), maps, found))
+        facts = {'label': row.label, 'generator': row.generator, 'input': row.input, 'images': list(images)}
+        facts['discriminators'] = []
         for entry in row.discriminators:
-            numbers = statistics(maps[entry.label].ravel())
+            numbers = statistics(flat[entry.label])
             network = judges[entry.label].network
             facts['discriminators'].append(
                 {'label': entry.label, 'weights': entry.weights, 'network': network, **numbers}
@@ -130,7 +172,10 @@ def work(config: Config, folder: Path) -> list[Path]:
     figure = new_figure(PAGE, sum(max(height, 1.8) for height in heights))
     draw(figure, judged, config.log_density)
     header = ['Image', 'Discriminator', 'Mean', 'Std', '5%', 'Median', '95%', 'Called real', 'Overlap with the first']
-    notes = ['Logits over all pixels of one generated image. Called real: share above 0.', *config.notes]
+    notes = [
+        "Logits over all pixels of a row's generated images, or one for each with GCFSR's. Called real: share above 0.",
+        *config.notes,
+    ]
     return [
         *save_figure(figure, folder, 'figure3'),
         save_json({'rows': content, 'notes': config.notes}, folder, 'figure3'),

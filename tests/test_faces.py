@@ -87,9 +87,9 @@ def command(*arguments):
     )
 
 
-def table_fid(config, output, folder, monkeypatch):
-    """The script in this process, as ``python test_scripts/table_fid.py ...`` runs it."""
-    script = ROOT / 'test_scripts/table_fid.py'
+def call(name, config, output, folder, monkeypatch):
+    """A script in this process, as ``python test_scripts/NAME.py ...`` runs it."""
+    script = ROOT / f'test_scripts/{name}.py'
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, 'argv', [str(script), '-opt', str(config), '-o', str(output)])
     monkeypatch.setattr(sys, 'path', [str(script.parent), *sys.path])
@@ -375,7 +375,7 @@ def test_the_papers_table_in_miniature(measured, expected, tmp_path, monkeypatch
     content['columns'] = [*columns, {**content['columns'][0], 'scale': 4}]
     content['rows'] = [row for row in content['rows'] if row['model'] in MODELS]
     (tmp_path / 'table.yml').write_text(yaml.safe_dump(content))
-    table_fid(tmp_path / 'table.yml', tmp_path / 'out', tmp_path, monkeypatch)
+    call('table_fid', tmp_path / 'table.yml', tmp_path / 'out', tmp_path, monkeypatch)
     with open(tmp_path / 'out/table_fid.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [(row['Method'], row['Width']) for row in rows] == [('teacher', '1'), ('SDAKD', '1/2'), ('SDAKD', '1/4')]
@@ -389,7 +389,7 @@ def test_the_papers_table_in_miniature(measured, expected, tmp_path, monkeypatch
 def test_the_full_size_table_is_sound_but_for_its_inputs(tmp_path, monkeypatch):
     config = ROOT / 'test_scripts/configs/table_fid_gcfsr.yml'
     with pytest.raises(UserError, match='results/gcfsr/x8/results.json holds no results of evaluate'):
-        table_fid(config, tmp_path / 'out', tmp_path, monkeypatch)
+        call('table_fid', config, tmp_path / 'out', tmp_path, monkeypatch)
     assert files(tmp_path) == []
 
 
@@ -455,6 +455,120 @@ def test_a_damaged_face_is_counted_once_for_all_factors(ground, tmp_path):
         run('evaluate', '-m', 'bicubic', *flags)
     assert evaluated(tmp_path / 'out/x4')['sets'][0]['images'] == 2
     assert (tmp_path / 'out/table_factors.csv').exists()
+
+
+# ---------------------------------------------- figures -----------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def judges(ground):
+    """Two discriminators, and a folder of all faces reduced 4 times."""
+    found = {}
+    for name in ('one', 'other'):
+        torch.manual_seed(len(name))
+        found[name] = build({'type': 'GCFSRDiscriminator', 'out_size': SIZE, 'narrow': 1 / 64}, '').eval()
+        torch.save({'params': found[name].state_dict()}, ground.root / f'net_d_{name}.pth')
+    (ground.root / 'lq').mkdir()
+    for name, face in ground.faces.items():
+        cv2.imwrite(str(ground.root / f'lq/{name}.png'), small(face, 4))
+    return found
+
+
+def logit(ground, judge, model, face):
+    """The output for what a generator makes of a face, without this project's scripts; nothing is clipped."""
+    lq = torch.from_numpy(degrade(face.astype(np.float32) / 255, 4)[1][..., ::-1].copy()).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        return judge(ground.generators[model](2 * lq - 1, torch.tensor([[16 * 4 / SIZE]]))).item()
+
+
+def test_figures_2_and_3_have_one_output_for_a_face(ground, judges, tmp_path, monkeypatch):
+    values = {
+        (model, name): [logit(ground, judge, model, face) for face in ground.faces.values()]
+        for model in ('teacher', 'half')
+        for name, judge in judges.items()
+    }
+    runs = [
+        {'label': model, 'generator': f'{ground.root}/{model}.pth', 'discriminator': f'{ground.root}/net_d_one.pth'}
+        for model in ('teacher', 'half')
+    ]
+    (tmp_path / 'a.yml').write_text(yaml.safe_dump({'inputs': f'{ground.root}/lq', 'runs': runs}))
+    call('figure2_discriminator_dcd', tmp_path / 'a.yml', tmp_path / 'two', tmp_path, monkeypatch)
+    content = json.loads((tmp_path / 'two/figure2.json').read_text())
+    for found in content['runs']:
+        wanted = values[found['label'], 'one']
+        assert found['values'] == len(wanted) == 8
+        assert list(found['image_means'].values()) == pytest.approx(wanted, abs=1e-5)
+        assert found['std'] == pytest.approx(np.std(wanted), rel=1e-4)
+    pair = [np.array(values[model, 'one']) for model in ('teacher', 'half')]
+    edges = np.linspace(min(np.quantile(v, 0.005) for v in pair), max(np.quantile(v, 0.995) for v in pair), 11)
+    edges[[0, -1]] += 1e-6 * (edges[-1] - edges[0]) * np.array([-1, 1])
+    shares = [np.diff(np.searchsorted(np.sort(v), [-np.inf, *edges, np.inf])) / 8 for v in pair]
+    assert content['overlaps'][0]['overlap'] == pytest.approx(
+        np.minimum(*shares).sum(), abs=0.13
+    )  # one face on an edge
+    assert 'Logits of 8 images' in (tmp_path / 'two/figure2.md').read_text()
+
+    entries = [{'label': name, 'weights': f'{ground.root}/net_d_{name}.pth'} for name in judges]
+    row = {
+        'label': 'a',
+        'generator': f'{ground.root}/half.pth',
+        'input': f'{ground.root}/lq',
+        'discriminators': entries,
+    }
+    rows = [row, {**row, 'label': 'first', 'images': 1}]
+    (tmp_path / 'b.yml').write_text(yaml.safe_dump({'rows': rows}))
+    call('figure3_discriminators', tmp_path / 'b.yml', tmp_path / 'three', tmp_path, monkeypatch)
+    content = json.loads((tmp_path / 'three/figure3.json').read_text())['rows']
+    assert content[0]['images'] == [f'{name}.png' for name in sorted(ground.faces)]
+    assert content[1]['images'] == content[0]['images'][:1]
+    for found in content[0]['discriminators']:
+        assert found['mean'] == pytest.approx(np.mean(values['half', found['label']]), abs=1e-5)
+        assert found['called_real'] == np.mean(np.array(values['half', found['label']]) > 0)
+    first = sorted(ground.faces)[0]
+    for found in content[1]['discriminators']:
+        assert found['median'] == pytest.approx(
+            logit(ground, judges[found['label']], 'half', ground.faces[first]), abs=1e-5
+        )
+    assert cv2.imread(str(tmp_path / 'three/figure3.png')).std() > 5
+
+
+def test_a_mosaic_is_square_and_in_reading_order(monkeypatch):
+    monkeypatch.setattr(sys, 'path', [str(ROOT / 'test_scripts'), *sys.path])
+    from figure3_discriminators import mosaic
+
+    parts = [np.full((1, 2), float(number)) for number in range(5)]
+    blank = math.nan
+    expected = [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, blank, blank]]
+    np.testing.assert_array_equal(mosaic(parts, blank), expected)
+    np.testing.assert_array_equal(mosaic([np.zeros((2, 3, 3))], 255), np.zeros((2, 3, 3)))
+
+
+def test_figures_refuse_faces_that_do_not_fit(ground, judges, tmp_path, monkeypatch):
+    judge = {'type': 'GCFSRDiscriminator', 'out_size': 32, 'narrow': 1 / 64}
+    save_network(tmp_path / 'small.pth', build(judge, ''))
+    (tmp_path / 'flat').mkdir()
+    cv2.imwrite(str(tmp_path / 'flat/a.png'), np.zeros((8, 9, 3), np.uint8))
+    (tmp_path / 'mixed').mkdir()
+    for side in (8, 16):
+        cv2.imwrite(str(tmp_path / f'mixed/{side:02d}.png'), np.zeros((side, side, 3), np.uint8))
+    run_ = {'label': 'a', 'generator': f'{ground.root}/half.pth', 'discriminator': f'{ground.root}/net_d_one.pth'}
+    fixed = {**run_, 'label': 'b', 'generator': f'{ground.root}/fixed.pth'}
+    row = {'label': 'a', 'generator': run_['generator'], 'input': 'mixed'}
+    row['discriminators'] = [{'label': 'a', 'weights': run_['discriminator']}]
+    for script, content, sentence in (
+        ('figure2_discriminator_dcd', {'inputs': 'lq', 'runs': [{**run_, 'discriminator': 'small.pth'}]},
+         'small.pth: the discriminator takes faces of 32x32 pixels, and the generator makes 64x64'),
+        ('figure2_discriminator_dcd', {'inputs': 'flat', 'runs': [run_]}, 'an input has 9x8 pixels and is not square'),
+        ('figure2_discriminator_dcd', {'inputs': 'lq', 'runs': [run_, fixed]},
+         'runs: the generators enlarge 4 times and to 64 pixels'),
+        ('figure3_discriminators', {'rows': [row]}, r'rows\[0\]:input: mixed/16.png has 16x16 pixels, and others 8x8'),
+    ):  # fmt: skip
+        if not (tmp_path / 'lq').exists():
+            os.symlink(ground.root / 'lq', tmp_path / 'lq')
+        (tmp_path / 'a.yml').write_text(yaml.safe_dump(content))
+        with pytest.raises(UserError, match=sentence) as caught:
+            call(script, tmp_path / 'a.yml', tmp_path / 'out', tmp_path, monkeypatch)
+        assert '\n' not in str(caught.value) and not (tmp_path / 'out').exists()
 
 
 # ---------------------------------------------- identity ------------------------------------------------------------
