@@ -641,16 +641,8 @@ def test_inputs_of_another_shape_are_refused():
 
 def test_a_generator_that_takes_any_image_is_asked_for(tmp_path):
     save_whole({'params_ema': GCFSR(**SMALL).state_dict()}, tmp_path / 'face.pth')
-    command = [
-        sys.executable,
-        '-m',
-        'sdakd.cli',
-        'bench',
-        '-m',
-        str(tmp_path / 'face.pth'),
-        '-o',
-        str(tmp_path / 'out'),
-    ]
+    command = [sys.executable, '-m', 'sdakd.cli', 'export', '--to', 'onnx']
+    command += ['-m', str(tmp_path / 'face.pth'), '-o', str(tmp_path / 'out')]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert 'face.pth holds GCFSR(out_size=32' in done.stderr and 'Traceback' not in done.stderr
