@@ -116,7 +116,7 @@ class Train(Struct, forbid_unknown_fields=True):
     precision: Annotated[
         Literal['fp32', 'bf16'],
         Meta(
-            description="Of generators' and discriminators' passes in training; R1, adapters, losses, weights and "
+            description='Of the passes of generators, discriminators and feature MLPs; R1, losses, weights and '
             'validation are fp32 always.'
         ),
     ] = 'fp32'

@@ -39,7 +39,9 @@ class FeatureTerm(Term):
 
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
         mine, its = context.features('student'), context.features('teacher')
-        adapted = self.adapter.net({own: mine[own] for own in self.pairs})
+        with context.model.autocast():
+            adapted = self.adapter.net({own: mine[own] for own in self.pairs})
+        adapted = {own: feature.float() for own, feature in adapted.items()}
         return {'feature': self.loss(adapted, {own: its[other] for own, other in self.pairs.items()})}
 
     @classmethod
