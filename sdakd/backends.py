@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from fractions import Fraction
@@ -19,8 +18,11 @@ if TYPE_CHECKING:
 
 Runner = Callable[[], torch.Tensor]
 RANDOM = 'random:'
-FACES = (128, 256, 512, 1024)  # sides in pixels
-GENERATORS = ('RRDBNet', 'SRVGGNetCompact', *(f'{kind}{size}' for kind in ('GCFSR', 'GCFSRBlind') for size in FACES))
+GENERATORS = {kind: {'type': kind, 'num_in_ch': 3, 'num_out_ch': 3} for kind in ('RRDBNet', 'SRVGGNetCompact')} | {
+    f'{kind}{size}': {'type': kind, 'out_size': size}
+    for kind in ('GCFSR', 'GCFSRBlind')
+    for size in (128, 256, 512, 1024)
+}
 SLICES = ('Slice', 'StridedSlice')  # as OpenVINO calls them
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -46,13 +48,11 @@ def open_model(source: str, threads: int = 0) -> Opened:
         ratio = float(Fraction(width or '1'))
     except (ValueError, ZeroDivisionError):
         raise UserError(f'-m: {source}: {width!r} is no width; write for example {RANDOM}{kind}:1/4.') from None
-    face = re.fullmatch(r'(GCFSR\D*)(\d+)', kind)
-    options = {'num_in_ch': 3, 'num_out_ch': 3} if face is None else {'out_size': int(face[2])}
-    network = student_of({'type': kind if face is None else face[1], **options}, ratio)
+    network = student_of(GENERATORS[kind], ratio)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = build(network, '-m').eval().requires_grad_(False)
-    if face:
+    if 'out_size' in network:
         return Opened(source.removeprefix(RANDOM), Path(source), FaceNetwork(module).eval(), None, network)
     scale = scale_of(build(network, '-m'), '-m')
     return Opened(source.removeprefix(RANDOM), Path(source), module, scale, network)

@@ -112,7 +112,7 @@ def _open(sources: Sequence[str], size: int, threads: int) -> dict[str, tuple[st
             raise UserError(f'-m: two models are called {name}; write NAME={source} to give one another name.')
         if opened.scale is None:
             if fault := opened.module.fault(size, size):
-                raise UserError(f'--size: {name} makes faces, and an input of --size {size} {fault}.')
+                raise UserError(f'--size: the input of {name} {fault}.')
         elif opened.scale < 4 and size % 4:
             raise UserError(f'--size: {name} takes sides that are multiples of 4, not {size}.')
         models[name] = source, opened
@@ -146,6 +146,10 @@ def _cases(models: dict[str, tuple[str, Opened]], backends: Sequence[str], devic
         # the teacher's eager pass is what all ratios refer to
         wanted = backends if number or exported or 'eager' in backends else ['eager', *backends]
         possible = GRAPHS if exported else PLAIN if opened.scale is None else NAMES
+        if not set(backends) & set(possible):
+            raise UserError(
+                f'--backends: {" and ".join(backends)} cannot run {name}; name one of {", ".join(possible)}.'
+            )
         for backend in wanted:
             if backend in possible:
                 chosen = precisions(backend, device)

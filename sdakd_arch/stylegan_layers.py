@@ -181,7 +181,7 @@ class ActivatedLinear(EqualLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps ``(N, in)`` to ``(N, out)``."""
-        gain = self.scale * GAIN  # on the input, which is smaller than GCFSR's largest weights by far
+        gain = self.scale * GAIN  # applied to the input, which has far fewer elements than the weights
         bias = self.bias * (self.lr_mul * GAIN)
         return F.leaky_relu_(F.linear(x * gain, self.weight, bias), SLOPE)
 

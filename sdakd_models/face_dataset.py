@@ -18,15 +18,16 @@ from torch.utils.data import Dataset
 
 
 @functools.lru_cache(maxsize=32)
-def _resampling(length: int, size: int) -> torch.Tensor:
+def _resampling(length: int, size: int) -> np.ndarray:
     """``(size, length)``: what resizing does to a row of pixels, whose ends are continued by reflection."""
     weights, indices, before, _ = calculate_weights_indices(length, size, size / length, 'cubic', 4, antialiasing=True)
     place = indices.long() - before
     place = torch.where(place < 0, -1 - place, place)
     place = torch.where(place >= length, 2 * length - 1 - place, place)
-    return torch.zeros(size, length).scatter_add_(1, place, weights)
+    return torch.zeros(size, length).scatter_add_(1, place, weights).numpy()  # a tensor would know of inference_mode
 
 
+@torch.compiler.disable
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     """MATLAB's bicubic ``imresize``, antialiased where it reduces, as two matrix products.
 
@@ -41,7 +42,7 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     """
     if images.shape[-1] == size:
         return images
-    matrix = _resampling(images.shape[-1], size).to(images.device)
+    matrix = torch.from_numpy(_resampling(images.shape[-1], size)).to(images.device)
     return matrix @ images @ matrix.T
 
 
@@ -55,7 +56,7 @@ def degrade(image: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         The small image, of 8-bit levels, and the same at the old size; both float32 in [0, 1].
     """
-    planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
     small = (resize(planes, len(image) // factor).clamp_(0, 1) * 255).round_() / 255
     large = resize(small, len(image)).clamp(0, 1)
     return tuple(np.ascontiguousarray(found.permute(1, 2, 0).numpy()) for found in (small, large))

@@ -116,8 +116,8 @@ class Train(Struct, forbid_unknown_fields=True):
     precision: Annotated[
         Literal['fp32', 'bf16'],
         Meta(
-            description='Of the passes of generators, discriminators and feature MLPs; R1, losses, weights and '
-            'validation are fp32 always.'
+            description='Of the passes of generators, discriminators and the adapters of feature_opt; R1, losses, '
+            'weights and validation are fp32 always.'
         ),
     ] = 'fp32'
     total_iter: Annotated[int | None, Meta(description='Derived from the stages; leave it out.')] = None

@@ -33,7 +33,8 @@ def make_world(folder: Path, opt: dict) -> None:
     from sdakd_arch.width import build
 
     torch.manual_seed(0)
-    torch.save({'params_ema': build(opt['teacher']['network'], 'teacher').state_dict()}, folder / 'teacher.pth')
+    if opt.get('teacher'):
+        torch.save({'params_ema': build(opt['teacher']['network'], 'teacher').state_dict()}, folder / 'teacher.pth')
     weights = folder / 'experiments/pretrained_models'
     weights.mkdir(parents=True)
     for make, name in ((vgg19, 'vgg19-dcbb9e9d.pth'), (vgg16, 'vgg16-397923af.pth')):
@@ -87,7 +88,8 @@ def main() -> int:
         folder = Path(temporary)
         make_world(folder, opt)
         changes = [f'train:stages:{stage}:iters={args.iters}' for stage in opt['train']['stages']]
-        changes += ['teacher:weights=teacher.pth', 'datasets:train:dataroot_gt=images', 'name=benchmark']
+        changes += ['teacher:weights=teacher.pth'] if opt.get('teacher') else []
+        changes += ['datasets:train:dataroot_gt=images', 'name=benchmark']
         changes += ['datasets:train:num_worker_per_gpu=1', 'logger:print_freq=1']
         changes += [f'datasets:train:batch_size_per_gpu={args.batch}']
         if 'queue_size' in opt:  # Real-ESRGAN's degradation

@@ -119,8 +119,8 @@ class Densities:
 
 def densities(outputs: Mapping[str, np.ndarray]) -> Densities:
     """Histograms of flat arrays of outputs, over a range that holds the central 99% of every one."""
-    low = min(float(np.quantile(values, TAILS)) for values in outputs.values())
-    high = max(float(np.quantile(values, 1 - TAILS)) for values in outputs.values())
+    low = min(float(np.quantile(values, TAILS, method='lower')) for values in outputs.values())
+    high = max(float(np.quantile(values, 1 - TAILS, method='higher')) for values in outputs.values())
     if high - low < 1e-6:  # a discriminator that says the same of every pixel
         low, high = low - 0.5, high + 0.5
     fewest = min(values.size for values in outputs.values())

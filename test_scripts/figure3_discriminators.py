@@ -5,7 +5,7 @@
 One row per generator (the paper has GCFSR and Real-ESRGAN). Written are figure3.pdf and .png (the image, the map of
 every discriminator's outputs on it, and the densities of these outputs), figure3.json (statistics and overlaps) and a
 table of it. GCFSR's discriminators give one output for an image: a row of theirs has a folder of images, which the
-figure shows as a square, and every output in its image's place.
+figure shows side by side, and every output in its image's place.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from msgspec import Meta, Struct, field
 if TYPE_CHECKING:
     import numpy as np
 
+WIDEST = 1024  # pixels of a row of images; a panel of the figure has some 500
+
 
 class Entry(Struct, forbid_unknown_fields=True):
     """A discriminator."""
@@ -49,7 +51,7 @@ class Row(Struct, forbid_unknown_fields=True):
     generator: str
     input: str  # a low-resolution image, or a folder of them
     discriminators: list[Entry]
-    images: Annotated[int, Meta(ge=1)] | None = None  # how many of a folder to take, in the order of their names
+    images: Annotated[int, Meta(ge=1)] = 64  # how many of a folder to take, in the order of their names
 
 
 class Config(Struct, forbid_unknown_fields=True):
@@ -62,13 +64,25 @@ class Config(Struct, forbid_unknown_fields=True):
 
 
 def mosaic(parts: list[np.ndarray], blank: float) -> np.ndarray:
-    """Arrays ``(H, W)`` or ``(H, W, 3)`` side by side in a square, row by row; ``blank`` fills what is left of it."""
+    """Arrays ``(H, W)`` or ``(H, W, 3)`` side by side, row by row, in a square as far as possible.
+
+    ``blank`` fills what is left of the last row.
+    """
     import numpy as np
 
     side = math.ceil(math.sqrt(len(parts)))
     rows = [parts[start : start + side] for start in range(0, len(parts), side)]
     rows[-1] += [np.full_like(parts[0], blank)] * (len(rows[0]) - len(rows[-1]))
     return np.concatenate([np.concatenate(row, axis=1) for row in rows])
+
+
+def shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """An image ``(H, W, 3)`` as large as a figure can show ``side`` of them in a row."""
+    import cv2
+
+    factor = max(1, side * image.shape[1] // WIDEST)
+    size = image.shape[1] // factor, image.shape[0] // factor
+    return image if factor == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def read_inputs(row: Row, where: str) -> dict[str, np.ndarray]:
@@ -130,6 +144,7 @@ def work(config: Config, folder: Path) -> list[Path]:
     """Generates every row's image and asks its discriminators."""
     import numpy as np
     from discriminators import densities, open_discriminator, statistics
+    from tqdm import tqdm
 
     from sdakd.networks import open_network
 
@@ -146,12 +161,16 @@ def work(config: Config, folder: Path) -> list[Path]:
 
     judged, content, lines = [], [], []
     for row, generator, images, judges in players:
-        generated = [enlarge(generator, image) for image in images.values()]
-        outputs = {label: [judge(image) for image in generated] for label, judge in judges.items()}
+        shown, outputs = [], {label: [] for label in judges}
+        for image in tqdm(images.values(), unit='image', file=sys.stderr, disable=len(images) == 1):
+            generated = enlarge(generator, image)
+            shown.append(shrink(to_uint8(generated), math.ceil(math.sqrt(len(images)))))
+            for label, judge in judges.items():
+                outputs[label].append(judge(generated))
         flat = {label: np.concatenate([logits.ravel() for logits in parts]) for label, parts in outputs.items()}
         found = densities(flat)
         maps = {label: mosaic(parts, np.nan) for label, parts in outputs.items()}
-        judged.append((row.label, mosaic([to_uint8(image) for image in generated], 255), maps, found))
+        judged.append((row.label, mosaic(shown, 255), maps, found))
         facts = {'label': row.label, 'generator': row.generator, 'input': row.input, 'images': list(images)}
         facts['discriminators'] = []
         for entry in row.discriminators:

@@ -131,7 +131,7 @@ def work(config: Config, folder: Path) -> list[Path]:
                 cells += times(benches, network, parameters, (generator.network, whole[0]), timing)
             rows.append([generator.label, str(width), *cells, published[2]])
     notes = [
-        f'For one RGB input of {config.size}x{config.size} pixels, GCFSR for one face. The discriminator is for '
+        f'For one RGB input of {config.size}x{config.size} pixels, or one face of GCFSR. The discriminator is for '
         'training only.'
     ]
     notes += [f'Measured on {bench.machine}.' for bench in benches]

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from safetensors.torch import save_file
 from sdakd.compat import UserError
 from sdakd.results import write_section
 
-SCRIPTS = Path(__file__).resolve().parent.parent / 'test_scripts'
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / 'test_scripts'
 CONFIGS = SCRIPTS / 'configs'
 FIGURES = {
     'figure2': 'figure2_discriminator_dcd',
@@ -202,6 +204,21 @@ def test_overlap_of_two_normal_distributions(modules, shift):
     assert found.overlap('one', 'other') == pytest.approx(math.erfc(shift / 8**0.5), abs=0.015)
     area = (found.density('one') * np.diff(found.edges)).sum()  # the rest lies outside
     assert area == pytest.approx(np.mean((one >= found.edges[0]) & (one <= found.edges[-1])), abs=1e-9)
+
+
+def test_few_outputs_get_few_bins_and_are_all_drawn(modules):
+    """One bin for every four outputs from 10 to 200, between the smallest and the largest of few outputs."""
+    from discriminators import densities
+
+    for count, bins in ((2, 10), (8, 10), (40, 10), (100, 25), (796, 199), (800, 200), (4000, 200)):
+        found = densities({'one': np.linspace(0, 1, count), 'other': np.linspace(-0.5, 1, count)})
+        assert len(found.edges) == bins + 1, count
+        if count < 200:
+            assert (found.edges[0], found.edges[-1]) == (-0.5, 1) and found.density('one').sum() > 0
+            assert found.shares['one'][[0, -1]].tolist() == [0, 0]
+    # ten bins of width 1: the first has (0, 0) and (0), the sixth (5) and (5, 5), the last (10) and (10)
+    found = densities({'one': np.array([0, 0, 5, 10.0]), 'other': np.array([0, 5, 5, 10.0])})
+    assert found.overlap('one', 'other') == pytest.approx(3 / 4)
 
 
 def test_discriminator_takes_every_size(sample, modules):
@@ -405,6 +422,22 @@ def test_full_size_files_are_sound_but_for_their_inputs(name, call, tmp_path):
         script = FIGURES.get(name.removesuffix('_gcfsr'), name)
         call(script, '-opt', CONFIGS / f'{name}.yml', '-o', tmp_path / 'new/out')
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('figure*.yml')), ids=lambda path: path.stem)
+def test_full_size_files_name_checkpoints_that_their_option_files_write(path):
+    found = re.findall(r'experiments/(\w+)/models/net_(\w+)_latest\.pth', path.read_text())
+    assert found or 'demo' in path.stem
+    for name, player in found:
+        if name.startswith('demo'):
+            continue
+        (file,) = (ROOT / 'options').rglob(f'{name}.yml')
+        options = yaml.safe_load(file.read_text())
+        learning = {
+            'd_' + key for key, entry in (options.get('discriminators') or {}).items() if entry.get('learns', 1)
+        }
+        learning |= {block.removeprefix('network_') for block in ('network_g', 'network_d') if options.get(block)}
+        assert player in learning, (name, player)
 
 
 D = 'experiments/demo_sdakd/models/net_d_latest.pth'

@@ -158,12 +158,6 @@ def test_every_square_size_is_enlarged_to_the_faces_size():
             network(torch.zeros(1, 3, *shape))
 
 
-def test_export_refuses_it(ground, tmp_path):
-    with pytest.raises(UserError, match='teacher.pth holds GCFSR.*which takes faces of one size'):
-        run('export', '-m', ground.root / 'teacher.pth', '-o', tmp_path / 'out', '--to', 'onnx')
-    assert not (tmp_path / 'out').exists()
-
-
 def test_bench_measures_it_where_it_runs(ground, tmp_path):
     models = [ground.root / 'teacher.pth', f'small={ground.root / "quarter.pth"}', 'random:GCFSR128:1/64']
     flags = ['--size', 16, '--rounds', 2, '--backends', 'eager', 'channels_last', 'onnxruntime']
@@ -176,23 +170,28 @@ def test_bench_measures_it_where_it_runs(ground, tmp_path):
         base = bench['runs'][0]['median_ms']
         for entry in found:
             assert entry['error'] is None and entry['ratio'] == pytest.approx(base / entry['median_ms'])
-            assert entry['psnr'] is None or entry['psnr'] > (100 if entry['precision'] == 'fp32' else 40)
+            plain = (entry['backend'], entry['precision']) == ('eager', 'fp32')  # what the others are compared with
+            assert entry['psnr'] is None if plain else entry['psnr'] > (100 if entry['precision'] == 'fp32' else 40)
         network = build(model['network'], '')
         assert model['parameters'] == sum(weight.numel() for weight in network.parameters())
     assert bench['models'][2]['network']['out_size'] == 128 and bench['models'][2]['name'] == 'GCFSR128:1/64'
-    for arguments, sentence in (
-        (['-m', models[0], '--size', 128], '--size: teacher makes faces.* 128x128 pixels, where faces from 4 to 64'),
-        (['-m', models[0], '--backends', 'openvino', 'fast'], None),
-        (['-m', 'random:GCFSR'], "no generator is called 'GCFSR'; did you mean GCFSR"),
-    ):
-        if sentence is None:  # what the ratios refer to is always measured
-            run('bench', *arguments, '--size', 16, '--rounds', 1, '-o', tmp_path / 'base')
-            runs = json.loads((tmp_path / 'base/results.json').read_text())['bench']['runs']
-            assert [(entry['backend'], entry['precision']) for entry in runs] == [('eager', 'fp32')]
-            continue
-        with pytest.raises(UserError, match=sentence):
-            run('bench', *arguments, '-o', tmp_path / 'out')
-        assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('line', 'sentence'),
+    [
+        ('{root}/teacher.pth --size 128', '--size: the input of teacher has 128x128 pixels, where faces from 4 to 64'),
+        (
+            '{root}/teacher.pth --backends openvino fast',
+            '--backends: fast and openvino cannot run teacher; name one of',
+        ),
+        ('random:GCFSR', "no generator is called 'GCFSR'; did you mean GCFSR"),
+    ],
+)
+def test_bench_refuses(ground, tmp_path, line, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run('bench', '-m', *line.format(root=ground.root).split(), '-o', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
 
 
 # ---------------------------------------------- upscale -------------------------------------------------------------
@@ -499,14 +498,7 @@ def test_figures_2_and_3_have_one_output_for_a_face(ground, judges, tmp_path, mo
         assert found['values'] == len(wanted) == 8
         assert list(found['image_means'].values()) == pytest.approx(wanted, abs=1e-5)
         assert found['std'] == pytest.approx(np.std(wanted), rel=1e-4)
-    pair = [np.array(values[model, 'one']) for model in ('teacher', 'half')]
-    edges = np.linspace(min(np.quantile(v, 0.005) for v in pair), max(np.quantile(v, 0.995) for v in pair), 11)
-    edges[[0, -1]] += 1e-6 * (edges[-1] - edges[0]) * np.array([-1, 1])
-    shares = [np.diff(np.searchsorted(np.sort(v), [-np.inf, *edges, np.inf])) / 8 for v in pair]
-    assert content['overlaps'][0]['overlap'] == pytest.approx(
-        np.minimum(*shares).sum(), abs=0.13
-    )  # one face on an edge
-    assert 'Logits of 8 images' in (tmp_path / 'two/figure2.md').read_text()
+    assert 'One logit for each of 8 images' in (tmp_path / 'two/figure2.md').read_text()
 
     entries = [{'label': name, 'weights': f'{ground.root}/net_d_{name}.pth'} for name in judges]
     row = {
@@ -532,15 +524,18 @@ def test_figures_2_and_3_have_one_output_for_a_face(ground, judges, tmp_path, mo
     assert cv2.imread(str(tmp_path / 'three/figure3.png')).std() > 5
 
 
-def test_a_mosaic_is_square_and_in_reading_order(monkeypatch):
+def test_a_mosaic_is_in_reading_order(monkeypatch):
     monkeypatch.setattr(sys, 'path', [str(ROOT / 'test_scripts'), *sys.path])
-    from figure3_discriminators import mosaic
+    from figure3_discriminators import WIDEST, mosaic, shrink
 
     parts = [np.full((1, 2), float(number)) for number in range(5)]
     blank = math.nan
     expected = [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, blank, blank]]
     np.testing.assert_array_equal(mosaic(parts, blank), expected)
     np.testing.assert_array_equal(mosaic([np.zeros((2, 3, 3))], 255), np.zeros((2, 3, 3)))
+    face = np.kron(np.arange(16, dtype=np.uint8).reshape(4, 4, 1), np.ones((WIDEST // 4, WIDEST // 4, 3), np.uint8))
+    assert shrink(face, 1) is face
+    np.testing.assert_array_equal(shrink(face, 8), face[::8, ::8])  # eight of them are as wide as one
 
 
 def test_figures_refuse_faces_that_do_not_fit(ground, judges, tmp_path, monkeypatch):

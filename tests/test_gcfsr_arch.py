@@ -639,7 +639,7 @@ def test_inputs_of_another_shape_are_refused():
         network(image, in_size, 'noisy')
 
 
-def test_a_generator_that_takes_any_image_is_asked_for(tmp_path):
+def test_export_asks_for_a_generator_of_any_image(tmp_path):
     save_whole({'params_ema': GCFSR(**SMALL).state_dict()}, tmp_path / 'face.pth')
     command = [sys.executable, '-m', 'sdakd.cli', 'export', '--to', 'onnx']
     command += ['-m', str(tmp_path / 'face.pth'), '-o', str(tmp_path / 'out')]

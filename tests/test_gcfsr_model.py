@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -483,6 +484,17 @@ def test_faces_of_another_size_are_named_on_the_command_line(faces):
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     assert 'large.png is 64x64, not 32x32; make faces of one size with `sdakd prepare faces --size 32`' in done.stderr
     assert not (faces.root / 'experiments').exists()
+
+
+@pytest.mark.parametrize('size', [512, 1024])
+@pytest.mark.parametrize(('ending', 'ratio'), [('', 0.25), ('_1_2', 0.5), ('_1_8', 0.125)])
+def test_option_files_differ_in_the_width_only(size, ending, ratio):
+    files = [f'{ROOT}/options/sdakd_gcfsr_{size}{end}.yml' for end in ('', ending)]
+    quarter, opt = (yaml.safe_load(Path(file).read_text()) for file in files)
+    for block in ('network_g', 'network_d'):
+        assert opt[block] == student_of({**opt[block], 'narrow': 1}, ratio)
+        quarter[block]['narrow'] = opt[block]['narrow']
+    assert opt == {**quarter, 'name': f'sdakd_gcfsr_{size}{ending}'}
 
 
 @pytest.mark.parametrize('name', ['sdakd_gcfsr_1024', 'sdakd_gcfsr_512', 'sdakd_gcfsr_128'])

@@ -11,12 +11,20 @@ from sdakd_losses.feature_loss import FeatureMapLoss
 SHAPES = {'body.0': (2, 3, 4, 5), 'body.1': (2, 6, 2, 3), 'conv9:input': (1, 1, 3, 3)}
 
 
-@pytest.fixture
-def maps():
-    """Student's and teacher's maps of very different magnitudes."""
+ORDERS = {'planes': (torch.contiguous_format,) * 2, 'pixels': (torch.channels_last,) * 2}
+ORDERS['mixed'] = ORDERS['planes'][:1] + ORDERS['pixels'][:1]
+
+
+@pytest.fixture(params=ORDERS)
+def maps(request):
+    """Student's and teacher's maps of very different magnitudes, in every order of memory."""
     scales = dict(zip(SHAPES, (1.0, 30.0, 0.01), strict=True))
     return tuple(
-        {name: scales[name] * (torch.randn(shape) + shift) for name, shape in SHAPES.items()} for shift in (0.0, 0.7)
+        {
+            name: (scales[name] * (torch.randn(shape) + shift)).contiguous(memory_format=order)
+            for name, shape in SHAPES.items()
+        }
+        for shift, order in zip((0.0, 0.7), ORDERS[request.param], strict=True)
     )
 
 
