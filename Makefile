@@ -7,9 +7,11 @@
 # TORCH_INDEX=address      where to get torch and torchvision from, such as PyTorch's own index of CPU wheels
 # TEACHER=path or URL      the demo's teacher, instead of the one in this repository
 # SEED=0                   the demo's random seed
+# JOBS=2                   how many test files run at a time
 
 PYTHON ?= python3
 SEED ?= 0
+JOBS ?= 2
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
@@ -19,9 +21,12 @@ FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 demo: .venv/ready
 	$(BIN)/python -m sdakd.demo --seed $(SEED) $(if $(TEACHER),--teacher "$(TEACHER)")
 
-# a process for every file: not all of the native runtimes that tests load (OpenVINO, ncnn, ONNX, TensorBoard) share one
+# A process for every file: not all of the native runtimes that tests load (OpenVINO, ncnn, ONNX, TensorBoard) share one.
+# A thread for each: the small networks of tests gain nothing by more, and threads of several processes wait for each other.
+# What a file prints comes in one piece, and a failure does not keep the others from running.
 test: .venv/ready
-	@for file in tests/test_*.py; do $(BIN)/python -m pytest -q $$file || exit 1; done
+	@printf '%s\n' tests/test_*.py | OMP_NUM_THREADS=1 xargs -P $(JOBS) -I{} sh -c \
+	  'out=$$($(BIN)/python -m pytest -q {} 2>&1); status=$$?; printf "%s\n%s\n" {} "$$out"; exit $$status'
 
 lint: .venv/ready
 	$(BIN)/ruff check .
