@@ -155,7 +155,8 @@ def _check_images(where: str, options: Mapping, opt: Mapping, paths: list, reade
                 broken = True
             if broken:
                 missing = isinstance(reader, _Disk) and not os.path.isfile(path)
-                raise UserError(f'{where}: the image {path} {"does not exist" if missing else "cannot be read"}.')
+                remedy = 'does not exist; correct the list' if missing else 'cannot be read; mend it or take it away'
+                raise UserError(f'{where}: the image {path} {remedy}.')
         if None in sizes.values():
             continue
         side = options.get('out_size')
