@@ -41,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     models = (
         '.pth, .safetensors or .onnx, or random:TYPE:WIDTH for random weights, such as random:RRDBNet:1/4 or '
-        'random:GCFSR512:1/4; '
-        'NAME=MODEL names the row; the first one is the teacher'
+        'random:GCFSR512:1/4; NAME=MODEL names the row; the first one is the teacher'
     )
     add('-m', '--models', nargs='+', required=True, metavar='MODEL', help=models)
     add('-o', '--output', required=True, help='folder for results.json and the tables')

@@ -121,9 +121,7 @@ class FaceNetwork(nn.Module):
         """``(N, 3, h, h)`` at the size of the faces, clipped to [0, 1]."""
         from sdakd_models.face_dataset import resize
 
-        if image.shape[-1] == self.out_size:
-            return image
-        return resize(image.float(), self.out_size).clamp_(0, 1).to(image)
+        return resize(image.float(), self.out_size).clamp(0, 1).to(image)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Maps ``(N, 3, h, h)`` to ``(N, 3, out_size, out_size)``, both RGB in [0, 1], the output not clipped.

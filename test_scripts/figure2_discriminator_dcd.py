@@ -106,11 +106,8 @@ def work(config: Config, folder: Path) -> list[Path]:
         numbers = [f'{run[key]:.3g}' for key in ('mean', 'std', 'p05', 'median', 'p95')]
         shared = [f'{found.overlap(run["label"], other):.3f}' for other in labels]
         rows.append([run['label'], *numbers, f'{100 * run["called_real"]:.1f}%', *shared])
-    kinds = {values.size == len(names) for values in flat.values()}
-    what = (
-        'Logits over all pixels' if kinds == {False} else "Logits over all pixels, of GCFSR's discriminators one each"
-    )
-    what = 'One logit for each' if kinds == {True} else what
+    single = all(values.size == len(names) for values in flat.values())  # GCFSR's
+    what = 'One logit for each' if single else 'Logits over all pixels'
     notes = [f'{what} of {len(names)} images of {config.inputs}. Called real: share above 0.']
     content = {'inputs': config.inputs, 'images': names, 'runs': runs, 'overlaps': found.overlaps()}
     return [
