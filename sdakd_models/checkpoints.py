@@ -113,6 +113,7 @@ class Checkpoints:
             'players': [player.name for player in self.players],
             'teachers': self.fingerprints,
             'teacher_scores': {teacher.name: teacher.score for teacher in self.cotrained},
+            'terms': {name: term.state() for name, term in self.terms.items()},
         }
         save_whole(state, os.path.join(self.path['training_states'], f'{current_iter}.state'))
 
@@ -145,4 +146,6 @@ class Checkpoints:
             teacher.score = resume_state['teacher_scores'][teacher.name]
         for player, state in zip(self.players, resume_state['optimizers'], strict=True):
             player.optimizer.load_state_dict(deepcopy(state))
+        for name, term in self.terms.items():
+            term.load_state(resume_state.get('terms', {}).get(name, {}))
         self.last_iter = iteration

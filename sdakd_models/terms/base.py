@@ -19,6 +19,7 @@ from torch import nn
 
 from sdakd.compat import UserError, near
 from sdakd_arch.width import lookup
+from sdakd_losses.running import RunningScale
 
 if TYPE_CHECKING:
     from sdakd_models.sdakd_model import SDAKDModel
@@ -104,6 +105,19 @@ class Term(ABC):
 
     def __init__(self, options: Mapping, model: SDAKDModel) -> None:
         self.loss = build_loss({k: v for k, v in options.items() if k not in self.own}).to(model.device)
+
+    def state(self) -> dict[str, dict]:
+        """What the term has measured of this run (:class:`sdakd_losses.running.RunningScale`), for the training state."""
+        return {name: scale.get_extra_state() for name, scale in self._scales().items()}
+
+    def load_state(self, state: Mapping[str, Mapping]) -> None:
+        """Brings :meth:`state` back."""
+        for name, scale in self._scales().items():
+            if name in state:
+                scale.set_extra_state(state[name])
+
+    def _scales(self) -> dict[str, RunningScale]:
+        return {name: module for name, module in self.loss.named_modules() if isinstance(module, RunningScale)}
 
     @abstractmethod
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
