@@ -21,9 +21,18 @@ from sdakd_models.check_faces import check_faces, check_network
 from sdakd_models.options import Discriminator, Train, gan_term, read_discriminators, read_teachers, read_train
 from sdakd_models.players import make_optimizer
 from sdakd_models.set_metrics import check_set_metric, check_set_size
+from sdakd_models.shares import check_shares
 from sdakd_models.stages import EveryOr, Plan
 from sdakd_models.terms import TERMS, Term, term_options
-from sdakd_models.wiring import active_terms, needed_teachers, teacher_network, used_discriminators
+from sdakd_models.wiring import (
+    active_terms,
+    crop_of,
+    margin_of,
+    needed_teachers,
+    shares_of,
+    teacher_network,
+    used_discriminators,
+)
 
 KNOWN_TOP_LEVEL = {
     'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'teacher',
@@ -69,6 +78,10 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
     check_validation(opt)
     if 'RealESRGAN' in opt['model_type'] and opt.get('high_order_degradation', True):
         check_degradation(opt)
+    elif train.pool_reuse > 1:
+        raise UserError(
+            "train:pool_reuse: it is for Real-ESRGAN's degradation in training; leave it out for paired data."
+        )
     images = {phase: check_dataset(phase, dataset, opt, shallow=quiet) for phase, dataset in opt['datasets'].items()}
     if 'train' not in images:
         raise UserError('datasets:train: the data set to train on is missing.')
@@ -136,6 +149,7 @@ def check_terms(opt: Mapping, plan: Plan) -> set[str]:
                     )
         if any(stage.terms.count(term) > 1 for term in stage.terms):
             raise UserError(f'{where}:terms: a term stands twice in {stage.terms}.')
+        check_shares(stage, shares_of(opt, active), active, where)
         heard = [t for t in active if t in TERMS or discriminators[t.partition(':')[2] or 'student'].listens]
         if not heard and stage.lr_g is not None:
             raise UserError(
@@ -232,10 +246,10 @@ def check_networks(opt: dict, plan: Plan, names: set[str]) -> None:
             )
 
     scale = opt.get('scale', 1)
-    train = opt['datasets'].get('train', {})
-    gt_size = opt.get('gt_size') or train.get('gt_size') or train.get('out_size') or 128
+    gt_size = crop_of(opt)
     if not isinstance(gt_size, int) or gt_size % scale:
         raise UserError(f'datasets:train:gt_size: the crop of {gt_size} must be a multiple of scale {scale}.')
+    inside = check_margin(opt, gt_size // scale) if teachers else gt_size // scale
     judges = {}
     for name, entry in discriminators.items():
         where = 'network_d' if name == 'student' else f'discriminators:{name}:network'
@@ -248,16 +262,34 @@ def check_networks(opt: dict, plan: Plan, names: set[str]) -> None:
             load_into(network, read_weights(entry.weights, entry.param_key, key), entry.weights, key)
         elif not entry.learns:
             raise UserError(f'discriminators:{name}:weights: a discriminator that does not learn needs its file.')
+        side = inside * scale if 'teacher' in (entry.real, *entry.fake) else gt_size
         try:
-            network.to('meta').eval()(torch.empty(1, 3, gt_size, gt_size, device='meta'))
+            network.to('meta').eval()(torch.empty(1, 3, side, side, device='meta'))
         except (RuntimeError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f'{where}: it does not take images of {gt_size}x{gt_size} pixels ({reason}).') from None
+            border = '' if side == gt_size else f', what train:teacher_margin leaves of {gt_size}'
+            raise UserError(f'{where}: it does not take images of {side}x{side} pixels{border} ({reason}).') from None
         judges[name] = network
     for name in sorted(names & TERMS.keys()):
         options = opt['train'][TERMS[name].option]
         TERMS[name].check_networks(options, student, teachers, judges)
-        TERMS[name].check_crop(options, gt_size // scale, student, teachers, judges)
+        TERMS[name].check_crop(options, inside, student, teachers, judges)
+
+
+def check_margin(opt: Mapping, crop: int) -> int:
+    """The border that comparisons with a teacher leave out leaves something; returns the side of that.
+
+    Args:
+        opt: The options.
+        crop: Side of a crop in input pixels.
+    """
+    margin = margin_of(opt, crop)
+    if 2 * margin >= crop:
+        raise UserError(
+            f'train:teacher_margin: a border of {margin} leaves nothing of crops of {crop} input pixels; write at most '
+            f'{(crop - 1) // 2}, or raise gt_size.'
+        )
+    return crop - 2 * margin
 
 
 def check_teacher(opt: Mapping, name: str, where: str) -> None:
@@ -345,6 +377,11 @@ def check_degradation(opt: Mapping) -> None:
         raise UserError(
             f'queue_size: the pair pool holds {queue} pairs, which the batch of {batch} does not divide; write '
             f'{math.ceil(queue / batch) * batch}.'
+        )
+    reuse = opt['train'].get('pool_reuse', 1)
+    if isinstance(queue, int) and queue % reuse:
+        raise UserError(
+            f'train:pool_reuse: {reuse} does not divide the pair pool (queue_size: {queue}); write a divisor of it.'
         )
     if opt['gt_size'] > 400 or opt['gt_size'] % opt['scale']:
         raise UserError(f'gt_size: write a multiple of scale {opt["scale"]} up to 400, not {opt["gt_size"]}.')

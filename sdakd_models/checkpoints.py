@@ -114,6 +114,7 @@ class Checkpoints:
             'teachers': self.fingerprints,
             'teacher_scores': {teacher.name: teacher.score for teacher in self.cotrained},
             'terms': {name: term.state() for name, term in self.terms.items()},
+            'shares': self.shares.state() if self.shares is not None else {},
         }
         save_whole(state, os.path.join(self.path['training_states'], f'{current_iter}.state'))
 
@@ -148,4 +149,6 @@ class Checkpoints:
             player.optimizer.load_state_dict(deepcopy(state))
         for name, term in self.terms.items():
             term.load_state(resume_state.get('terms', {}).get(name, {}))
+        if self.shares is not None:
+            self.shares.load_state(resume_state.get('shares', {}))
         self.last_iter = iteration

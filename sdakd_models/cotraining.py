@@ -12,7 +12,7 @@ from basicsr.utils import get_root_logger, tensor2img
 from torch import nn
 
 from sdakd_models.players import Adversary, Player
-from sdakd_models.terms import Context, Term
+from sdakd_models.terms import Context
 
 if TYPE_CHECKING:
     from sdakd_models.sdakd_model import SDAKDModel
@@ -37,17 +37,26 @@ class CotrainedTeacher:
         self.score: float | None = None  # of the copy that is shown
 
     def learn(
-        self, context: Context, terms: Iterable[Term], adversaries: Iterable[Adversary]
+        self, context: Context, model: SDAKDModel, names: Iterable[str], adversaries: Iterable[Adversary]
     ) -> dict[str, torch.Tensor]:
-        """Accumulates its gradients; ``context`` is one whose images are its own."""
+        """Accumulates its gradients.
+
+        Args:
+            context: One whose images are its own.
+            model: The model in training.
+            names: The terms of the stage.
+            adversaries: Its discriminators.
+        """
         suffix = '' if self.name == 'teacher' else f'_{self.name}'
         losses: dict[str, torch.Tensor] = {}
-        for term in terms:
-            if not term.needs_teacher:
-                losses |= {f'l_t_{key}{suffix}': value for key, value in term(context).items()}
+        for name in names:
+            if name in model.terms and not model.terms[name].needs_teacher:
+                found = model.terms[name](context)
+                losses |= {f'l_t_{key}{suffix}': model.weighted(name, value) for key, value in found.items()}
         for adversary in adversaries:
             if self.name in adversary.facts.fake:
-                losses |= {f'l_t_gan_{adversary.name}{suffix}': adversary.generator_loss(context, self.name)}
+                value = model.weighted(adversary.term, adversary.generator_loss(context, self.name))
+                losses |= {f'l_t_gan_{adversary.name}{suffix}': value}
         if losses:
             sum(losses.values()).backward()
         return losses

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from sdakd.compat import UserError, near
-from sdakd_models.stages import Plan, Stage
+from sdakd_models.stages import Count, Plan, Stage
 
 T = TypeVar('T')
 
@@ -113,6 +113,25 @@ class Train(Struct, forbid_unknown_fields=True):
     net_d_reg_every: Annotated[
         int, Meta(ge=1, description='Iterations between two R1 penalties, each of which counts for all of them.')
     ] = 16
+    teacher_margin: Annotated[
+        Count | None,
+        Meta(
+            description="Input pixels at a crop's border that terms and discriminators leave out where they see a "
+            "teacher's answer, which is an artefact of padding there; default 8, or a quarter of a smaller crop, 0 for "
+            'faces.',
+        ),
+    ] = None
+    share_freq: Annotated[
+        int, Meta(ge=1, description="Iterations between two measurements of the terms' shares of the gradient.")
+    ] = 1000
+    pool_reuse: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="How many crops are drawn of every degraded pair and of the teacher's answer to it; it divides "
+            'queue_size.',
+        ),
+    ] = 1
     precision: Annotated[
         Literal['fp32', 'bf16'],
         Meta(
@@ -217,6 +236,26 @@ def read_teachers(opt: Mapping) -> dict[str, Teacher]:
             raise UserError(f'teachers:{name}: this name is taken, choose another one.')
         found[str(name)] = typed(Teacher, entry, f'teachers:{name}')
     return found
+
+
+def share_of(options: Mapping | None) -> float | None:
+    """The share that a term's block asks for, None where it has a weight."""
+    return (options or {}).get('share')
+
+
+def check_share(options: Mapping, where: str) -> None:
+    """Refuses a share that is none, and one beside a weight.
+
+    Raises:
+        UserError: With the key.
+    """
+    share = share_of(options)
+    if share is None:
+        return
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        raise UserError(f"{where}:share: write the term's part of the gradient, between 0 and 1, not {share!r}.")
+    if 'loss_weight' in options:
+        raise UserError(f'{where}: share and loss_weight are both there; keep one of them.')
 
 
 def gan_term(discriminator: str) -> str:

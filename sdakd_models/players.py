@@ -124,7 +124,8 @@ class Adversary:
         self.name, self.facts, self.bare, self.player = name, facts, bare, player
         self.term = gan_term(name)
         self.suffix = '' if name == 'student' else f'_{name}'
-        self.loss = build_loss(gan_opt)
+        self.loss = build_loss({key: value for key, value in gan_opt.items() if key != 'share'})
+        self.compares = 'teacher' in (facts.real, *facts.fake)  # its images have no border then
         if player is not None:
             settle(bare)
 
@@ -132,7 +133,7 @@ class Adversary:
         """What the student pays, where it listens."""
         if not self.facts.listens:
             return {}
-        return {f'l_g_gan{self.suffix}': self.generator_loss(context, 'student')}
+        return {f'gan{self.suffix}': self.generator_loss(context, 'student')}
 
     def generator_loss(self, context: Context, who: str) -> torch.Tensor:
         """What a generator pays for being told from the real images. Leaves the discriminator's gradients alone.
@@ -145,7 +146,10 @@ class Adversary:
         """
         self.bare.requires_grad_(False)
         self.bare.train(self.player is not None and who in self.facts.fake)
-        return self.loss(context.run(self.bare, context.student), True, is_disc=False)
+        return self.loss(context.run(self.bare, self._shown(context, context.student)), True, is_disc=False)
+
+    def _shown(self, context: Context, image: torch.Tensor) -> torch.Tensor:
+        return context.inside(image) if self.compares else image
 
     def learn(self, context: Context, own: Context | None = None, r1_weight: float = 0.0) -> dict[str, torch.Tensor]:
         """Accumulates the discriminator's gradients: the loss on real images plus the mean loss over its fakes.
@@ -159,7 +163,7 @@ class Adversary:
             return {}
         self.bare.requires_grad_(True).train()
         net, log = self.player.net, {}
-        real = context.target('gan') if self.facts.real == 'gt' else context.teacher
+        real = self._shown(context, context.target('gan') if self.facts.real == 'gt' else context.teacher)
         images = {
             'student': lambda: context.student,
             'teacher': lambda: context.teacher if own is None else own.student,
@@ -174,7 +178,7 @@ class Adversary:
             log[f'l_d_r1{self.suffix}'].backward()
         losses, verdicts = [], []
         for name in self.facts.fake:
-            verdict = context.run(net, images[name]().detach())
+            verdict = context.run(net, self._shown(context, images[name]().detach()))
             loss = self.loss(verdict, False, is_disc=True) / len(self.facts.fake)
             loss.backward()
             losses.append(loss.detach())
@@ -193,5 +197,6 @@ class Adversary:
             return {}
         self.bare.eval()
         with torch.no_grad():
-            teacher, real = (context.run(self.bare, image) for image in (context.teacher, context.target('gan')))
+            images = (self._shown(context, image) for image in (context.teacher, context.target('gan')))
+            teacher, real = (context.run(self.bare, image) for image in images)
         return {f'out_d_overlap{self.suffix}': overlap(teacher, real)}

@@ -24,9 +24,18 @@ from sdakd_models.checkpoints import Checkpoints
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import Discriminator, gan_term, read_teachers, read_train
 from sdakd_models.players import Adversary, Player, freeze
+from sdakd_models.shares import Shares, own_terms
 from sdakd_models.stages import Moment, StageMark
-from sdakd_models.terms import TERMS, Context, term_options
-from sdakd_models.wiring import active_terms, needed_teachers, teacher_network, used_discriminators
+from sdakd_models.terms import TERMS, Answer, Context, term_options
+from sdakd_models.wiring import (
+    active_terms,
+    crop_of,
+    margin_of,
+    needed_teachers,
+    shares_of,
+    teacher_network,
+    used_discriminators,
+)
 
 
 @MODEL_REGISTRY.register()
@@ -71,6 +80,7 @@ class SDAKDModel(Checkpoints, SRModel):
         self.players: list[Player] = []
         self.taps: dict[str, FeatureTaps] = {}
         self.lq_size = 32
+        self.answers: dict[str, Answer] = {}  # of teachers to the current batch, where they are known without running
 
         self.student: Player | None = None
         self.ema_decay = self.train_options.ema_decay
@@ -95,6 +105,11 @@ class SDAKDModel(Checkpoints, SRModel):
         self.cotrained = [self._cotrained(name) for name in self.teachers if read_teachers(opt)[name].replace_by]
         self.adversaries = {name: self._adversary(name, entry) for name, entry in used.items()}
         self.terms = {name: TERMS[name](opt['train'][TERMS[name].option], self) for name in TERMS if name in names}
+        self.teacher_margin = margin_of(opt, crop_of(opt) // opt.get('scale', 1))
+        self.shares: Shares | None = None
+        if self.student is not None:
+            own, every = own_terms(used, opt['train']), self.train_options.share_freq
+            self.shares = Shares(self, shares_of(opt, names), own, every)
 
     def add_player(
         self, name: str, network: nn.Module, side: Literal['g', 'd'], terms: Iterable[str], optim: Mapping | None = None
@@ -133,6 +148,10 @@ class SDAKDModel(Checkpoints, SRModel):
     def generate(self, network: nn.Module) -> torch.Tensor:
         """The image that a generator makes of the current input, ``(N, 3, H, W)`` in [0, 1], in the same precision."""
         return self.run(network, self.lq)
+
+    def answer(self, who: str, with_features: bool) -> Answer | None:
+        """What a teacher makes of the current batch, where it need not be run for it."""
+        return self.answers.get(who)
 
     def as_input(self, image: torch.Tensor) -> torch.Tensor:
         """What networks are given for an image in [0, 1]: the same, as Real-ESRGAN's take it."""
@@ -206,16 +225,19 @@ class SDAKDModel(Checkpoints, SRModel):
         log: dict[str, torch.Tensor] = {}
 
         def generators() -> None:
+            found = {name: self.terms[name](context) for name in names if name in self.terms}
+            found |= {adversary.term: adversary.student_loss(context) for adversary in adversaries}
+            found = {term: values for term, values in found.items() if values}
+            if found:
+                self.shares.look(moment, current_iter, {term: sum(values.values()) for term, values in found.items()})
             losses: dict[str, torch.Tensor] = {}
-            for term in terms:
-                losses |= {f'l_g_{name}': value for name, value in term(context).items()}
-            for adversary in adversaries:
-                losses |= adversary.student_loss(context)
+            for term, values in found.items():
+                losses |= {f'l_g_{name}': self.weighted(term, value) for name, value in values.items()}
             if losses:
                 sum(losses.values()).backward()
             log.update(losses)
             for teacher in learning:
-                log.update(teacher.learn(own[teacher.name], terms, adversaries))
+                log.update(teacher.learn(own[teacher.name], self, names, adversaries))
             for player in self.players:
                 if player.side == 'g' and player.learns_in(stage):
                     player.step(stage.grad_clip)
@@ -237,6 +259,11 @@ class SDAKDModel(Checkpoints, SRModel):
             self.output = context.student.detach()
         self.last_iter = current_iter
         self._report(moment, current_iter, log)
+
+    def weighted(self, term: str, value: torch.Tensor) -> torch.Tensor:
+        """A term's scalar with the weight that its share has been given; as it is where it has a weight of its own."""
+        weight = self.shares.weight(term)
+        return value if weight == 1 else weight * value
 
     def _r1_weight(self, current_iter: int) -> float:
         """Of the lazy R1 penalty in this iteration: all of an interval's at once (StyleGAN2, arXiv 1912.04958)."""
@@ -269,7 +296,8 @@ class SDAKDModel(Checkpoints, SRModel):
                 f'set grad_clip there, and continue from the last checkpoint in {self.path.get("models")} '
                 f'with --auto_resume.'
             )
-        self.log_dict = OrderedDict(stage=StageMark(self.plan, moment), **values)
+        shares = self.shares.log() if self.shares is not None else {}
+        self.log_dict = OrderedDict(stage=StageMark(self.plan, moment), **values, **shares)
 
     # ----------------------------------------------------------------------------------------------------- validation
 

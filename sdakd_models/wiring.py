@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 
 from torch import nn
 
 from sdakd.compat import UserError
 from sdakd_arch.weights import infer_network, load_into, read_weights
 from sdakd_arch.width import build, initialise
-from sdakd_models.options import Discriminator, gan_term, read_discriminators, read_teachers
+from sdakd_models.options import Discriminator, gan_term, read_discriminators, read_teachers, share_of
 from sdakd_models.stages import Stage
 from sdakd_models.terms import TERMS
 
@@ -30,6 +30,34 @@ def needed_teachers(opt: Mapping, terms: Set[str], discriminators: Mapping[str, 
     if any('teacher' in (entry.real, *entry.fake) for entry in discriminators.values()):
         found.add('teacher')
     return sorted(found, key=lambda name: (name != 'teacher', name))
+
+
+def crop_of(opt: Mapping) -> int:
+    """Side of a training crop of the ground truth in pixels."""
+    train = opt['datasets'].get('train', {})
+    return opt.get('gt_size') or train.get('gt_size') or train.get('out_size') or 128
+
+
+def margin_of(opt: Mapping, crop: int) -> int:
+    """``train:teacher_margin`` for a crop of so many input pixels, or its default; whole faces have no border."""
+    margin = opt['train'].get('teacher_margin')
+    if margin is not None:
+        return margin
+    return 0 if opt['model_type'] == 'SDAKDGCFSRModel' else min(8, crop // 4)
+
+
+def shares_of(opt: Mapping, terms: Iterable[str]) -> dict[str, float]:
+    """The shares that the blocks of terms ask for, by term."""
+    found = {}
+    for term in terms:
+        if term in TERMS:
+            options = opt['train'].get(TERMS[term].option)
+        else:
+            entry = read_discriminators(opt).get(term.partition(':')[2] or 'student')
+            options = entry and (entry.gan_opt or opt['train'].get('gan_opt'))
+        if (share := share_of(options)) is not None:
+            found[term] = share
+    return found
 
 
 def teacher_network(opt: Mapping, name: str = 'teacher') -> nn.Module:

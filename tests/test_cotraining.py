@@ -92,7 +92,7 @@ def test_its_first_step_is_adam_on_pixels_and_its_discriminator(world, parse):
     lq = torch.nn.functional.avg_pool2d(gt, 4)
     # the student's pass comes first and leaves the discriminator as it is
     image = network(lq)
-    loss = (image - gt).abs().mean() + 0.1 * torch.nn.functional.softplus(-judge(image)).mean()
+    loss = (image - gt).abs().mean() + 0.1 * torch.nn.functional.softplus(-judge(image[..., 8:-8, 8:-8])).mean()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.9, 0.99))
     loss.backward()
     optimizer.step()

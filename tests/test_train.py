@@ -141,11 +141,14 @@ def test_first_step_is_adam_on_the_written_objective(opt):
     loss = (image - gt).abs().mean()
     for path in ('body.3', 'body.5', 'body.7', 'body.9'):
         mlp = adapter.adapters[path.replace('.', '/')]
-        hidden = torch.einsum('oi,nihw->nohw', mlp[0].weight[..., 0, 0], shots['s', path]) + mlp[0].bias[:, None, None]
+        hidden = (
+            torch.einsum('oi,nihw->nohw', mlp[0].weight[..., 0, 0], shots['s', path][..., 2:-2, 2:-2])
+            + mlp[0].bias[:, None, None]
+        )
         mapped = (
             torch.einsum('oi,nihw->nohw', mlp[2].weight[..., 0, 0], hidden.clamp(min=0)) + mlp[2].bias[:, None, None]
         )
-        target = shots['t', path]
+        target = shots['t', path][..., 2:-2, 2:-2]  # a quarter of the crop of 8 is border
         loss = loss + 0.1 * ((mapped - target) ** 2).mean() / target.var(unbiased=False) / 4
     loss.backward()
     optimizer = torch.optim.Adam([*student.parameters(), *adapter.parameters()], lr=1e-3 * 1 / 5, betas=(0.9, 0.99))
@@ -403,6 +406,7 @@ def test_bf16_steps_are_near_those_of_fp32(world, parse, teacher_d):
             options['discriminators'] = {'teacher': {'network': options.pop('network_d'), 'fake': ['teacher']}}
             adversarial = options['train']['stages']['adversarial']
             adversarial['terms'] = ['pixel', 'dcd', 'gan:teacher']
+            options['train']['teacher_margin'] = 0  # maps of 8x8 are the least that the discriminator takes
             options['train']['dcd_opt'] = {'type': 'DCDLoss', 'layers': ['body.3', 'body.9']}
         torch.manual_seed(0)
         model = build_model(parse(world.write(options), world.root))
@@ -419,5 +423,5 @@ def test_bf16_steps_are_near_those_of_fp32(world, parse, teacher_d):
     assert seen == {'fp32': {torch.float32}, 'bf16': {torch.bfloat16}}
     for iteration, log in losses['fp32'].items():
         for name, value in log.items():
-            if name != 'stage' and not name.startswith('out_'):
+            if name != 'stage' and not name.startswith(('out_', 'share_')):
                 assert losses['bf16'][iteration][name] == pytest.approx(value, rel=0.03), (iteration, name)

@@ -10,6 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -20,13 +21,25 @@ from torch import nn
 from sdakd.compat import UserError, near
 from sdakd_arch.width import lookup
 from sdakd_losses.running import RunningScale
+from sdakd_models.options import check_share
 
 if TYPE_CHECKING:
     from sdakd_models.sdakd_model import SDAKDModel
 
 
+@dataclass
+class Answer:
+    """What a teacher makes of a batch: its image ``(N, 3, H, W)`` and, where they were asked for, its maps by tap."""
+
+    image: torch.Tensor
+    features: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
 class Context:
     """What one iteration offers to the terms; what costs a forward pass is computed when first asked for.
+
+    A teacher's answer near the border of a crop is an artefact of padding: what compares with a teacher takes
+    :meth:`pair`, :meth:`inside` and :meth:`features`, which leave out ``train:teacher_margin`` input pixels.
 
     Args:
         model: The model in training; ``model.lq`` holds the input, ``(N, 3, h, w)`` in [0, 1].
@@ -55,6 +68,10 @@ class Context:
 
     def image(self, who: str) -> torch.Tensor:
         """The image of ``'student'``, with gradient, or of a teacher by name, without; ``(N, 3, H, W)``."""
+        if who not in self._images and who != 'student':
+            known = self.model.answer(who, self.with_features)
+            if known is not None:
+                self._images[who], self._features[who] = known.image, known.features
         if who not in self._images:
             network = (self.author or self.model.net_g) if who == 'student' else self.model.teachers[who]
             taps = self.model.taps.get(who) if self.with_features else None
@@ -65,9 +82,25 @@ class Context:
         return self._images[who]
 
     def features(self, who: str) -> dict[str, torch.Tensor]:
-        """Activations by tap, of ``'student'`` with gradient or of a teacher without; see ``SDAKDModel.watch``."""
+        """Activations by tap without the border, of ``'student'`` with gradient or of a teacher without.
+
+        See ``SDAKDModel.watch`` for what is recorded.
+        """
         self.image(who)
-        return self._features[who]
+        return {tap: self.inside(maps) for tap, maps in self._features[who].items()}
+
+    def inside(self, maps: torch.Tensor) -> torch.Tensor:
+        """Images or feature maps ``(N, C, H, W)`` of whatever size without the border of ``train:teacher_margin``."""
+        margin = self.model.teacher_margin
+        if not margin:
+            return maps
+        height, width = maps.shape[2:]
+        top, left = (-(-margin * a // b) for a, b in zip((height, width), self.model.lq.shape[2:], strict=True))
+        return maps[:, :, top : height - top, left : width - left]
+
+    def pair(self, teacher: str = 'teacher') -> tuple[torch.Tensor, torch.Tensor]:
+        """The student's image and a teacher's, both without the border."""
+        return self.inside(self.student), self.inside(self.image(teacher))
 
     @property
     def student(self) -> torch.Tensor:
@@ -104,10 +137,10 @@ class Term(ABC):
         return ()
 
     def __init__(self, options: Mapping, model: SDAKDModel) -> None:
-        self.loss = build_loss({k: v for k, v in options.items() if k not in self.own}).to(model.device)
+        self.loss = build_loss({k: v for k, v in options.items() if k not in self.own | {'share'}}).to(model.device)
 
     def state(self) -> dict[str, dict]:
-        """What the term has measured of this run (:class:`sdakd_losses.running.RunningScale`), for the training state."""
+        """What the term has measured of this run (:class:`RunningScale`), for the training state."""
         return {name: scale.get_extra_state() for name, scale in self._scales().items()}
 
     def load_state(self, state: Mapping[str, Mapping]) -> None:
@@ -133,7 +166,8 @@ class Term(ABC):
         if not isinstance(options, Mapping) or 'type' not in options:
             raise UserError(f'{where}: write the loss as a mapping with its type, for example {{type: L1Loss}}.')
         loss = lookup(LOSS_REGISTRY, options['type'], f'{where}:type')
-        known = {name for name in inspect.signature(loss.__init__).parameters if name != 'self'}
+        check_share(options, where)
+        known = {name for name in inspect.signature(loss.__init__).parameters if name != 'self'} | {'share'}
         takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(loss.__init__).parameters.values())
         for key, value in options.items():
             if key not in known | cls.own | {'type'} and not takes_any:

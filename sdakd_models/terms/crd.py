@@ -18,13 +18,13 @@ class CRDTerm(Term):
     needs_teacher = True
 
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
-        return {'crd': self.loss(context.student, context.teacher)}
+        return {'crd': self.loss(*context.pair())}
 
     @classmethod
     def check(cls, options: Mapping, where: str) -> None:
         super().check(options, where)
         if options['type'] == ContentRelationLoss.__name__:
             try:
-                ContentRelationLoss(**{key: value for key, value in options.items() if key != 'type'})
+                ContentRelationLoss(**{key: value for key, value in options.items() if key not in ('type', 'share')})
             except ValueError as error:
                 raise UserError(f'{where}:{error}.') from None

@@ -35,7 +35,7 @@ class ImitationTerm(Term):
         found = {}
         for name in self.names:
             suffix = '' if name == 'teacher' else f'_{name}'
-            parts = self.loss.parts(context.student, context.image(name))
+            parts = self.loss.parts(*context.pair(name))
             found |= {f'imit_{part}{suffix}': value for part, value in parts.items()}
         return found
 

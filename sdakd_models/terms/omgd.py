@@ -54,7 +54,7 @@ class OMGDTerm(Term):
             ours = {own: adapted[f'{name}/{own}'] for own in pairs}
             its = context.features(name)
             theirs = {own: its[other] for own, other in pairs.items()}
-            for part, value in self.loss(context.student, context.image(name), ours, theirs).items():
+            for part, value in self.loss(*context.pair(name), ours, theirs).items():
                 if part == 'tv':  # the same for every teacher
                     found[part] = found.get(part, 0) + value
                 else:

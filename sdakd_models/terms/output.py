@@ -14,4 +14,4 @@ class OutputTerm(Term):
     needs_teacher = True
 
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
-        return {'output': self.loss(context.student, context.teacher)}
+        return {'output': self.loss(*context.pair())}
