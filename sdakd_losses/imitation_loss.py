@@ -1,32 +1,63 @@
-"""Perceptual comparisons through one convolutional backbone: VGG16, or a SqueezeNet that stands in for VGG offline."""
+"""Perceptual comparisons through one convolutional backbone: a VGG16, a VGG19 or a SqueezeNet."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
+from torch.nn import functional as F
 
-from sdakd_arch.backbones import PerceptualBackbone
+from sdakd_arch.backbones import PERCEPTUAL, PerceptualBackbone, check_backbone, split_name
+from sdakd_losses.running import RunningScale
 
-_FEATURE_DEPTH = 1  # relu2_2 of VGG16, the second of the four depths
+_FEATURE_DEPTH = 1  # relu2_2, the second of the four depths
+_MEASURED_BATCHES = 20
 
 
 class _BackboneLoss(nn.Module):
-    """Four pairs of feature maps of two images; those of a stand-in for VGG in units of the target's."""
+    """Four pairs of feature maps of two images, in the backbone's own units or in measured ones.
 
-    def __init__(self, backbone: str, weights: str, where: str) -> None:
+    Args:
+        block: Where the options stand in the option file, for errors.
+        backbone, weights, input, units, shift: See :class:`ImitationLoss`.
+    """
+
+    def __init__(
+        self, block: str, backbone: str, weights: str | Path, input: str | None, units: str | None, shift: int
+    ) -> None:
         super().__init__()
-        self.backbone = PerceptualBackbone(backbone, weights, where)
-        self.stand_in = backbone != 'vgg16'
+        options = {'backbone': backbone, 'weights': weights, 'input': input, 'units': units, 'shift': shift}
+        check_backbone(options, block)
+        self.kind, _ = split_name(backbone, f'{block}:backbone')  # what logged values are called by
+        usual_input, usual_units = PERCEPTUAL[backbone]
+        input, units = input or usual_input, units or usual_units
+        self.backbone = PerceptualBackbone(backbone, weights, input, f'{block}:weights')
+        self.scales = RunningScale(_MEASURED_BATCHES, centred=False) if units == 'measured' else None
+        self.shift = shift
+        self.description = f'{self.kind} of {weights}, input {input}, units {units}, shift {shift}'
 
     def maps(self, image: torch.Tensor, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        if self.training and self.shift:
+            # drawn on the CPU, so that a GPU is not waited for
+            down, right = torch.randint(self.shift, (2,)).tolist()
+            image, target = _shifted(image, down, right), _shifted(target, down, right)
         with torch.no_grad():
             targets = self.backbone(target)
-        pairs = zip(self.backbone(image), targets, strict=True)
-        if not self.stand_in:
-            return list(pairs)
-        units = [other.square().mean().sqrt() + 1e-8 for other in targets]
+        pairs = list(zip(self.backbone(image), targets, strict=True))
+        if self.scales is None:
+            return pairs
+        if self.training:
+            self.scales.update({str(depth): other for depth, other in enumerate(targets)})
+        units = [self.scales.scale(str(depth)).sqrt() + 1e-8 for depth in range(len(targets))]
         return [(one / unit, other / unit) for (one, other), unit in zip(pairs, units, strict=True)]
+
+
+def _shifted(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
+    """The content moved by some pixels, its reflection in the space; the size, which cuDNN tunes for, stays."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (right, 0, down, 0), mode='reflect')[..., :height, :width]
 
 
 def gram(feature: torch.Tensor) -> torch.Tensor:
@@ -48,30 +79,46 @@ class ImitationLoss(_BackboneLoss):
         loss    = loss_weight * (style + feature)
 
     OMGD (Ren et al., arXiv 2108.06908), DCD (Hu et al., arXiv 2212.14169) and CRD share it; the weights are DCD's.
-    A SqueezeNet 1.1 that stands in (``squeezenet``, ``squeezenet-caffe``) is a choice of this project: the last map of
-    each of its four resolutions, every one divided by the root mean square of the teacher's: files whose activations
-    are a hundred times larger (Caffe's) then weigh as much as others.
+    Everything else is a choice of this project: VGG19 and SqueezeNet 1.1 (four depths of each, see
+    :mod:`sdakd_arch.backbones`), other inputs, ``units`` and ``shift``.
+
+    Measured units: every map is divided by the root mean square that it has on the target, over the elements of the
+    first 20 calls in training mode, and by that fixed value from then on. The target is the teacher's image here, and
+    the ground truth in :class:`BackbonePerceptualLoss`. A weight then means the same for every backbone: activations
+    of Caffe's files, for example, are a hundred times larger than those of others.
 
     Args:
-        backbone: ``vgg16``, ``squeezenet`` or ``squeezenet-caffe``; see :mod:`sdakd_arch.backbones`.
-        weights: Its file, with torchvision's key names.
+        backbone: ``vgg16``, ``vgg19``, ``squeezenet`` or ``squeezenet-caffe`` (the same as ``squeezenet`` with
+            ``input: caffe``).
+        weights: Its file, with torchvision's key names; layers behind the deepest map need not be in it.
         style_weight: Factor of the style part.
         feature_weight: Factor of the feature part.
         loss_weight: Factor of both.
+        input: What the weights were trained on, ``imagenet``, ``raw`` or ``caffe``; default ``raw`` for ``vgg16``,
+            ``caffe`` for ``squeezenet-caffe``, ``imagenet`` for others. See
+            :class:`~sdakd_arch.backbones.PerceptualBackbone`.
+        units: ``given``, the activations as they are, or ``measured``; default ``measured`` for SqueezeNets, ``given``
+            for others.
+        shift: In training mode, both images are moved down and right before every comparison, by 0 to ``shift - 1``
+            pixels each, drawn at random; the space is filled by reflection. Without it, the backbone's pooling, whose
+            grid is always the same then, draws this grid at edges. At most 16; 0 for off.
 
     Raises:
-        UserError: A missing or damaged file, or one that holds another network.
+        UserError: An argument is not one of these; a missing or damaged file, or one that holds another network.
     """
 
     def __init__(
         self,
         backbone: str,
-        weights: str,
+        weights: str | Path,
         style_weight: float = 1e4,
         feature_weight: float = 1e1,
         loss_weight: float = 1.0,
+        input: str | None = None,
+        units: str | None = None,
+        shift: int = 0,
     ) -> None:
-        super().__init__(backbone, weights, 'train:imitation_opt:weights')
+        super().__init__('train:imitation_opt', backbone, weights, input, units, shift)
         self.style_weight, self.feature_weight, self.loss_weight = style_weight, feature_weight, loss_weight
 
     def parts(self, student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -99,28 +146,32 @@ class BackbonePerceptualLoss(_BackboneLoss):
     """The perceptual loss against the ground truth in the same backbones, for ``train:perceptual_opt``.
 
     ``loss_weight * sum over j of layer_weights[j] * mean |F_j(student) - F_j(target)|``, the maps as in
-    :class:`ImitationLoss`. It takes the place of BasicSR's VGG19 (``PerceptualLoss``) where only a SqueezeNet is at
-    hand; it is a choice of this project, its values are not those of VGG19, and comparisons use one of them throughout.
+    :class:`ImitationLoss`. It takes the place of BasicSR's VGG19 (``PerceptualLoss``, five maps before ReLU) where
+    another backbone or input is wanted; it is a choice of this project, its values are not those of BasicSR's, and
+    comparisons use one of them throughout.
 
     Args:
-        backbone: ``vgg16``, ``squeezenet`` or ``squeezenet-caffe``.
-        weights: Its file, with torchvision's key names.
+        backbone, weights: As in :class:`ImitationLoss`.
         layer_weights: Four factors, shallow to deep. The default follows Real-ESRGAN's, which has 0.1 for VGG19's first
             two resolutions and 1 for the deeper ones.
         loss_weight: Factor of the result.
+        input, units, shift: As in :class:`ImitationLoss`.
 
     Raises:
-        UserError: A missing or damaged file, or one that holds another network.
+        UserError: An argument is not one of these; a missing or damaged file, or one that holds another network.
     """
 
     def __init__(
         self,
         backbone: str,
-        weights: str,
+        weights: str | Path,
         layer_weights: tuple[float, float, float, float] = (0.1, 0.1, 1.0, 1.0),
         loss_weight: float = 1.0,
+        input: str | None = None,
+        units: str | None = None,
+        shift: int = 0,
     ) -> None:
-        super().__init__(backbone, weights, 'train:perceptual_opt:weights')
+        super().__init__('train:perceptual_opt', backbone, weights, input, units, shift)
         self.layer_weights, self.loss_weight = tuple(layer_weights), loss_weight
 
     def forward(self, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, None]:

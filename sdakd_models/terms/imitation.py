@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from basicsr.utils import get_root_logger
 from torch import nn
 
 from sdakd.compat import UserError
@@ -30,13 +31,14 @@ class ImitationTerm(Term):
     def __init__(self, options: Mapping, model: SDAKDModel) -> None:
         super().__init__(options, model)
         self.names = self.teachers(options)
+        get_root_logger().info(f'imitation: {self.loss.description}')
 
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
         found = {}
         for name in self.names:
             suffix = '' if name == 'teacher' else f'_{name}'
             parts = self.loss.parts(*context.pair(name))
-            found |= {f'imit_{part}{suffix}': value for part, value in parts.items()}
+            found |= {f'imit_{part}_{self.loss.kind}{suffix}': value for part, value in parts.items()}
         return found
 
     @classmethod
@@ -49,7 +51,7 @@ class ImitationTerm(Term):
                 raise UserError(f'{where}:{key}: write a number (1.0e+4 needs dot and sign in YAML), not {value!r}.')
         if not (options.get('style_weight', 1.0) or options.get('feature_weight', 1.0)):
             raise UserError(f'{where}: style_weight and feature_weight are both 0; write `imitation_opt: ~` instead.')
-        check_backbone(options.get('backbone'), options.get('weights'), where)
+        check_backbone(options, where)
 
     @classmethod
     def check_networks(
@@ -59,7 +61,7 @@ class ImitationTerm(Term):
         teachers: Mapping[str, nn.Module],
         discriminators: Mapping[str, nn.Module],
     ) -> None:
-        ensure_backbone(options['backbone'], options['weights'], 'train:imitation_opt')
+        ensure_backbone(options, 'train:imitation_opt')
 
 
 def _own(options: Mapping) -> Imitation:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
+from basicsr.utils import get_root_logger
 from torch import nn
 
 from sdakd.compat import UserError
 from sdakd_arch.backbones import check_backbone, ensure_backbone
+from sdakd_losses.imitation_loss import BackbonePerceptualLoss
 from sdakd_models.terms.base import Context, Term, register_term
+
+if TYPE_CHECKING:
+    from sdakd_models.sdakd_model import SDAKDModel
 
 
 @register_term('pixel')
@@ -24,16 +30,23 @@ class PixelTerm(Term):
 class PerceptualTerm(Term):
     """BasicSR's perceptual and style loss against the ground truth, or BackbonePerceptualLoss in its place."""
 
+    def __init__(self, options: Mapping, model: SDAKDModel) -> None:
+        super().__init__(options, model)
+        self.suffix = ''  # BasicSR's names stay
+        if isinstance(self.loss, BackbonePerceptualLoss):
+            self.suffix = f'_{self.loss.kind}'
+            get_root_logger().info(f'perceptual: {self.loss.description}')
+
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
-        perceptual, style = self.loss(context.student, context.target('perceptual'))
-        return {name: value for name, value in (('percep', perceptual), ('style', style)) if value is not None}
+        values = zip(('percep', 'style'), self.loss(context.student, context.target('perceptual')), strict=True)
+        return {f'{name}{self.suffix}': value for name, value in values if value is not None}
 
     @classmethod
     def check(cls, options: Mapping, where: str) -> None:
         super().check(options, where)
         if options['type'] != 'BackbonePerceptualLoss':
             return
-        check_backbone(options.get('backbone'), options.get('weights'), where)
+        check_backbone(options, where)
         factors = options.get('layer_weights', [1.0] * 4)
         if not isinstance(factors, list) or len(factors) != 4 or any(type(f) not in (int, float) for f in factors):
             raise UserError(f'{where}:layer_weights: write a list of four numbers, shallow to deep, not {factors!r}.')
@@ -47,4 +60,4 @@ class PerceptualTerm(Term):
         discriminators: Mapping[str, nn.Module],
     ) -> None:
         if options['type'] == 'BackbonePerceptualLoss':
-            ensure_backbone(options['backbone'], options['weights'], 'train:perceptual_opt')
+            ensure_backbone(options, 'train:perceptual_opt')
