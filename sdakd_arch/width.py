@@ -105,18 +105,27 @@ SLOPE = 0.8  # of PReLU at the start; BasicSR's 0.25 loses the signal behind 16 
 
 
 def initialise(network: nn.Module) -> None:
-    """Gives a student that starts from nothing weights from which it learns at once.
+    """Gives a generator that starts from nothing weights from which it learns at once.
 
-    BasicSR leaves SRVGGNetCompact to torch's default, which shrinks the signal about 2.4 times a layer: behind 17
+    For SRVGGNetCompact and RRDBNet, see below; other architectures initialise themselves.
+    """
+    start = {'SRVGGNetCompact': _start_srvgg, 'RRDBNet': _start_rrdbnet}.get(type(network).__name__)
+    if start:
+        with torch.no_grad():
+            start(network)
+
+
+def _start_srvgg(network: nn.Module) -> None:
+    """Keeps the signal through all layers of SRVGGNetCompact.
+
+    BasicSR leaves the network to torch's default, which shrinks the signal about 2.4 times a layer: behind 17
     layers hardly any is left, and a narrow student stands still for more than 1,000 steps. Here the layers between the
     first and the last start delta-orthogonal (Xiao et al., arXiv 1806.05393, section 3): an orthogonal matrix over the
     channels in the kernel's centre, zero around it, times the gain that keeps the mean square behind the activation.
     Pixels stay distinguishable through any depth the more linear the activation is, so PReLU starts at
     :data:`SLOPE`. The last layer, a residual's, starts small. Slope and the last layer's size are choices of this
-    project. Other architectures initialise themselves.
+    project.
     """
-    if type(network).__name__ != 'SRVGGNetCompact':
-        return
     slope = 0.0
     for module in network.body:
         if isinstance(module, nn.PReLU):
@@ -131,8 +140,36 @@ def initialise(network: nn.Module) -> None:
     for convolution in middle:
         nn.init.zeros_(convolution.weight)
         nn.init.orthogonal_(convolution.weight[:, :, 1, 1], gain=math.sqrt(2 / (1 + slope**2)))
-    with torch.no_grad():
-        last.weight.mul_(0.1)
+    last.weight.mul_(0.1)
+
+
+def _start_rrdbnet(network: nn.Module) -> None:
+    """Lets RRDBNet begin as the image that it enlarges, a choice of this project.
+
+    RRDBNet adds nothing to an enlarged input, unlike SRVGGNetCompact, so with BasicSR's weights a narrow student has to
+    learn first what an image is: it stays behind bicubic interpolation for more than 1,000 steps. Here its first
+    channels, one a colour, carry the pixels: each layer outside the trunk passes them on, the trunk adds zero to them
+    and the last layer reads nothing else. The output at the start is exactly the image with every pixel repeated 4 x 4
+    times, because leaky ReLU leaves values in [0, 1] as they are. All other weights are random, as BasicSR draws
+    them, and every parameter has a gradient from the second step on.
+
+    A network of scale 2 or 1 gets its image as blocks of 2 x 2 or 4 x 4 pixels, one channel a pixel of the block, and
+    begins as the blocks' means, enlarged: an image of equal blocks, such as a checkerboard, has constant channels, from
+    which enlargement and convolutions make a constant image only, so no weights give its pixels back.
+    """
+    colours = network.conv_last.out_channels
+    block = network.conv_first.in_channels // colours  # pixels of a block
+    if network.conv_body.out_channels < colours:
+        return
+    network.conv_body.weight.mul_(0.1)
+    passing = (network.conv_first, network.conv_up1, network.conv_up2, network.conv_hr, network.conv_last)
+    for convolution in (*passing, network.conv_body):
+        convolution.weight[:colours] = 0
+        convolution.bias[:colours] = 0
+    for colour in range(colours):
+        network.conv_first.weight[colour, colour * block : (colour + 1) * block, 1, 1] = 1 / block
+        for convolution in passing[1:]:
+            convolution.weight[colour, colour, 1, 1] = 1
 
 
 def example_inputs(network: nn.Module, size: int = 64) -> tuple[torch.Tensor, ...]:

@@ -160,8 +160,73 @@ def test_a_deep_student_begins_with_a_signal_in_every_layer_and_a_small_residual
     assert all(net.body[i].bias.abs().max() == 0 for i in range(0, 67, 2))
 
 
+def student_from_nothing(ratio, blocks, scale=4):
+    net = build({**student_of(RRDB, ratio), 'num_block': blocks, 'scale': scale}, 'network_g')
+    initialise(net)
+    return net
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize(('ratio', 'blocks'), [(1 / 2, 23), (1 / 4, 23), (1 / 8, 23), (1 / 8, 6), (1, 1), (1 / 16, 2)])
+def test_rrdbnet_begins_as_the_image_with_its_pixels_repeated(image, ratio, blocks, dtype):
+    net, image = student_from_nothing(ratio, blocks).to(dtype), image.to(dtype)
+    image[0, :, :2, :2] = torch.tensor([[0, 1], [1, 0]])  # the ends of the range
+    with torch.no_grad():
+        assert torch.equal(net(image), F.interpolate(image, scale_factor=4, mode='nearest'))
+
+
+@pytest.mark.parametrize('ratio', [1 / 4, 1 / 8])
+@pytest.mark.parametrize(('scale', 'block'), [(2, 2), (1, 4)])
+def test_rrdbnet_of_smaller_scales_begins_as_the_means_of_blocks(scale, block, ratio):
+    image = torch.randint(256, (2, 3, 16, 12)) / 256  # sums of 16 such numbers are exact
+    means = torch.stack([image[:, :, i::block, j::block] for i in range(block) for j in range(block)]).mean(0)
+    with torch.no_grad():
+        found = student_from_nothing(ratio, 2, scale)(image)
+    assert torch.equal(found, means.repeat_interleave(4, 2).repeat_interleave(4, 3))
+
+
+@pytest.mark.parametrize('scale', [2, 1])
+def test_no_weights_of_rrdbnet_tell_the_pixels_of_equal_blocks_apart(scale):
+    """Why a start at scale 2 and 1 cannot be exact: inside a checkerboard the output does not depend on the place."""
+    net = randomize(RRDBNet(3, 3, scale=scale, num_feat=8, num_block=1, num_grow_ch=4)).double()
+    board = torch.zeros(1, 3, 160, 160, dtype=torch.double)
+    board[..., ::2, ::2] = board[..., 1::2, 1::2] = 1
+    with torch.no_grad():
+        output = net(board)
+    inside = output[..., output.shape[2] // 2 - 8 :, output.shape[3] // 2 - 8 :][..., :16, :16]
+    torch.testing.assert_close(inside, inside[..., :1, :1].expand_as(inside), rtol=1e-9, atol=1e-9)
+    assert (output - inside[..., :1, :1]).abs().max() > 0.01  # at the edges it does
+
+
+@pytest.mark.parametrize('scale', [4, 2])
+def test_every_parameter_of_rrdbnet_has_a_gradient_from_the_second_step(image, scale):
+    torch.manual_seed(0)
+    net = student_from_nothing(1 / 8, 23, scale)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+    target = torch.rand(2, 3, 16 * scale, 12 * scale)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (net(image) - target).abs().mean().backward()
+        optimizer.step()
+    assert [name for name, parameter in net.named_parameters() if not parameter.grad.any()] == []
+
+
+def test_the_start_of_rrdbnet_follows_the_seed():
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(student_from_nothing(1 / 8, 2).state_dict())
+    first, again, other = states
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first['conv_up1.weight'], other['conv_up1.weight'])
+
+
 @pytest.mark.parametrize(
-    'options', [{**RRDB, 'num_feat': 4, 'num_block': 1, 'num_grow_ch': 4}, {**UNET, 'num_feat': 4}]
+    'options',
+    [
+        {**UNET, 'num_feat': 4},
+        {**RRDB, 'num_feat': 2, 'num_block': 1, 'num_grow_ch': 4},  # too few channels for three colours
+    ],
 )
 def test_other_architectures_initialise_themselves(options):
     net = build(options, 'network_g')
