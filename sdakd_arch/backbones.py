@@ -16,9 +16,9 @@ from sdakd_arch.zoo import ensure_file
 BACKBONES = {'squeezenet': 'squeezenet1_1', 'alexnet': 'alexnet', 'vgg16': 'vgg16', 'vgg19': 'vgg19'}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of RGB in [0, 1]
 CAFFE = (104, 117, 123)  # mean of BGR in 0..255
-# Four depths for perceptual terms. VGG16's are relu1_2, relu2_2, relu3_3 and relu4_3. VGG19's are the like-named ones, a
-# choice of this project: relu1_2, relu2_2, relu3_4 and relu4_4, the last of each resolution. So are SqueezeNet 1.1's,
-# which have the same numbers of channels (64, 128, 256, 512) at half of VGG's resolution.
+# Four depths for perceptual terms, the last of each resolution. VGG16's are relu1_2, relu2_2, relu3_3 and relu4_3.
+# VGG19's relu1_2, relu2_2, relu3_4 and relu4_4 are a choice of this project, and so are SqueezeNet 1.1's, which have
+# the same numbers of channels (64, 128, 256, 512) at half of VGG's resolution.
 DEPTHS = {'vgg16': (3, 8, 15, 22), 'vgg19': (3, 8, 17, 26), 'squeezenet': (1, 4, 7, 12)}
 INPUTS = ('imagenet', 'raw', 'caffe')
 UNITS = ('given', 'measured')
@@ -102,7 +102,7 @@ def check_backbone(options: Mapping, block: str) -> None:
         UserError: With near names.
     """
     backbone, weights = options.get('backbone'), options.get('weights')
-    if backbone not in list(PERCEPTUAL):  # which may be a list itself
+    if not isinstance(backbone, str) or backbone not in PERCEPTUAL:
         raise UserError(f'{block}:backbone: no backbone is called {backbone!r}; {near(str(backbone), PERCEPTUAL)}.')
     if not isinstance(weights, str | Path) or not str(weights):
         raise UserError(
@@ -129,10 +129,10 @@ def check_backbone(options: Mapping, block: str) -> None:
 class PerceptualBackbone(nn.Module):
     """Four feature maps of an image, at the depths :data:`DEPTHS`.
 
-    ``input`` is what the weights were trained on: ``imagenet``, RGB normalised by ImageNet's mean and deviation;
-    ``caffe``, BGR in 0..255 minus (104, 117, 123); ``raw``, RGB in [0, 1] as it is. Without it, VGG16 takes ``raw``, as
-    in the public code of OMGD, CRD and DCD although torchvision's file was trained on ``imagenet``; ``squeezenet-caffe``
-    takes ``caffe``, the others ``imagenet``.
+    ``input`` says how it takes an image: ``imagenet``, RGB normalised by ImageNet's mean and deviation, which
+    torchvision's files were trained on; ``caffe``, BGR in 0..255 minus (104, 117, 123); ``raw``, RGB in [0, 1] as it
+    is. Usual are ``raw`` for VGG16, as in the public code of OMGD, CRD and DCD, ``caffe`` for ``squeezenet-caffe``, and
+    ``imagenet`` for the others.
 
     Args:
         backbone: A key of :data:`PERCEPTUAL`.

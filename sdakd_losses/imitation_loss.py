@@ -48,8 +48,7 @@ class _BackboneLoss(nn.Module):
         pairs = list(zip(self.backbone(image), targets, strict=True))
         if self.scales is None:
             return pairs
-        if self.training:
-            self.scales.update({str(depth): other for depth, other in enumerate(targets)})
+        self.scales.update({str(depth): other for depth, other in enumerate(targets)})
         units = [self.scales.scale(str(depth)).sqrt() + 1e-8 for depth in range(len(targets))]
         return [(one / unit, other / unit) for (one, other), unit in zip(pairs, units, strict=True)]
 
@@ -83,9 +82,9 @@ class ImitationLoss(_BackboneLoss):
     :mod:`sdakd_arch.backbones`), other inputs, ``units`` and ``shift``.
 
     Measured units: every map is divided by the root mean square that it has on the target, over the elements of the
-    first 20 calls in training mode, and by that fixed value from then on. The target is the teacher's image here, and
-    the ground truth in :class:`BackbonePerceptualLoss`. A weight then means the same for every backbone: activations
-    of Caffe's files, for example, are a hundred times larger than those of others.
+    calls so far, and from the 20th call on by that fixed value. The target is the teacher's image here, and
+    the ground truth in :class:`BackbonePerceptualLoss`. A weight then means about the same for every backbone, whose
+    maps differ in magnitude by factors of ten and more.
 
     Args:
         backbone: ``vgg16``, ``vgg19``, ``squeezenet`` or ``squeezenet-caffe`` (the same as ``squeezenet`` with
@@ -94,7 +93,7 @@ class ImitationLoss(_BackboneLoss):
         style_weight: Factor of the style part.
         feature_weight: Factor of the feature part.
         loss_weight: Factor of both.
-        input: What the weights were trained on, ``imagenet``, ``raw`` or ``caffe``; default ``raw`` for ``vgg16``,
+        input: How the backbone takes an image, ``imagenet``, ``raw`` or ``caffe``; default ``raw`` for ``vgg16``,
             ``caffe`` for ``squeezenet-caffe``, ``imagenet`` for others. See
             :class:`~sdakd_arch.backbones.PerceptualBackbone`.
         units: ``given``, the activations as they are, or ``measured``; default ``measured`` for SqueezeNets, ``given``

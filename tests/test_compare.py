@@ -442,6 +442,26 @@ def test_a_backbone_stands_in_for_all_methods_alike(matrix, here):
         assert not any(isinstance(block, dict) and block.get('type') == 'PerceptualLoss' for block in train.values())
 
 
+def test_a_backbone_with_its_conventions(matrix, here):
+    """Written out instead of KIND:FILE; what a method's file says of its own backbone does not stay."""
+    from sdakd.compare.summary import notes
+
+    (here / 'hed.pth').write_bytes(b'')
+    wanted = {'backbone': 'vgg16', 'weights': 'hed.pth', 'input': 'imagenet', 'units': 'measured', 'shift': 16}
+    method = {'weight': 'train:dcd_opt:loss_weight', 'options': {'train:imitation_opt:backbone': 'vgg19'}}
+    for perceptual in (wanted, {'backbone': 'vgg16', 'weights': 'hed.pth'}, 'vgg16:hed.pth'):
+        made = matrix(methods={**METHODS, 'dcd': method}, perceptual=perceptual)
+        stated = perceptual if isinstance(perceptual, dict) else {'backbone': 'vgg16', 'weights': 'hed.pth'}
+        for row in made.rows:
+            train = made.options(row, Fraction(1, 2), 0, 1)['train']
+            for block in (block for block in train.values() if isinstance(block, dict) and 'backbone' in block):
+                found = {key: block[key] for key in wanted if key in block}
+                assert found == {**stated, 'weights': str(here / 'hed.pth')}
+        said = [note for note in notes(made, {'sets': []}, [], [], 1) if note.startswith('Perceptual')]
+        facts = ', input imagenet, units measured, shift 16' if perceptual is wanted else ''
+        assert said == [f'Perceptual terms: vgg16 (hed.pth{facts}) stands in for VGG, for all methods alike.']
+
+
 def test_one_teacher_discriminator_for_all_who_name_a_file(matrix):
     methods = {
         'sdakd': METHODS['sdakd'],
@@ -559,6 +579,11 @@ MISTAKES = [
     (['budget'], None, 'budget: the key is missing'),
     (['perceptual'], 'squeezenet', 'perceptual: write as published, none, or KIND:FILE'),
     (['perceptual'], 'squeezenet:nowhere.pth', 'nowhere.pth does not exist'),
+    (['perceptual'], 'squeezenett:x', "perceptual:backbone: no backbone is called 'squeezenett'; did you mean squeeze"),
+    (['perceptual'], 'squeezenet:', 'perceptual:weights: name the file of squeezenet'),
+    (['perceptual'], {'backbone': 'vgg16', 'weights': 'x', 'inptu': 'raw'}, "perceptual: unknown key 'inptu'; did you"),
+    (['perceptual'], {'backbone': 'vgg16', 'weights': 'x', 'input': 'row'}, "perceptual:input: there is no 'row'"),
+    (['perceptual'], {'backbone': 'vgg16'}, 'perceptual: .* missing required field `weights`'),
     (['schedules'], {'x': {'method': 'sdak', 'stages': {}}}, 'schedules:x'),
     (
         ['schedules'],

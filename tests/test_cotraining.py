@@ -236,3 +236,17 @@ def test_niqe_is_better_where_it_is_lower(world, parse):
     options = cotrained(world)
     options['val']['metrics']['niqe'] = {'type': 'calculate_niqe', 'crop_border': 4}
     assert parse(world.write(options), world.root)['val']['metrics']['niqe']['better'] == 'lower'
+
+
+def test_it_does_not_imitate_the_copy_that_is_shown(world, parse):
+    """All terms that compare with a teacher are the student's alone."""
+    import torchvision
+
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), world.root / 'sq.pth')
+    options = cotrained(world)
+    options['train']['stages']['adversarial']['terms'] = ['pixel', 'imitation']
+    backbone = {'backbone': 'squeezenet', 'weights': str(world.root / 'sq.pth')}
+    options['train']['imitation_opt'] = {'type': 'ImitationLoss', **backbone}
+    log = train(build(world, parse, options), 1, 1)
+    imitation = {'l_g_imit_style_squeezenet', 'l_g_imit_feature_squeezenet'}
+    assert set(log) == {'stage', 'l_g_pix', 'l_t_pix', *imitation}

@@ -204,21 +204,24 @@ def test_a_step_with_two_teachers(world, parse, options, files):
     options['teachers'] = {'other': {'weights': str(world.root / 'other.pth')}}
     options['train']['imitation_opt']['teachers'] = ['teacher', 'other']
     model = build_model(parse(world.write(options), world.root))
-    student, backbone = copy.deepcopy(model.bare_student), copy.deepcopy(model.terms['imitation'].loss.state_dict())
+    student = copy.deepcopy(model.bare_student)
+    backbone = copy.deepcopy(model.terms['imitation'].loss.backbone.state_dict())
     data = batch()
     log = step(model, data)
     with torch.no_grad():
         image = student(data['lq'])
         targets = {'': world.teacher(data['lq']), '_other': other(data['lq'])}
+    seen = []  # what the measured units are of: the images of all teachers so far
     for suffix, target in targets.items():
-        ours, theirs = maps_of(files, 'squeezenet', image.double(), target.double())
-        feature = 0.1 * 3 * np.abs(ours[1] - theirs[1]).mean()
-        assert log[f'l_g_imit_feature{suffix}'] == pytest.approx(feature, rel=1e-3)
-        assert log[f'l_g_imit_style{suffix}'] > 0
-    assert log['l_g_imit_style'] != log['l_g_imit_style_other']
+        ours, theirs = (squeezenet_maps(files['squeezenet'], 'squeezenet', x.double())[1] for x in (image, target))
+        seen.append(theirs)
+        feature = 0.1 * 3 * np.abs(ours - theirs).mean() / math.sqrt(np.mean(np.square(seen)))
+        assert log[f'l_g_imit_feature_squeezenet{suffix}'] == pytest.approx(feature, rel=1e-3)
+        assert log[f'l_g_imit_style_squeezenet{suffix}'] > 0
+    assert log['l_g_imit_style_squeezenet'] != log['l_g_imit_style_squeezenet_other']
     after = model.bare_student.state_dict()
     assert all(not torch.equal(value, after[key]) for key, value in student.state_dict().items())
-    now = model.terms['imitation'].loss.state_dict()
+    now = model.terms['imitation'].loss.backbone.state_dict()
     assert backbone and all(torch.equal(value, now[key]) for key, value in backbone.items())
     assert [player.name for player in model.players] == ['g']
 
@@ -250,7 +253,8 @@ def test_a_squeezenet_stands_in_for_basicsrs_vgg19(world, parse, options, files)
         ours, theirs = maps_of(files, 'squeezenet-caffe', student(data['lq']).double(), data['gt'].double())
     wanted = sum(w * np.abs(a - b).mean() for w, a, b in zip((0.1, 0.1, 1, 1), ours, theirs, strict=True))
     log = step(model, data)
-    assert log['l_g_percep'] == pytest.approx(wanted, rel=1e-3) and 'l_g_style' not in log
+    assert log['l_g_percep_squeezenet'] == pytest.approx(wanted, rel=1e-3)
+    assert set(log) == {'stage', 'l_g_pix', 'l_g_percep_squeezenet'}
 
 
 def test_a_relative_weights_file_is_found_beside_experiments(world, parse, options, files):
@@ -265,10 +269,18 @@ def test_a_relative_weights_file_is_found_beside_experiments(world, parse, optio
 MISTAKES = [
     ({'backbone': 'squeezenett'}, "imitation_opt:backbone: no backbone is called 'squeezenett'; did you mean squeezen"),
     ({'backbone': None}, 'imitation_opt:backbone: no backbone is called None; known are squeezenet'),
+    ({'backbone': ['vgg16']}, 'imitation_opt:backbone: no backbone is called '),
     ({'weights': None}, 'imitation_opt:weights: name the file of squeezenet'),
     ({'weights': 'gone.pth'}, r'imitation_opt:weights: the file .*gone.pth does not exist; .*`imitation_opt: ~`'),
     ({'weights': 'teacher.pth'}, r"imitation_opt:weights: .*teacher.pth does not hold torchvision's squeezenet1_1"),
     ({'backbone': 'vgg16'}, r"imitation_opt:weights: .*sq.pth does not hold torchvision's vgg16"),
+    ({'input': 'imgnet'}, "imitation_opt:input: there is no 'imgnet'; write imagenet, raw or caffe"),
+    ({'backbone': 'squeezenet-caffe', 'input': 'raw'}, 'imitation_opt:input: squeezenet-caffe takes caffe; .*squeezen'),
+    ({'units': 'rms'}, "imitation_opt:units: there is no 'rms'; write given or measured"),
+    ({'shift': -1}, r'imitation_opt:shift: write a whole number of pixels from 0 \(off\) to 16, .* not -1'),
+    ({'shift': 17}, 'imitation_opt:shift: write a whole number .* not 17'),
+    ({'shift': 2.5}, 'imitation_opt:shift: write a whole number .* not 2.5'),
+    ({'shift': True}, 'imitation_opt:shift: write a whole number .* not True'),
     ({'style_weight': '1e4'}, "imitation_opt:style_weight: write a number .* not '1e4'"),
     ({'style_weight': 0, 'feature_weight': 0}, 'style_weight and feature_weight are both 0'),
     ({'style': 1.0}, "ImitationLoss takes no 'style'; did you mean style_weight"),

@@ -218,7 +218,7 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
         'notes': notes,
         'primary': {'metric': config.primary.metric, 'against': config.primary.against},
         'reference': config.reference,
-        'perceptual': config.perceptual.partition(':')[0],
+        'perceptual': stand_in.backbone if (stand_in := config.stand_in()) else config.perceptual,
         'search': tried,
         'cells': [
             {'name': c.run.name, 'row': c.row.name, 'width': str(c.ratio), 'seed': c.seed, 'factor': c.factor}

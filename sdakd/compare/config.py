@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct, field
 
 from sdakd.compat import UserError, near
@@ -101,6 +102,16 @@ class Search(Struct, forbid_unknown_fields=True):
     factors: Annotated[list[Positive], Meta(min_length=1)] = field(default_factory=lambda: [1.0])
 
 
+class StandIn(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """The backbone that takes the place of every method's own in perceptual terms, as their blocks write it."""
+
+    backbone: str
+    weights: str
+    input: str | None = None
+    units: str | None = None
+    shift: int = 0
+
+
 class Config(Struct, forbid_unknown_fields=True):
     """The option file of a comparison."""
 
@@ -116,7 +127,7 @@ class Config(Struct, forbid_unknown_fields=True):
     search: Search = field(default_factory=Search)
     schedules: dict[str, Schedule] = {}
     teacher_discriminator: Judge | None = None  # takes the place of the files that methods name
-    perceptual: str = 'as published'  # or none, or KIND:FILE of a backbone that stands in for all methods
+    perceptual: str | StandIn = 'as published'  # or none, or a backbone, of which KIND:FILE is the short form
     fd_backbone: str | None = None
     exploratory: str | None = None
     output: str | None = None
@@ -124,6 +135,13 @@ class Config(Struct, forbid_unknown_fields=True):
     def ratios(self) -> list[Fraction]:
         """The widths as fractions of the teacher's channels."""
         return [_fraction(width) for width in self.widths]
+
+    def stand_in(self) -> StandIn | None:
+        """The backbone of ``perceptual``, or None where it is ``as published`` or ``none``."""
+        if isinstance(self.perceptual, StandIn):
+            return self.perceptual
+        kind, colon, file = self.perceptual.partition(':')
+        return StandIn(kind, file) if colon else None
 
 
 def _fraction(text: str | int | float) -> Fraction:
@@ -150,6 +168,8 @@ def read_config(path: str) -> Config:
         for block, struct in BLOCKS.items():  # one by one, innermost first: the sentence then names where exactly
             for where, entry in _entries(content, block.split(':')):
                 typed(struct, entry, where)
+        if isinstance(content.get('perceptual'), Mapping):
+            typed(StandIn, content['perceptual'], 'perceptual')
         if isinstance(content.get('widths'), list):
             content['widths'] = [str(width) for width in content['widths']]
         if isinstance(content.get('methods'), Mapping):
@@ -227,10 +247,15 @@ def _check(config: Config) -> None:
         raise UserError(f'primary:metric: {config.primary.metric} is not among the metrics; add it there.')
     if ('fd' in config.metrics) != (config.fd_backbone is not None):
         raise UserError('fd_backbone: name it, as KIND:FILE, just where fd is among the metrics.')
-    if config.perceptual not in ('as published', 'none') and ':' not in config.perceptual:
+    perceptual = config.perceptual
+    if isinstance(perceptual, str) and perceptual not in ('as published', 'none') and ':' not in perceptual:
         raise UserError(
-            f'perceptual: write as published, none, or KIND:FILE such as squeezenet:FILE, not {config.perceptual!r}.'
+            f'perceptual: write as published, none, or KIND:FILE such as squeezenet:FILE, not {perceptual!r}.'
         )
+    if stand_in := config.stand_in():
+        from sdakd_arch.backbones import check_backbone
+
+        check_backbone(msgspec.to_builtins(stand_in), 'perceptual')
 
 
 def locate(path: str, where: str, folder: bool = False) -> Path:

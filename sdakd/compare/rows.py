@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdakd.compare.config import Config, Length, method_file
+import msgspec
+
+from sdakd.compare.config import Config, Length, StandIn, method_file
 from sdakd.compat import UserError, near
 from sdakd_models.launch import read_yaml
 
@@ -135,7 +137,7 @@ def read_rows(config: Config, base: Path) -> list[Row]:
                 )
             block, last = look_up(options, key, f'{where}:options')
             block[last] = value
-        _stand_in(options, config.perceptual)
+        _stand_in(options, config)
         weights = [method.weight] if isinstance(method.weight, str) else list(method.weight)
         # a block that the comparison goes without is null
         weights = [key for key in weights if options['train'].get(key.split(':')[1], '') is not None]
@@ -160,18 +162,19 @@ def read_rows(config: Config, base: Path) -> list[Row]:
     return rows
 
 
-def _stand_in(options: dict, perceptual: str) -> None:
+def _stand_in(options: dict, config: Config) -> None:
     """Puts the comparison's backbone into every perceptual block, or leaves all of them out."""
-    if perceptual == 'as published':
+    if config.perceptual == 'as published':
         return
-    kind, _, file = perceptual.partition(':')
+    stand_in = msgspec.to_builtins(config.stand_in())
     train = options['train']
     for key, block in train.items():
         if not isinstance(block, Mapping) or not ('backbone' in block or block.get('type') == 'PerceptualLoss'):
             continue
-        if perceptual == 'none':
+        if stand_in is None:
             train[key] = None
         elif block.get('type') == 'PerceptualLoss':
-            train[key] = {'type': 'BackbonePerceptualLoss', 'backbone': kind, 'weights': file}
+            train[key] = {'type': 'BackbonePerceptualLoss', **stand_in}
         else:
-            block.update(backbone=kind, weights=file)
+            own = StandIn.__struct_fields__  # what the method's file says of its own backbone
+            train[key] = {k: v for k, v in block.items() if k not in own} | stand_in

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import msgspec
+
 from sdakd.compare.config import Budget, Config
 from sdakd.compare.matrix import Matrix
 from sdakd.compare.rows import Row
@@ -239,14 +241,13 @@ def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Seque
     free = [row.name for row in matrix.rows if not row.weights]
     if free and len(config.search.factors) > 1:
         found.append(f'Without a weight of its own to search: {", ".join(free)}.')
-    shown = config.perceptual.partition(':')
-    found.append(
-        {
-            'as published': 'Perceptual terms: VGG, as published.',
-            'none': 'Perceptual terms: none, for all methods alike.',
-        }.get(config.perceptual)
-        or f'Perceptual terms: {shown[0]} ({shown[2].rpartition("/")[2]}) stands in for VGG, for all methods alike.'
-    )
+    if stand_in := config.stand_in():
+        file, rest = stand_in.weights.rpartition('/')[2], msgspec.to_builtins(stand_in)
+        facts = ', '.join(f'{key} {rest[key]}' for key in ('input', 'units', 'shift') if key in rest)
+        what = f'{stand_in.backbone} ({file}{", " * bool(facts)}{facts}) stands in for VGG, for all methods alike'
+    else:
+        what = 'VGG, as published' if config.perceptual == 'as published' else 'none, for all methods alike'
+    found.append(f'Perceptual terms: {what}.')
     for row in matrix.rows:
         if row.own_schedule:
             stages = ', '.join(f'{name} {stage["iters"]:,d}' for name, stage in row.stages.items())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class ImitationTerm(Term):
     """The student's image against the teacher's in a backbone, style and features: shared by OMGD, CRD and DCD."""
 
+    needs_teacher = True
     own = frozenset(Imitation.__struct_fields__)
 
     @classmethod
