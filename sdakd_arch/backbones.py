@@ -92,10 +92,11 @@ def ensure_backbone(options: Mapping, block: str) -> None:
 
 
 def check_backbone(options: Mapping, block: str) -> None:
-    """Refuses options that name no known backbone, input or units, no file, or no possible shift; reads nothing.
+    """Refuses options that name no known backbone, input or units, no file, or no possible numbers; reads nothing.
 
     Args:
-        options: ``backbone`` and ``weights``; ``input``, ``units`` and ``shift`` where they are not the usual ones.
+        options: ``backbone`` and ``weights``; ``input``, ``units``, ``shift`` and ``layer_weights`` where they are not
+            the usual ones.
         block: Where they stand in the option file, for example ``train:imitation_opt``.
 
     Raises:
@@ -118,6 +119,9 @@ def check_backbone(options: Mapping, block: str) -> None:
             f'{block}:input: {backbone} takes caffe; write `backbone: {backbone.removesuffix("-caffe")}` for a file '
             f'that takes {options["input"]}.'
         )
+    factors = options.get('layer_weights', [1.0] * 4)
+    if not isinstance(factors, list | tuple) or len(factors) != 4 or any(type(f) not in (int, float) for f in factors):
+        raise UserError(f'{block}:layer_weights: write a list of four numbers, shallow to deep, not {factors!r}.')
     shift = options.get('shift', 0)
     if type(shift) is not int or not 0 <= shift <= SHIFT:
         raise UserError(

@@ -142,7 +142,7 @@ class ImitationLoss(_BackboneLoss):
 
 @LOSS_REGISTRY.register()
 class BackbonePerceptualLoss(_BackboneLoss):
-    """The perceptual loss against the ground truth in the same backbones, for ``train:perceptual_opt``.
+    """The perceptual loss in the same backbones, for ``train:perceptual_opt`` and ``train:imitation_opt``.
 
     ``loss_weight * sum over j of layer_weights[j] * mean |F_j(student) - F_j(target)|``, the maps as in
     :class:`ImitationLoss`. It takes the place of BasicSR's VGG19 (``PerceptualLoss``, five maps before ReLU) where
@@ -177,3 +177,7 @@ class BackbonePerceptualLoss(_BackboneLoss):
         """The weighted distance of two images, ``(N, 3, H, W)`` in [0, 1], and None: it has no style part."""
         maps = zip(self.layer_weights, self.maps(image, target), strict=True)
         return self.loss_weight * sum(weight * (one - other).abs().mean() for weight, (one, other) in maps), None
+
+    def parts(self, student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The same against the teacher's image, as the term ``imitation`` wants it."""
+        return {'percep': self(student, teacher)[0]}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sdakd_models.sdakd_model import SDAKDModel
 
 WINDOW = 20  # batches whose median is a calibrated weight
+QUICK = 5  # of them, while a discriminator has just begun to learn
 LEAST, MOST = 0.05, 0.9  # a method's own term outside of these is named in a warning
 
 
@@ -63,8 +64,9 @@ class Shares:
     A term that asks for a share ``s`` gets the weight ``s / (1 - sum of all shares) * N / n``: ``n`` is the norm it has
     at weight 1, ``N`` the sum of the norms of the terms with a weight of their own, GAN losses left out. Without
     GAN losses, its share is ``s`` then. The weight is the median over :data:`WINDOW` batches of each stage: of every
-    iteration at first, then of every tenth up to the 200th, because adapters and discriminators that begin with random
-    weights have other gradients than a little later. From then on it stays.
+    iteration at first, then of every tenth up to the 200th, because adapters that begin with random weights have other
+    gradients than a little later. From then on it stays. The gradient of a discriminator grows a thousandfold while it
+    learns: a GAN loss follows the last :data:`QUICK` batches up to the 2,000th iteration and takes its median there.
 
     Args:
         model: The model in training; it must have a student.
@@ -110,20 +112,25 @@ class Shares:
             for found in self.samples.values():
                 found.clear()
         asked = [term for term in values if term in self.asked]
-        last = min(10 * WINDOW, moment.stage.iters)
-        calibrates = bool(asked) and (step <= WINDOW or (step <= last and step % 10 == 0))
+        iters = moment.stage.iters if moment.stage.iters <= WINDOW else moment.stage.iters // 10 * 10
+        last = {term: min((10 if term in TERMS else 100) * WINDOW, iters) for term in asked}
+        open_ones = [term for term in asked if step <= last[term] and (step <= WINDOW or step % 10 == 0)]
         measures = step in (1, 100) or current_iter % self.every == 0
-        if not calibrates and not measures:
+        if not open_ones and not measures:
             return
         norms = self._norms(values)
-        if calibrates:
-            self._calibrate(norms, asked)
-            if step == last:
-                for term in asked:
-                    get_root_logger().info(
-                        f'The share {self.asked[term]:g} of {term} is the weight {self.weights[term]:.4g} in the stage '
-                        f'{moment.name} (median of {len(self.samples[term])} batches).'
-                    )
+        rest = 1 - sum(self.asked[term] for term in asked)
+        reference = sum(norm for term, norm in norms.items() if term in TERMS and term not in self.asked)
+        for term in open_ones:
+            found, done = self.samples[term], step == last[term]
+            if norms[term] > 0 and reference > 0:
+                found.append(self.asked[term] / rest * reference / norms[term])
+                self.weights[term] = statistics.median(list(found) if term in TERMS or done else list(found)[-QUICK:])
+            if done:
+                get_root_logger().info(
+                    f'The share {self.asked[term]:g} of {term} is the weight {self.weights[term]:.4g} in the stage '
+                    f'{moment.name} (median of {len(found)} batches).'
+                )
         if measures:
             self._measure(norms, moment, current_iter)
 
@@ -141,14 +148,6 @@ class Shares:
                 flat /= self.model.opt['world_size']
             norms.append(flat.norm())
         return dict(zip(values, torch.stack(norms).tolist(), strict=True))
-
-    def _calibrate(self, norms: Mapping[str, float], asked: list[str]) -> None:
-        reference = sum(norm for term, norm in norms.items() if term in TERMS and term not in self.asked)
-        rest = 1 - sum(self.asked[term] for term in asked)
-        for term in asked:
-            if norms[term] > 0 and reference > 0:
-                self.samples[term].append(self.asked[term] / rest * reference / norms[term])
-                self.weights[term] = statistics.median(self.samples[term])
 
     def _measure(self, norms: Mapping[str, float], moment: Moment, current_iter: int) -> None:
         weighted = {term: norm * self.weight(term) for term, norm in norms.items()}

@@ -9,7 +9,6 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import nn
 
-from sdakd.compat import UserError
 from sdakd_arch.backbones import check_backbone, ensure_backbone
 from sdakd_losses.imitation_loss import BackbonePerceptualLoss
 from sdakd_models.terms.base import Context, Term, register_term
@@ -47,9 +46,6 @@ class PerceptualTerm(Term):
         if options['type'] != 'BackbonePerceptualLoss':
             return
         check_backbone(options, where)
-        factors = options.get('layer_weights', [1.0] * 4)
-        if not isinstance(factors, list) or len(factors) != 4 or any(type(f) not in (int, float) for f in factors):
-            raise UserError(f'{where}:layer_weights: write a list of four numbers, shallow to deep, not {factors!r}.')
 
     @classmethod
     def check_networks(

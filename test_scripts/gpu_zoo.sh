@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Trains students of options/zoo on a machine with a GPU and no network, in minutes, from one folder that travels there.
+#
+#   test_scripts/gpu_zoo.sh pack CARRY          # here: collects weights, photographs, wheels (at most 60 MiB)
+#   test_scripts/gpu_zoo.sh run CARRY OUT       # there: times a step of each stage, trains, leaves checkpoints and logs in OUT
+#
+# Flags of `run`, after OUT:
+#   --minutes 8            time for the whole command; at its end runs are stopped at their last checkpoint
+#   --opt FILE [FILE ...]  option files, trained side by side (default: the 1/4-width student)
+#   --iters N              iterations of the longest run (default: what the timing says fits)
+#   --no-benchmark         train at once
+#
+# The folder holds weights/ (RealESRGAN_x4plus.pth, vgg16.pth), train/ and train.txt (photographs and their list), wheels/
+# (what the machine's Python lacks), and start/NAME.pth, where there is a student to go on from. bfloat16 and channels-last
+# are used where the GPU has them. A try on a CPU: --minutes 0.2.
+set -euo pipefail
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+PYTHON=${PYTHON:-python3}
+
+die() { echo "Error: $*" >&2; exit 2; }
+
+pack() {
+  local carry=$1
+  mkdir -p "$carry"/{weights,train,wheels,start}
+  cp -L "$ROOT/experiments/pretrained_models/RealESRGAN_x4plus.pth" "$carry/weights/"
+  cp -L "$ROOT/experiments/pretrained_models/vgg16-397923af.pth" "$carry/weights/vgg16.pth"
+  cp -L "$ROOT"/datasets/zoo/train/* "$carry/train/"
+  cp "$ROOT/datasets/zoo/train.txt" "$carry/"
+  local name
+  for name in x4plus_rrdbnet_1_4 x4plus_rrdbnet_1_8 x4plus_srvgg_64x16; do
+    if [ -f "$ROOT/sdakd/pretrained/$name.safetensors" ]; then
+      cp "$ROOT/sdakd/pretrained/$name.safetensors" "$carry/start/"
+    fi
+  done
+  du -sh "$carry"
+}
+
+run() {
+  local carry out minutes=8 iters='' benchmark=1 options=()
+  carry=$(cd "$1" && pwd); mkdir -p "$2"; out=$(cd "$2" && pwd); shift 2
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --minutes) minutes=$2; shift 2 ;;
+      --iters) iters=$2; shift 2 ;;
+      --no-benchmark) benchmark=0; shift ;;
+      --opt) shift; while [ $# -gt 0 ] && [[ $1 != --* ]]; do options+=("$(realpath "$1")"); shift; done ;;
+      *) die "$1: unknown flag; see the head of $0." ;;
+    esac
+  done
+  [ ${#options[@]} -gt 0 ] || options=("$ROOT/options/zoo/x4plus_rrdbnet_1_4.yml")
+  local end=$(( $(date +%s) + $("$PYTHON" -c "print(round($minutes * 60))") ))
+  local work=${WORK:-$(mktemp -d)}
+  mkdir -p "$work"
+  if compgen -G "$carry/wheels/*.whl" >/dev/null && ! "$PYTHON" -c 'import basicsr, msgspec, lmdb' 2>/dev/null; then
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "$carry"/wheels/*.whl
+    export PYTHONPATH=$work/site
+  fi
+  export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  local precision
+  precision=$("$PYTHON" -c 'import torch; print("bf16" if torch.cuda.is_available() else "fp32")')
+  "$PYTHON" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")'
+
+  local common=(
+    datasets:train:dataroot_gt="$carry/train" datasets:train:meta_info="$carry/train.txt"
+    teacher:weights="$carry/weights/RealESRGAN_x4plus.pth" logger:use_tb_logger=false
+  )
+  if [ "$benchmark" = 1 ]; then
+    local kind
+    for kind in fp32 bf16; do
+      echo "benchmark, $kind:"
+      timeout 60 "$PYTHON" "$ROOT/test_scripts/benchmark_step.py" -opt "${options[0]}" --batch "${BATCH:-8}" \
+        --iters "${BENCHMARK_ITERS:-40}" --force_yml train:precision=$kind | tee "$out/benchmark_$kind.md" || true
+    done
+  fi
+  if [ -z "$iters" ]; then
+    # seconds of the slowest stage; the runs share the machine, so that each may take as many times as long
+    local step
+    step=$(awk -F'|' 'NR > 2 && $3 > most { most = $3 } END { print most + 0 ? most : 0.1 }' "$out/benchmark_$precision.md" 2>/dev/null || echo 0.1)
+    iters=$("$PYTHON" -c "print(max(10, int(0.85 * ($end - $(date +%s)) / $step / ${#options[@]})))")
+  fi
+  local option name pids=() changes
+  for option in "${options[@]}"; do
+    name=$(basename "$option" .yml)
+    changes=("${common[@]}" train:precision=$precision)
+    if grep -q '^  imitation_opt' "$option"; then changes+=(train:imitation_opt:weights="$carry/weights/vgg16.pth"); fi
+    if grep -q '^  perceptual_opt' "$option"; then changes+=(train:perceptual_opt:weights="$carry/weights/vgg16.pth"); fi
+    if [ -f "$carry/start/$name.safetensors" ]; then
+      changes+=(path:pretrain_network_g="$carry/start/$name.safetensors")
+    fi
+    # the file's stages, in proportion
+    local stages
+    mapfile -t stages < <("$PYTHON" - "$option" "$iters" <<'PY'
+import sys, yaml
+stages = yaml.safe_load(open(sys.argv[1]))['train']['stages']
+total = sum(stage['iters'] for stage in stages.values())
+for name, stage in stages.items():
+    print(f'train:stages:{name}:iters={max(1, round(int(sys.argv[2]) * stage["iters"] / total))}')
+PY
+    )
+    (cd "$work" && exec "$PYTHON" -m sdakd.cli train -opt "$option" --auto_resume --force_yml "${changes[@]}" "${stages[@]}") \
+      >"$out/$name.log" 2>&1 &
+    pids+=($!)
+  done
+  echo "training ${#options[@]} option file(s), $iters iterations, until $(date -d @$end +%T)"
+  while [ "$(date +%s)" -lt "$end" ] && kill -0 "${pids[@]}" 2>/dev/null; do sleep 1; done
+  kill "${pids[@]}" 2>/dev/null || true
+  wait "${pids[@]}" 2>/dev/null || true
+  local models newest
+  for option in "${options[@]}"; do
+    name=$(basename "$option" .yml)
+    models=$work/experiments/$(sed -n 's/^name: *\([^ ]*\).*/\1/p' "$option")/models
+    newest=$(ls -t "$models"/net_g_*.pth 2>/dev/null | head -1 || true)
+    if [ -n "$newest" ]; then cp "$newest" "$out/$name.pth"; else echo "$name: no checkpoint"; fi
+    grep -E 'iter: ' "$out/$name.log" | tail -1 | cut -c1-300 || tail -3 "$out/$name.log"
+  done
+}
+
+case ${1:-} in
+  pack) [ $# -eq 2 ] || die 'pack CARRY'; pack "$2" ;;
+  run) [ $# -ge 3 ] || die 'run CARRY OUT [flags]'; shift; run "$@" ;;
+  *) sed -n '2,18p' "$0"; exit 2 ;;
+esac
