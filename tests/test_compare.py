@@ -444,7 +444,7 @@ def test_a_backbone_stands_in_for_all_methods_alike(matrix, here):
 
 def test_a_backbone_with_its_conventions(matrix, here):
     """Written out instead of KIND:FILE; what a method's file says of its own backbone does not stay."""
-    from sdakd.compare.summary import notes
+    from sdakd.compare.summary import perceptual_line
 
     (here / 'hed.pth').write_bytes(b'')
     wanted = {'backbone': 'vgg16', 'weights': 'hed.pth', 'input': 'imagenet', 'units': 'measured', 'shift': 16}
@@ -457,9 +457,9 @@ def test_a_backbone_with_its_conventions(matrix, here):
             for block in (block for block in train.values() if isinstance(block, dict) and 'backbone' in block):
                 found = {key: block[key] for key in wanted if key in block}
                 assert found == {**stated, 'weights': str(here / 'hed.pth')}
-        said = [note for note in notes(made, {'sets': []}, [], [], 1) if note.startswith('Perceptual')]
         facts = ', input imagenet, units measured, shift 16' if perceptual is wanted else ''
-        assert said == [f'Perceptual terms: vgg16 (hed.pth{facts}) stands in for VGG, for all methods alike.']
+        said = f'Perceptual terms: vgg16 (hed.pth{facts}) stands in for VGG, for all methods alike.'
+        assert perceptual_line(made.config) == said
 
 
 def test_one_teacher_discriminator_for_all_who_name_a_file(matrix):

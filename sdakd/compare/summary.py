@@ -215,6 +215,18 @@ def budget_line(budget: Budget) -> str:
     return f'Iterations: {stages}; batch {budget.batch}, crop {budget.crop} of the ground truth{precision}.'
 
 
+def perceptual_line(config: Config) -> str:
+    """The backbone of perceptual terms in words."""
+    stand_in = config.stand_in()
+    if stand_in is None:
+        published = config.perceptual == 'as published'
+        return f'Perceptual terms: {"VGG, as published" if published else "none, for all methods alike"}.'
+    stated = msgspec.to_builtins(stand_in)
+    file = stand_in.weights.rpartition('/')[2]
+    facts = ', '.join([file, *(f'{key} {stated[key]}' for key in ('input', 'units', 'shift') if key in stated)])
+    return f'Perceptual terms: {stand_in.backbone} ({facts}) stands in for VGG, for all methods alike.'
+
+
 def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Sequence[Cell], jobs: int) -> list[str]:
     """What was equal and what was not, a sentence each."""
     config = matrix.config
@@ -241,13 +253,7 @@ def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Seque
     free = [row.name for row in matrix.rows if not row.weights]
     if free and len(config.search.factors) > 1:
         found.append(f'Without a weight of its own to search: {", ".join(free)}.')
-    if stand_in := config.stand_in():
-        file, rest = stand_in.weights.rpartition('/')[2], msgspec.to_builtins(stand_in)
-        facts = ', '.join(f'{key} {rest[key]}' for key in ('input', 'units', 'shift') if key in rest)
-        what = f'{stand_in.backbone} ({file}{", " * bool(facts)}{facts}) stands in for VGG, for all methods alike'
-    else:
-        what = 'VGG, as published' if config.perceptual == 'as published' else 'none, for all methods alike'
-    found.append(f'Perceptual terms: {what}.')
+    found.append(perceptual_line(config))
     for row in matrix.rows:
         if row.own_schedule:
             stages = ', '.join(f'{name} {stage["iters"]:,d}' for name, stage in row.stages.items())
