@@ -247,6 +247,7 @@ def test_it_does_not_imitate_the_copy_that_is_shown(world, parse):
     options['train']['stages']['adversarial']['terms'] = ['pixel', 'imitation']
     backbone = {'backbone': 'squeezenet', 'weights': str(world.root / 'sq.pth')}
     options['train']['imitation_opt'] = {'type': 'ImitationLoss', **backbone}
+    options['train']['teacher_margin'] = 0  # SqueezeNet takes 17 pixels or more
     log = train(build(world, parse, options), 1, 1)
     imitation = {'l_g_imit_style_squeezenet', 'l_g_imit_feature_squeezenet'}
-    assert set(log) == {'stage', 'l_g_pix', 'l_t_pix', *imitation}
+    assert {name for name in log if name.startswith('l_')} == {'l_g_pix', 'l_t_pix', *imitation}

@@ -193,6 +193,7 @@ def options(world, files):
         'stages': {'only': {'iters': 4, 'lr_g': 1e-3, 'terms': ['pixel', 'imitation']}},
         'imitation_opt': {'type': 'ImitationLoss', **values, 'loss_weight': 0.1},
         'output_opt': {'type': 'L1Loss', 'loss_weight': 0.5},
+        'teacher_margin': 0,  # little would be left of crops of 32 pixels
     }
     return options
 
@@ -254,7 +255,7 @@ def test_a_squeezenet_stands_in_for_basicsrs_vgg19(world, parse, options, files)
     wanted = sum(w * np.abs(a - b).mean() for w, a, b in zip((0.1, 0.1, 1, 1), ours, theirs, strict=True))
     log = step(model, data)
     assert log['l_g_percep_squeezenet'] == pytest.approx(wanted, rel=1e-3)
-    assert set(log) == {'stage', 'l_g_pix', 'l_g_percep_squeezenet'}
+    assert {name for name in log if name.startswith('l_')} == {'l_g_pix', 'l_g_percep_squeezenet'}
 
 
 def test_a_relative_weights_file_is_found_beside_experiments(world, parse, options, files):
