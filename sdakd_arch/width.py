@@ -150,8 +150,9 @@ def _start_rrdbnet(network: nn.Module) -> None:
     learn first what an image is: it stays behind bicubic interpolation for more than 1,000 steps. Here its first
     channels, one a colour, carry the pixels: each layer outside the trunk passes them on, the trunk adds zero to them
     and the last layer reads nothing else. The output at the start is exactly the image with every pixel repeated 4 x 4
-    times, because leaky ReLU leaves values in [0, 1] as they are. All other weights are random, as BasicSR draws
-    them, and every parameter has a gradient from the second step on.
+    times, because leaky ReLU leaves values in [0, 1] as they are. The other weights of these layers are random, of a
+    size that keeps the signal behind leaky ReLU (He et al., arXiv 1502.01852, section 2.2), ten times smaller in
+    the trunk's last layer; the trunk keeps BasicSR's. Every parameter has a gradient from the second step on.
 
     A network of scale 2 or 1 gets its image as blocks of 2 x 2 or 4 x 4 pixels, one channel a pixel of the block, and
     begins as the blocks' means, enlarged: an image of equal blocks, such as a checkerboard, has constant channels, from
@@ -161,11 +162,12 @@ def _start_rrdbnet(network: nn.Module) -> None:
     block = network.conv_first.in_channels // colours  # pixels of a block
     if network.conv_body.out_channels < colours:
         return
-    network.conv_body.weight.mul_(0.1)
     passing = (network.conv_first, network.conv_up1, network.conv_up2, network.conv_hr, network.conv_last)
     for convolution in (*passing, network.conv_body):
+        nn.init.kaiming_normal_(convolution.weight, a=network.lrelu.negative_slope)
+        nn.init.zeros_(convolution.bias)
         convolution.weight[:colours] = 0
-        convolution.bias[:colours] = 0
+    network.conv_body.weight.mul_(0.1)
     for colour in range(colours):
         network.conv_first.weight[colour, colour * block : (colour + 1) * block, 1, 1] = 1 / block
         for convolution in passing[1:]:

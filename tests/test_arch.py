@@ -230,6 +230,16 @@ def test_rrdbnet_from_nothing_soon_beats_the_enlarged_image(photographs):
     assert losses[0] < nearest < losses[1] / 2
 
 
+def test_rrdbnet_begins_with_a_signal_in_the_layers_behind_its_trunk(photo):
+    torch.manual_seed(0)
+    net = student_from_nothing(1 / 2, 1)
+    names = ['conv_up1', 'conv_up2', 'conv_hr']
+    with torch.no_grad(), FeatureTaps(net, names) as taps:
+        net(photo[..., :32, :32])
+    size = [F.leaky_relu(feature[:, 3:], 0.2).square().mean().sqrt() for feature in map(taps.pop().get, names)]
+    assert all(0.5 < behind / before < 2 for before, behind in zip(size, size[1:], strict=False)), size
+
+
 def test_the_start_of_rrdbnet_follows_the_seed():
     states = []
     for seed in (0, 0, 1):
