@@ -54,8 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='border that PSNR, SSIM and NIQE leave out (default: the scale)',
     )
     add('--rgb', action='store_true', help='PSNR and SSIM on RGB instead of Y')
-    add('--backbone', metavar='KIND:FILE', help='for fd: squeezenet, alexnet, vgg16 or vgg19 with its weights file in '
-        "torchvision's key names; squeezenet-caffe etc. for one that takes BGR in 0..255")  # fmt: skip
+    add('--backbone', metavar='KIND:FILE', help='for fd: squeezenet, alexnet, vgg16, vgg19 or efficientnet_lite0 '
+        'with its weights file, in the published key names; squeezenet-caffe etc. for BGR in 0..255')  # fmt: skip
+    add('--distance', nargs='+', default=[], metavar='KIND:FILE', help="columns dist-KIND: difference of two images' "
+        'features; vgg16, squeezenet, squeezenet-caffe or efficientnet_lite0')  # fmt: skip
     add('--face_model', metavar='FILE', help="for identity: facexlib's recognition_arcface_ir_se50.pth (default: where "
         'facexlib keeps it), or an .onnx')  # fmt: skip
     add('-t', '--tile', type=_whole('-t'), help='side of a tile in input pixels, 0 for none (default: 384 for inputs '
@@ -322,7 +324,8 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
     for scale, of_factor in zip(scales, sets, strict=True):
         border = scale if args.crop_border is None else args.crop_border
         metrics = open_metrics(
-            args.metrics, Settings(border, args.rgb, args.backbone, args.device, face_model=args.face_model)
+            args.metrics,
+            Settings(border, args.rgb, args.backbone, args.device, args.face_model, args.distance),
         )
         _check_measurable(metrics, of_factor, teacher is not None and len(contenders) > 1, border)
         output = Path(args.output) if len(scales) == 1 else Path(args.output, f'x{scale}')

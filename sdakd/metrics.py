@@ -117,6 +117,7 @@ class Settings:
         backbone: ``KIND:FILE`` for the metric fd.
         device: Where networks run.
         face_model: File of the network for the metric identity, None for facexlib's own.
+        distances: ``KIND:FILE`` of every backbone whose features are compared image by image.
     """
 
     crop_border: int
@@ -124,6 +125,7 @@ class Settings:
     backbone: str | None = None
     device: str = 'cpu'
     face_model: str | None = None
+    distances: Sequence[str] = ()
 
 
 def _fidelity(name: str, settings: Settings) -> Metric:
@@ -220,14 +222,24 @@ def _fd(settings: Settings) -> Metric:
             'leave fd out of --metrics.'
         )
     network = open_backbone(settings.backbone, '--backbone').to(settings.device)
-    taking = (
-        'BGR in 0..255 minus (104, 117, 123)' if network.caffe else "RGB normalised by ImageNet's mean and deviation"
-    )
     convention = (
         f'Frechet distance over patches of {network.patch}x{network.patch} pixels, every {network.stride} pixels, on '
-        f'the pooled convolutional features of {settings.backbone} ({taking}); not FID.'
+        f'the pooled convolutional features of {settings.backbone} ({network.taking}); not FID.'
     )
     return Metric('fd', f'FD-{network.kind}', None, False, 1, convention, features=network, collector=FrechetCollector)
+
+
+def _distance(spec: str, device: str) -> Metric:
+    from sdakd_losses.distance import open_distance
+
+    network = open_distance(spec, '--distance').to(device)
+    convention = (
+        f'Mean over {len(network.depths)} depths of the mean absolute difference of features of result and reference, '
+        f"in units of the root mean square of the reference's, on whole images mirrored to multiples of 32 pixels; "
+        f'{spec} ({network.backbone.taking}); not LPIPS.'
+    )
+    name = f'dist-{spec.partition(":")[0]}'
+    return Metric(name, name, None, False, 4, convention, network)
 
 
 def _identity(settings: Settings) -> Metric:
@@ -264,4 +276,8 @@ def open_metrics(names: Sequence[str], settings: Settings) -> list[Metric]:
             metrics.append(_of_inception(name, names, settings))
         else:
             metrics.append(makers[name](settings))
+    for spec in settings.distances:
+        metrics.append(_distance(spec, settings.device))
+        if metrics[-1].name in [metric.name for metric in metrics[:-1]]:
+            raise UserError(f'--distance: {metrics[-1].name} would stand for two columns; give each KIND once.')
     return metrics

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from sdakd.compat import UserError, near
+from sdakd_arch.efficientnet import efficientnet_lite0, own_keys
 from sdakd_arch.weights import load_into, read_weights
 from sdakd_arch.zoo import ensure_file
 
 # what users write -> torchvision; squeezenet-caffe is squeezenet with Caffe's input
 BACKBONES = {'squeezenet': 'squeezenet1_1', 'alexnet': 'alexnet', 'vgg16': 'vgg16', 'vgg19': 'vgg19'}
+LITE = 'efficientnet_lite0'  # for measuring only; see sdakd_arch/efficientnet.py
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of RGB in [0, 1]
 CAFFE = (104, 117, 123)  # mean of BGR in 0..255
 # Four depths for perceptual terms, the last of each resolution. VGG16's are relu1_2, relu2_2, relu3_3 and relu4_3.
@@ -40,27 +42,33 @@ def split_name(name: str, where: str) -> tuple[str, bool]:
         UserError: With near names.
     """
     kind = name.removesuffix('-caffe')
+    if name == LITE:
+        return LITE, False
     if kind not in BACKBONES:
-        raise UserError(f'{where}: no backbone is called {kind!r}; {near(kind, BACKBONES)}.')
+        raise UserError(f'{where}: no backbone is called {name!r}; {near(name, (*BACKBONES, LITE))}.')
     return kind, kind != name
 
 
 def convolutions(kind: str, layers: int | None = None) -> nn.Sequential:
-    """torchvision's ``features`` of a classifier, frozen and without values; no random number is drawn.
+    """The convolutions of a classifier (torchvision's ``features``), frozen and without values; nothing is drawn.
 
     Args:
-        kind: A key of :data:`BACKBONES`.
+        kind: A key of :data:`BACKBONES`, or :data:`LITE`.
         layers: How many of them, from the first; None for all.
     """
     import torchvision
 
     with torch.device('meta'):
-        features = getattr(torchvision.models, BACKBONES[kind])(weights=None).features[:layers]
+        if kind == LITE:
+            features = efficientnet_lite0()
+        else:
+            features = getattr(torchvision.models, BACKBONES[kind])(weights=None).features
+        features = features[:layers]
     return features.to_empty(device='cpu').requires_grad_(False).eval()
 
 
 def load_convolutions(features: nn.Module, kind: str, file: str | Path, where: str) -> None:
-    """Loads convolutions from a file with torchvision's key names; half precision and ``.safetensors`` too.
+    """Loads convolutions from a file with the published key names; half precision and ``.safetensors`` too.
 
     The file may hold more than ``features`` has: further convolutions and the classifier.
 
@@ -68,11 +76,15 @@ def load_convolutions(features: nn.Module, kind: str, file: str | Path, where: s
         UserError: A missing or damaged file, or one that holds another network.
     """
     state = read_weights(file, where=where)
-    state = {key: state[f'features.{key}'] for key in features.state_dict() if f'features.{key}' in state}
+    if kind == LITE:
+        state = own_keys(state)
+    else:
+        state = {key: state[f'features.{key}'] for key in features.state_dict() if f'features.{key}' in state}
     try:
         load_into(features, state, file, where)
     except UserError:
-        raise UserError(f"{where}: {file} does not hold torchvision's {BACKBONES[kind]}; name its file.") from None
+        network = "EfficientNet-PyTorch's EfficientNet-lite0" if kind == LITE else f"torchvision's {BACKBONES[kind]}"
+        raise UserError(f'{where}: {file} does not hold {network}; name its file.') from None
 
 
 def ensure_backbone(options: Mapping, block: str) -> None:

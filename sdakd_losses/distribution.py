@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from sdakd.compat import UserError
-from sdakd_arch.backbones import CAFFE, IMAGENET, convolutions, load_convolutions, split_name
+from sdakd_arch.backbones import CAFFE, IMAGENET, LITE, convolutions, load_convolutions, split_name
+from sdakd_arch.efficientnet import INPUT
 from sdakd_arch.weights import read_weights
 from sdakd_arch.zoo import URLS, ensure_file
 
@@ -172,7 +173,7 @@ class PatchBackbone(nn.Module):
     """The convolutions of a torchvision classifier over patches; averaged over each patch's positions.
 
     Args:
-        kind: A key of ``sdakd_arch.backbones.BACKBONES``.
+        kind: A key of ``sdakd_arch.backbones.BACKBONES``, or efficientnet_lite0.
         caffe: Whether it takes BGR in 0..255 minus (104, 117, 123), as Caffe's models do, instead of torchvision's
             RGB in [0, 1], normalised by ImageNet's mean and standard deviation.
         patch: Side of a patch in pixels.
@@ -183,12 +184,23 @@ class PatchBackbone(nn.Module):
         super().__init__()
         self.kind, self.patch, self.stride = kind, patch, stride
         self.features = convolutions(kind)
-        mean, deviation = (CAFFE, (1, 1, 1)) if caffe else IMAGENET
-        unit = 1 if caffe else 255
+        if kind == LITE:
+            (mean, deviation), unit, self.taking = INPUT, 1, 'RGB in 0..255 as (value - 127) / 128'
+        elif caffe:
+            (mean, deviation), unit, self.taking = (CAFFE, (1, 1, 1)), 1, f'BGR in 0..255 minus {CAFFE}'
+        else:
+            (mean, deviation), unit, self.taking = IMAGENET, 255, "RGB normalised by ImageNet's mean and deviation"
         self.caffe = caffe
-        self.register_buffer('shift', torch.tensor(mean).view(3, 1, 1) * unit, persistent=False)
-        self.register_buffer('divisor', torch.tensor(deviation).view(3, 1, 1) * unit, persistent=False)
+        self.register_buffer('shift', torch.tensor(mean, dtype=torch.float32).view(3, 1, 1) * unit, persistent=False)
+        self.register_buffer(
+            'divisor', torch.tensor(deviation, dtype=torch.float32).view(3, 1, 1) * unit, persistent=False
+        )
         self.eval()
+
+    def normalised(self, images: np.ndarray) -> torch.Tensor:
+        """Images ``(n, 3, h, w)``, uint8 BGR, as the network takes them."""
+        images = np.ascontiguousarray(images if self.caffe else images[:, ::-1])
+        return (torch.from_numpy(images).to(self.shift.device) - self.shift) / self.divisor
 
     def patches(self, image: np.ndarray) -> np.ndarray:
         """The patches of ``(H, W, 3)`` as ``(n, 3, patch, patch)``; none if the image is smaller than one."""
@@ -199,12 +211,12 @@ class PatchBackbone(nn.Module):
 
     def forward(self, image: np.ndarray) -> np.ndarray:
         """One vector per patch, 64 patches at a time."""
-        patches = self.patches(image if self.caffe else image[..., ::-1])
+        patches = self.patches(image)
         found = []
         with torch.no_grad():
             for start in range(0, len(patches), 64):
-                batch = torch.from_numpy(np.ascontiguousarray(patches[start : start + 64])).to(self.shift.device)
-                found.append(self.features((batch - self.shift) / self.divisor).mean((2, 3)).double().cpu().numpy())
+                batch = self.normalised(patches[start : start + 64])
+                found.append(self.features(batch).mean((2, 3)).double().cpu().numpy())
         return np.concatenate(found) if found else np.empty((0, 1))
 
 
@@ -231,7 +243,7 @@ def read_backbone(spec: object, where: str) -> tuple[str, bool, str]:
 
 
 def open_backbone(spec: object, where: str) -> PatchBackbone:
-    """The network that a user names as ``squeezenet:FILE``; the file has torchvision's key names.
+    """The network that a user names as ``squeezenet:FILE``; the file has the key names of the published ones.
 
     Raises:
         UserError: Another form, an unknown kind, a missing or damaged file, or one that holds another network.
