@@ -272,6 +272,50 @@ def test_figure4_crops_are_the_networks_outputs(sample, call, tmp_path):
             np.testing.assert_array_equal(crops[f'{number}_{name}_{label}.png'], whole[place])
 
 
+def test_sheet_of_crops(sample, call, tmp_path):
+    from basicsr.utils.matlab_functions import imresize
+
+    (tmp_path / 'made').mkdir()
+    for name, image in sample.gt.items():
+        cv2.imwrite(str(tmp_path / 'made' / f'{name}.png'), 255 - image[..., ::-1])
+    data = next(path.parent for path in sample.root.rglob('gt/chelsea.png')).parent
+    models = ('bicubic', f'inverted={tmp_path / "made"}')
+    flags = ('--rows', 'motorcycle:7,9', 'chelsea', '--crop', '100', '--zoom', '3')
+    call('zoo_sheet', '-m', *models, '-d', f'{data}/gt:{data}/lq', '-o', tmp_path / 'new/a.png', *flags)
+    sheet = cv2.imread(str(tmp_path / 'new/a.png'))[..., ::-1]
+    assert sheet.shape == (20 + 2 * 320, 3 * 304 - 4, 3)
+    for number, (name, left, top) in enumerate((('motorcycle', 7, 9), ('chelsea', 158, 110))):  # of 416 x 320
+        bicubic = imresize(sample.lq[name][..., ::-1].astype(np.float32) / 255, 4)[..., ::-1].clip(0, 1) * 255
+        for column, whole in enumerate((bicubic.round(), 255 - sample.gt[name], sample.gt[name])):
+            cell = sheet[20 + 320 * number : 320 * (number + 1), 304 * column : 304 * column + 300]
+            expected = np.kron(whole[top : top + 100, left : left + 100], np.ones((3, 3, 1)))
+            np.testing.assert_array_equal(cell, expected)
+    call('zoo_sheet', '-m', *models, '-d', f'{data}/gt:{data}/lq', '-o', tmp_path / 'b.png')
+    assert cv2.imread(str(tmp_path / 'b.png')).shape == (20 + 2 * 340, 3 * 324 - 4, 3)  # two images in the set
+
+
+@pytest.mark.parametrize(
+    ('flags', 'sentence'),
+    [
+        ('--rows chelse', "--rows: gt has no image 'chelse'; did you mean chelsea"),
+        ('--rows chelsea:300,9', r'--rows: a crop of 160 pixels at 300,9 leaves chelsea \(416x320\)'),
+        ('--rows chelsea:1', "--rows: write NAME or NAME:LEFT,TOP, not 'chelsea:1'"),
+        ('--zoom 0', '--zoom: write a whole number of at least 1, not 0'),
+        ('-o sheet.jpg', '-o: the sheet is a PNG'),
+    ],
+)
+def test_mistakes_about_the_sheet(flags, sentence, sample, monkeypatch, tmp_path):
+    data = next(path.parent for path in sample.root.rglob('gt/chelsea.png')).parent
+    line = ['zoo_sheet', '-m', 'bicubic', '-d', f'gt={data}/gt:{data}/lq', '-o', str(tmp_path / 'new/a.png')]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', [*line, *flags.split(' ')])
+    monkeypatch.setattr(sys, 'path', [str(SCRIPTS), *sys.path])
+    monkeypatch.setattr(sys, 'excepthook', sys.__excepthook__)
+    with pytest.raises(UserError, match=sentence):
+        runpy.run_path(str(SCRIPTS / 'zoo_sheet.py'), run_name='__main__')
+    assert not list(tmp_path.iterdir())
+
+
 # -------------------------------------------------------- tables -----------------------------------------------------
 
 # parameters and GMACs of RRDBNet for 64x64 pixels, parameters of its U-Net discriminator
