@@ -264,7 +264,7 @@ class Plan:
                 continue
             results.write_tables(self.output, name, header, rows)
             if name == 'table_differences':  # on screen, those to the teacher say the most
-                rows = [row for row in rows if teacher is None or row[1].endswith(f' - {teacher}')]
+                rows = [row for row in rows if row[1].endswith(f' - {teacher}')] or rows
             sys.stdout.write(f'\n{title}\n'.lstrip('\n' if not title else '') + results.table(header, rows))
 
 

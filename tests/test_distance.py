@@ -327,16 +327,14 @@ def test_evaluate_measures_distances_to_truth_and_teacher(ground, files, tmp_pat
     assert 'Compared with the images of teacher' in shown and shown.count('dist-efficientnet_lite0') >= 3
 
 
-def test_distances_to_the_teacher_need_no_ground_truth(ground, files, tmp_path):
-    flags = ['--teacher', 'teacher', '--metrics', 'psnr', '--distance', f'squeezenet:{files["squeezenet"]}']
-    assert (
-        evaluate(
-            *('-m', ground / 'teacher', ground / 'student', '-d', f':{ground}/set/lq', *flags, '-o', tmp_path / 'out')
-        )
-        == 0
-    )
+def test_distances_to_the_teacher_need_no_ground_truth(ground, files, tmp_path, capsys):
+    models = (ground / 'teacher', ground / 'student', 'bicubic')
+    flags = ('--teacher', 'teacher', '--metrics', 'psnr', '--distance', f'squeezenet:{files["squeezenet"]}')
+    assert evaluate('-m', *models, '-d', f':{ground}/set/lq', *flags, '-o', tmp_path / 'out') == 0
     found = json.loads((tmp_path / 'out' / 'results.json').read_text())['evaluate']
-    assert {(s['model'], s['reference']) for s in found['scores']} == {('student', 'teacher')}
+    pairs = {(s['model'], s['reference']) for s in found['scores']}
+    assert pairs == {('student', 'teacher'), ('bicubic', 'teacher')}
+    assert 'bicubic - student' in capsys.readouterr().out  # nothing can be subtracted from the teacher's own row
 
 
 MISTAKES = [
