@@ -37,6 +37,10 @@ class ChannelMLP(nn.Sequential):
 class Connector(nn.Sequential):
     """1x1 convolution without bias, batch normalisation, ReLU: how OMGD (ICCV 2021) and DCD (arXiv 2212.14169) adapt.
 
+    It starts as published: the convolution from N(0, 0.02), the factors of the normalisation from N(1, 0.02), with the
+    standard deviation as second number, and offsets of 0. (The public code first draws N(0, sqrt(2 / n)) and then
+    overwrites it.)
+
     Args:
         in_ch: Channels of the feature map that comes in.
         out_ch: Channels that it is brought to.
@@ -46,7 +50,8 @@ class Connector(nn.Sequential):
 
     def __init__(self, in_ch: int, out_ch: int) -> None:
         super().__init__(nn.Conv2d(in_ch, out_ch, 1, bias=False), nn.BatchNorm2d(out_ch), nn.ReLU())
-        nn.init.kaiming_normal_(self[0].weight, mode='fan_out')  # N(0, sqrt(2 / n)), as DCD publishes
+        nn.init.normal_(self[0].weight, 0.0, 0.02)
+        nn.init.normal_(self[1].weight, 1.0, 0.02)
 
 
 @ARCH_REGISTRY.register()

@@ -14,19 +14,21 @@ from sdakd_arch.adapter_arch import ChannelMLP, Connector
 
 @ARCH_REGISTRY.register()
 class ImageConnectors(nn.Module):
-    """For every pair of tapped layers one connector of the student, which learns, and a fixed one of the teacher.
+    """For every pair of tapped layers one connector of the student, which learns, and one of the teacher.
 
-    DCD (arXiv 2212.14169) hands the teacher's connector to no optimiser for CycleGAN; for Pix2Pix it does, but the
-    teacher's side of the loss is detached, so that its weights stay where they began there too. What differs is batch
-    normalisation: ``normalised`` uses the statistics of the batch, as the student's does (Pix2Pix), ``fixed`` leaves it
-    at its initial ones (CycleGAN). The default is this project's: generators for super-resolution have no
-    normalisation, and features of realesr-general-x4v3 come out of a ``fixed`` connector up to 70 times larger than the
-    student's. A teacher's connector that had a gradient could make the two sides equal by making both constant; that
-    is not offered.
+    The student's normalises by the statistics of the batch. What the teacher's does is published in two ways (DCD,
+    arXiv 2212.14169), and this project adds a third:
+
+    - ``learning`` (Pix2Pix): as the student's; only its input is detached, so that it learns from the loss as well.
+    - ``fixed`` (CycleGAN): it stays as it started, and so does its normalisation, with mean 0 and variance 1.
+    - ``normalised`` (ours): its weights stay as they started, but it normalises by the statistics of the batch.
+
+    Where both sides learn, the loss has a trivial solution, two constant connectors; batch normalisation makes it hard
+    to reach, and nothing rules it out.
 
     Args:
         channels: For each student tap, by name, the numbers of channels ``(student, teacher)``.
-        teacher: ``normalised`` or ``fixed``.
+        teacher: ``learning``, ``fixed`` or ``normalised``.
         mlp: The student's feature goes through a :class:`ChannelMLP` up to the teacher's channels and then through the
             teacher's connector, instead of its own. A reading by this project of SDAKD's "modified DCD".
         hidden_ratio: Of the MLPs; see :class:`ChannelMLP`.
@@ -36,21 +38,23 @@ class ImageConnectors(nn.Module):
     def __init__(
         self,
         channels: Mapping[str, tuple[int, int]],
-        teacher: Literal['normalised', 'fixed'] = 'normalised',
+        teacher: Literal['learning', 'fixed', 'normalised'] = 'learning',
         mlp: bool = False,
         hidden_ratio: float = 1.0,
         image_channels: int = 3,
     ) -> None:
         super().__init__()
-        self.mlp = mlp
+        self.mlp, self.learning = mlp, teacher == 'learning'
         self.student, self.teacher = nn.ModuleDict(), nn.ModuleDict()
         for name, (own, other) in channels.items():
             key = self._key(name)
             self.student[key] = ChannelMLP(own, other, hidden_ratio) if mlp else Connector(own, image_channels)
             self.teacher[key] = Connector(other, image_channels)
             if teacher == 'normalised':
-                self.teacher[key][1] = nn.BatchNorm2d(image_channels, track_running_stats=False)
-        self.teacher.requires_grad_(False)
+                norm = nn.BatchNorm2d(image_channels, track_running_stats=False)
+                norm.load_state_dict(self.teacher[key][1].state_dict(), strict=False)
+                self.teacher[key][1] = norm
+        self.teacher.requires_grad_(self.learning)
         self.train()
 
     @staticmethod
@@ -58,9 +62,9 @@ class ImageConnectors(nn.Module):
         return name.replace('.', '/')  # a parameter's name may hold no dot, a module path does
 
     def train(self, mode: bool = True) -> ImageConnectors:
-        """The student's side only: batch normalisation without running statistics uses the batch's in either mode."""
+        """The sides that learn: batch normalisation without running statistics uses the batch's in either mode."""
         super().train(mode)
-        self.teacher.eval()
+        self.teacher.train(mode and self.learning)
         return self
 
     def forward(
@@ -73,12 +77,11 @@ class ImageConnectors(nn.Module):
             teacher: Those of the teacher, by the student's tap as well.
 
         Returns:
-            The student's maps, with gradient, and the teacher's, without.
+            The student's maps, with gradient, and the teacher's, with a gradient for its connector where that learns.
         """
         ours = {}
         for name, feature in student.items():
             mapped = self.student[self._key(name)](feature)
             ours[name] = self.teacher[self._key(name)](mapped) if self.mlp else mapped
-        with torch.no_grad():
-            theirs = {name: self.teacher[self._key(name)](feature) for name, feature in teacher.items()}
+        theirs = {name: self.teacher[self._key(name)](feature.detach()) for name, feature in teacher.items()}
         return ours, theirs

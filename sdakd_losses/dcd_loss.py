@@ -18,8 +18,8 @@ class DCDLoss(nn.Module):
 
         loss = loss_weight * sum over i of  mean |D(c_teacher(f_teacher,i)) - D(c_student(f_student,i))|
 
-    DCD: Hu et al., CVPR 2023, arXiv 2212.14169, with the weight 1; the teacher's side is detached. The passes through
-    connectors and discriminator are the term's.
+    DCD: Hu et al., CVPR 2023, arXiv 2212.14169, with the weight 1. The passes through connectors and discriminator are
+    the term's. Both sides may have a gradient: that of the teacher's side ends in its connector, where that learns.
 
     Args:
         loss_weight: Factor of the result.
@@ -31,4 +31,4 @@ class DCDLoss(nn.Module):
 
     def forward(self, student: Mapping[str, torch.Tensor], teacher: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Compares activations of equal shape that stand under the same key in both mappings. Returns a scalar."""
-        return self.loss_weight * sum((teacher[tap].detach() - seen).abs().mean() for tap, seen in student.items())
+        return self.loss_weight * sum((teacher[tap] - seen).abs().mean() for tap, seen in student.items())

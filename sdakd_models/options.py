@@ -84,9 +84,12 @@ class DCD(Struct):
     discriminator: Annotated[str, Meta(description='Entry of `discriminators` that looks at the maps.')] = 'teacher'
     discriminator_layer: Annotated[str, Meta(description='Where the maps are compared in it, a tap.')] = 'conv9:input'
     teacher_connector: Annotated[
-        Literal['normalised', 'fixed'],
-        Meta(description="Batch normalisation of the teacher's connector: with the batch's values, or at its start."),
-    ] = 'normalised'
+        Literal['learning', 'fixed', 'normalised'],
+        Meta(
+            description="The teacher's connector: learns as the student's, stays at its start, or stays but for a "
+            'normalisation by the batch.'
+        ),
+    ] = 'learning'
     mlp: Annotated[
         bool, Meta(description="An MLP and the teacher's connector in place of the student's: modified DCD.")
     ] = False

@@ -30,8 +30,9 @@ def test_the_loss_is_its_formula():
     loss = DCDLoss(loss_weight=0.3)
     assert loss(student, teacher).item() == pytest.approx(0.3 * wanted, rel=1e-12)
     assert loss(teacher, teacher).item() == 0
-    loss(student, teacher).backward()
-    assert all(tensor.grad is None for tensor in teacher.values())
+    loss(student, teacher).backward()  # of either side: who is detached is decided by the connectors
+    for name in shapes:
+        torch.testing.assert_close(teacher[name].grad, -student[name].grad)
     assert torch.autograd.gradcheck(lambda a, b: loss({'a': a, 'b': b}, teacher), tuple(student.values()))
 
 
@@ -45,8 +46,9 @@ def normalised(values):
     return [(value - mean) / math.sqrt(variance + 1e-5) for value in values]
 
 
-def connected(feature, weight, batch):
+def connected(feature, connector, batch):
     """1x1 convolution, batch normalisation (of the batch, or with mean 0 and variance 1), ReLU; element by element."""
+    weight, gains = connector[0].weight.detach(), connector[1].weight.tolist()
     n, _, h, w = feature.shape
     out = torch.empty(n, len(weight), h, w, dtype=torch.float64)
     places = [(i, y, x) for i in range(n) for y in range(h) for x in range(w)]
@@ -56,25 +58,41 @@ def connected(feature, weight, batch):
         ]
         values = normalised(values) if batch else [value / math.sqrt(1 + 1e-5) for value in values]
         for (i, y, x), value in zip(places, values, strict=True):
-            out[i, channel, y, x] = max(value, 0.0)
+            out[i, channel, y, x] = max(gains[channel] * value, 0.0)
     return out
 
 
-@pytest.mark.parametrize('kind', ['normalised', 'fixed'])
+KINDS = ['learning', 'fixed', 'normalised']
+
+
+@pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('mlp', [False, True])
 def test_connectors_are_their_formula(kind, mlp):
     bank = ImageConnectors({'body.3': (2, 5)}, teacher=kind, mlp=mlp).double()
     student, teacher = torch.randn(2, 2, 3, 4, dtype=torch.float64), torch.randn(2, 5, 3, 4, dtype=torch.float64)
     ours, theirs = bank({'body.3': student}, {'body.3': teacher})
-    its = bank.teacher['body/3'][0].weight.detach()
-    wanted = connected(teacher, its, kind == 'normalised')
-    torch.testing.assert_close(theirs['body.3'], wanted)
+    its = bank.teacher['body/3']
+    wanted = connected(teacher, its, kind != 'fixed')
+    torch.testing.assert_close(theirs['body.3'].detach(), wanted)
     if mlp:
         raised = copy.deepcopy(bank.student['body/3'])(student).detach()
-        wanted = connected(raised, its, kind == 'normalised')
+        wanted = connected(raised, its, kind != 'fixed')
     else:
-        wanted = connected(student, bank.student['body/3'][0].weight.detach(), True)
+        wanted = connected(student, bank.student['body/3'], True)
     torch.testing.assert_close(ours['body.3'].detach(), wanted)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_connectors_start_as_published(kind):
+    """Convolutions from N(0, 0.02) and factors of the normalisation from N(1, 0.02), on both sides."""
+    bank = ImageConnectors({f't{n}': (64, 64) for n in range(200)}, kind)
+    for side in (bank.student, bank.teacher):
+        weights = torch.cat([connector[0].weight.flatten() for connector in side.values()])
+        factors = torch.cat([connector[1].weight for connector in side.values()])
+        for values, mean in ((weights, 0), (factors, 1)):  # four standard errors
+            assert abs(values.mean().item() - mean) < 4 * 0.02 / len(values) ** 0.5
+            assert abs(values.std().item() / 0.02 - 1) < 4 / (2 * len(values)) ** 0.5
+        assert all(connector[0].bias is None and not connector[1].bias.any() for connector in side.values())
 
 
 @pytest.mark.parametrize('kind', ['normalised', 'fixed'])
@@ -93,13 +111,37 @@ def test_the_teachers_connector_never_moves(kind, mlp):
     assert moved and all(key.startswith('student.') for key in moved)
 
 
+@pytest.mark.parametrize('mlp', [False, True])
+def test_a_teachers_connector_learns_and_its_input_is_detached(mlp):
+    bank = ImageConnectors({'a': (2, 5)}, 'learning', mlp).double()
+    connector = bank.teacher['a']
+    student, teacher = (torch.randn(2, c, 3, 4, dtype=torch.float64, requires_grad=True) for c in (2, 5))
+    target = torch.randn(2, 3, 3, 4, dtype=torch.float64)
+
+    def loss(*parameters):
+        named = dict(zip(('0.weight', '1.weight', '1.bias'), parameters, strict=True))
+        both = torch.func.functional_call(bank, {f'teacher.a.{key}': value for key, value in named.items()},
+                                          ({'a': student}, {'a': teacher}))  # fmt: skip
+        return ((both[1]['a'] - target) ** 2).sum()
+
+    assert torch.autograd.gradcheck(loss, tuple(connector.parameters()))
+    loss(*connector.parameters()).backward()
+    assert teacher.grad is None and all(parameter.grad.abs().sum() > 0 for parameter in connector.parameters())
+    ours, theirs = bank({'a': student}, {'a': teacher})
+    (ours['a'] - theirs['a']).abs().sum().backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+    torch.optim.Adam(bank.parameters(), lr=0.1).step()
+    assert bank.training and connector.training
+    assert not bank.eval().teacher['a'].training
+
+
 def test_student_connectors_pass_the_gradient_to_the_features():
     bank = ImageConnectors({'a': (2, 3)}, mlp=True).double()
     student, teacher = (torch.randn(1, c, 3, 3, dtype=torch.float64, requires_grad=True) for c in (2, 3))
     assert torch.autograd.gradcheck(lambda f: bank({'a': f}, {'a': teacher})[0]['a'], (student,))
 
 
-@pytest.mark.parametrize('kind', ['normalised', 'fixed'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_through_the_mlp_linearly_related_features_cost_nothing(kind):
     """MLP(f) = A relu(f) - A relu(-f) = A f is the teacher's feature, and both sides take the same connector."""
     bank = ImageConnectors({'a': (3, 6)}, teacher=kind, mlp=True).double()
@@ -211,12 +253,12 @@ def test_a_step_is_the_formula(world, parse, options, mlp):
     wanted = 0.0
     for tap in TAPS:
         key = tap.replace('.', '/')
-        its = bank.teacher[key][0].weight
+        its = bank.teacher[key]
         theirs = connected(features['teacher', tap], its, True)
         if mlp:
             ours = connected(bank.student[key](features['student', tap]).detach(), its, True)
         else:
-            ours = connected(features['student', tap], bank.student[key][0].weight, True)
+            ours = connected(features['student', tap], bank.student[key], True)
         wanted += (penultimate(judge, ours) - penultimate(judge, theirs)).abs().mean().item()
     log = run(model, data, 3, 3)
     assert log['l_g_dcd'] == pytest.approx(0.5 * wanted, rel=1e-4)
@@ -225,15 +267,17 @@ def test_a_step_is_the_formula(world, parse, options, mlp):
 
 REGIMES = {
     'online': {'fake': ['teacher']},
+    'cotrained': {'fake': ['teacher', 'student']},
     'updated': {'fake': ['teacher', 'student'], 'weights': 'd.pth'},
     'frozen': {'learns': False, 'weights': 'd.pth'},
 }
 
 
+@pytest.mark.parametrize('kind', ['learning', 'normalised'])
 @pytest.mark.parametrize('mlp', [False, True])
 @pytest.mark.parametrize('regime', list(REGIMES))
-def test_who_moves(world, parse, options, regime, mlp):
-    options['train']['dcd_opt']['mlp'] = mlp
+def test_who_moves(world, parse, options, regime, mlp, kind):
+    options['train']['dcd_opt'] |= {'mlp': mlp, 'teacher_connector': kind}
     options['discriminators']['teacher'] |= REGIMES[regime]
     model = start(world, parse, options)
     data = batches(6)
@@ -247,8 +291,9 @@ def test_who_moves(world, parse, options, regime, mlp):
     run(model, data, 3, 3)
     found = {name: moved(before[name], network) for name, network in networks.items()}
     assert found['student'] == set(before['student']) and found['teacher'] == set()
-    learned = {name for name, _ in bank.student.named_parameters(prefix='student')}
-    assert learned <= found['connectors'] and all(key.startswith('student.') for key in found['connectors'])
+    sides = ('student.', 'teacher.') if kind == 'learning' else ('student.',)
+    learned = {name for name, _ in bank.named_parameters() if name.startswith(sides)}
+    assert learned <= found['connectors'] and all(key.startswith(sides) for key in found['connectors'])
     assert found['judge'] == (set() if regime == 'frozen' else set(before['judge']))
 
 

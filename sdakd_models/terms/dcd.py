@@ -49,9 +49,9 @@ class DCDTerm(Term):
         )
         # it only looks: no gradient of its own, and in evaluation mode the vectors of spectral norm stay
         self.judge.requires_grad_(False).eval()
-        with torch.no_grad():
-            targets = {own: self._seen(context, image) for own, image in theirs.items()}
-        return {'dcd': self.loss({own: self._seen(context, image) for own, image in ours.items()}, targets)}
+        # a teacher's map has a gradient only where its connector learns
+        seen = [{own: self._seen(context, image) for own, image in maps.items()} for maps in (ours, theirs)]
+        return {'dcd': self.loss(*seen)}
 
     def _seen(self, context: Context, image: torch.Tensor) -> torch.Tensor:
         with self.taps:
