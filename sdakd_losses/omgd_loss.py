@@ -10,18 +10,21 @@ from torch import nn
 from torch.nn import functional as F
 
 WINDOW, SIGMA = 11, 1.5  # the window of SSIM, in pixels
-K1, K2 = 0.01, 0.03
+C1, C2 = 0.01**2, 0.03**2
 
 
-def ssim(one: torch.Tensor, other: torch.Tensor, peak: float = 1.0) -> torch.Tensor:
-    """Structural similarity of Wang et al. (2004), equations 13 to 16, differentiable; 1 for equal images.
+def ssim(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Structural similarity of Wang et al. (2004), equations 13 to 16, as OMGD computes it; 1 for equal images::
 
-    Means, variances and covariance under a Gaussian window of 11x11 pixels with standard deviation 1.5, at every
-    position where the window lies inside the image; the mean over positions, channels and images.
+        SSIM = mean of  (2 m n + C1) (2 c + C2) / ((m^2 + n^2 + C1) (v + w + C2)),   C1 = 0.01^2, C2 = 0.03^2
+
+    with means m and n, variances v and w and covariance c of the two images under a Gaussian window of 11x11 pixels
+    with standard deviation 1.5, centred at every pixel. Beyond the border both images are continued by zeros. The mean
+    goes over pixels, channels and images.
 
     Args:
-        one, other: ``(N, C, H, W)``, at least 11 pixels high and wide.
-        peak: The range of the values, from black to white.
+        one, other: ``(N, C, H, W)``; OMGD's are in [-1, 1], where 0 is grey. Its constants are nevertheless those of a
+            range of values of 1.
 
     Returns:
         A scalar.
@@ -32,15 +35,15 @@ def ssim(one: torch.Tensor, other: torch.Tensor, peak: float = 1.0) -> torch.Ten
     weights = (weights / weights.sum()).expand(channels, 1, 1, WINDOW)
 
     def blur(image: torch.Tensor) -> torch.Tensor:  # a Gaussian is separable: rows, then columns
-        return F.conv2d(F.conv2d(image, weights, groups=channels), weights.transpose(2, 3), groups=channels)
+        rows = F.conv2d(image, weights, padding=(0, WINDOW // 2), groups=channels)
+        return F.conv2d(rows, weights.transpose(2, 3), padding=(WINDOW // 2, 0), groups=channels)
 
     mean, other_mean = blur(one), blur(other)
     variance = blur(one * one) - mean * mean
     other_variance = blur(other * other) - other_mean * other_mean
     covariance = blur(one * other) - mean * other_mean
-    c1, c2 = (K1 * peak) ** 2, (K2 * peak) ** 2
-    luminance = (2 * mean * other_mean + c1) / (mean * mean + other_mean * other_mean + c1)
-    structure = (2 * covariance + c2) / (variance + other_variance + c2)
+    luminance = (2 * mean * other_mean + C1) / (mean * mean + other_mean * other_mean + C1)
+    structure = (2 * covariance + C2) / (variance + other_variance + C2)
     return (luminance * structure).mean()
 
 
@@ -74,11 +77,12 @@ class OMGDLoss(nn.Module):
         loss_weight * (ssim_weight * (1 - SSIM(S, T)) + tv_weight * TV(S) + channel_weight * sum over taps t of
                        mean over channels of (mean over positions of A(s_t) - mean over positions of f_t)^2)
 
-    with the student's image ``S``, the teacher's ``T``, their feature maps ``s_t`` and ``f_t``, and the adapter ``A``
-    (1x1 convolution without bias, batch normalisation, ReLU). Weights as published (Ren et al., "Online Multi-
-    Granularity Distillation for GAN Compression", ICCV 2021); for ``channel_weight`` there are two, 10 for U-Nets and
-    500 for residual generators. The style and feature parts, against the teacher's image too, are the term
-    ``imitation``. With several teachers the whole objective is summed over them, total variation included.
+    with the student's image ``S`` and the teacher's ``T``, both in [-1, 1], their feature maps ``s_t`` and ``f_t``, and
+    the adapter ``A`` (1x1 convolution without bias, batch normalisation, ReLU). Weights as published (Ren et al.,
+    "Online Multi-Granularity Distillation for GAN Compression", ICCV 2021); for ``channel_weight`` there are two, 10
+    for U-Nets and 500 for residual generators. The style and feature parts, against the teacher's image too, are the
+    term ``imitation``. With several teachers the objective is summed over them, total variation included; the channel
+    part is published for the wider teacher only.
 
     Args:
         ssim_weight, tv_weight, channel_weight: Factors of the parts.
@@ -105,11 +109,12 @@ class OMGDLoss(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Compares images ``(N, C, H, W)`` in [0, 1], and adapted student features with a teacher's, by tap.
 
-        What belongs to the teacher is detached. Returns weighted scalars: ``ssim``, ``tv`` and, where there are
-        features, ``channel``.
+        Images are brought to OMGD's range here. What belongs to the teacher is detached. Returns weighted scalars:
+        ``ssim``, ``tv`` and, where there are features, ``channel``.
         """
+        student, teacher = 2 * student - 1, 2 * teacher.detach() - 1
         parts = {
-            'ssim': self.ssim_weight * (1 - ssim(student, teacher.detach())),
+            'ssim': self.ssim_weight * (1 - ssim(student, teacher)),
             'tv': self.tv_weight * total_variation(student),
         }
         if adapted:

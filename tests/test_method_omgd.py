@@ -5,6 +5,7 @@ import math
 import re
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from basicsr.archs.rrdbnet_arch import RRDBNet
@@ -20,13 +21,20 @@ from sdakd_models.terms.omgd import tap_widths
 # ---------------------------------------------------------------------------------------------------- structure (SSIM)
 
 
-def ssim_by_hand(one, other, peak=1.0):
+def with_border(rows):
+    """Five zeros on every side of a nested list."""
+    width = len(rows[0]) + 10
+    return [[0.0] * width] * 5 + [[0.0] * 5 + row + [0.0] * 5 for row in rows] + [[0.0] * width] * 5
+
+
+def ssim_by_hand(one, other):
     """Wang et al. (2004), window by window and pixel by pixel, on nested lists of double precision."""
     weights = [[math.exp(-((i - 5) ** 2 + (j - 5) ** 2) / (2 * 1.5**2)) for j in range(11)] for i in range(11)]
     total = math.fsum(math.fsum(row) for row in weights)
-    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    c1, c2 = 0.0001, 0.0009
     values = []
     for a, b in ((x, y) for m, n in zip(one.tolist(), other.tolist(), strict=True) for x, y in zip(m, n, strict=True)):
+        a, b = with_border(a), with_border(b)
         for top in range(len(a) - 10):
             for left in range(len(a[0]) - 10):
                 window = [
@@ -44,23 +52,26 @@ def ssim_by_hand(one, other, peak=1.0):
     return math.fsum(values) / len(values)
 
 
-@pytest.mark.parametrize('peak', [1.0, 2.0])
-def test_ssim_is_the_formula(peak):
-    one = torch.rand(2, 3, 13, 12, dtype=torch.float64)
-    other = 0.6 * one + 0.4 * torch.rand_like(one)
-    assert ssim(one, other, peak).item() == pytest.approx(ssim_by_hand(one, other, peak), rel=1e-12)
+@pytest.mark.parametrize('size', [(13, 12), (3, 5)])  # the second is smaller than the window
+def test_ssim_is_the_formula(size):
+    one = 2 * torch.rand(2, 3, *size, dtype=torch.float64) - 1
+    other = 0.6 * one + 0.8 * torch.rand_like(one) - 0.4
+    assert ssim(one, other).item() == pytest.approx(ssim_by_hand(one, other), rel=1e-12)
 
 
 def test_ssim_is_scikit_images_on_photographs(photographs):
     from skimage.metrics import structural_similarity
 
-    one, other = (photographs[name] / 255 for name in ('astronaut', 'coffee'))
+    one, other = (photographs[name] / 127.5 - 1 for name in ('astronaut', 'coffee'))
     other = 0.7 * one + 0.3 * other
     options = {'gaussian_weights': True, 'sigma': 1.5, 'use_sample_covariance': False, 'data_range': 1.0}
-    _, values = structural_similarity(one, other, channel_axis=2, full=True, **options)
+    framed = [np.pad(image, ((10, 10), (10, 10), (0, 0))) for image in (one, other)]
+    _, values = structural_similarity(*framed, channel_axis=2, full=True, **options)
     tensors = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in (one, other)]
-    assert ssim(*tensors).item() == pytest.approx(values[5:-5, 5:-5].mean(), rel=1e-9)
-    assert ssim(*(tensor.float() for tensor in tensors)).item() == pytest.approx(values[5:-5, 5:-5].mean(), abs=1e-5)
+    assert ssim(*tensors).item() == pytest.approx(values[10:-10, 10:-10].mean(), rel=1e-9)
+    assert ssim(*(tensor.float() for tensor in tensors)).item() == pytest.approx(
+        values[10:-10, 10:-10].mean(), abs=1e-5
+    )
 
 
 def test_ssim_of_an_image_with_itself_is_one_and_with_another_less(photo):
@@ -129,7 +140,11 @@ def test_connector_is_convolution_without_bias_normalisation_and_relu():
     connector, feature = Connector(3, 5), torch.randn(4, 3, 6, 6)
     hidden = torch.einsum('oi,nihw->nohw', connector[0].weight[..., 0, 0], feature)
     mean, variance = hidden.mean((0, 2, 3), keepdim=True), hidden.var((0, 2, 3), unbiased=False, keepdim=True)
-    torch.testing.assert_close(connector(feature), ((hidden - mean) / (variance + 1e-5).sqrt()).clamp(min=0))
+    with torch.no_grad():
+        connector[1].bias.normal_()
+    hidden = (hidden - mean) / (variance + 1e-5).sqrt()
+    wanted = torch.einsum('o,nohw->nohw', connector[1].weight, hidden) + connector[1].bias[:, None, None]
+    torch.testing.assert_close(connector(feature), wanted.clamp(min=0))
     assert {name for name, _ in connector.named_parameters()} == {'0.weight', '1.weight', '1.bias'}
     bank = AdapterBank({'a/body.1': (3, 5)}, hidden_ratio=None)
     assert {name: tuple(f.shape) for name, f in bank({'a/body.1': feature}).items()} == {'a/body.1': (4, 5, 6, 6)}
@@ -147,8 +162,8 @@ def test_parts_have_their_weights_and_defaults_are_the_published():
     student, teacher = images()
     ours, theirs = maps((1, 3, 4, 4)), maps((1, 3, 4, 4))
     published = OMGDLoss()(student, teacher, ours, theirs)
-    assert published['ssim'].item() == pytest.approx(10 * (1 - ssim(student, teacher).item()))
-    assert published['tv'].item() == pytest.approx(1e-5 * total_variation(student).item())
+    assert published['ssim'].item() == pytest.approx(10 * (1 - ssim_by_hand(2 * student - 1, 2 * teacher - 1)))
+    assert published['tv'].item() == pytest.approx(2e-5 * total_variation(student).item())  # twice, in [-1, 1]
     assert published['channel'].item() == pytest.approx(10 * channel_distance(ours, theirs).item())
     other = OMGDLoss(ssim_weight=1, tv_weight=2e-5, channel_weight=500, loss_weight=0.1)(student, teacher, ours, theirs)
     factors = {name: other[name].item() / published[name].item() for name in published}
@@ -319,7 +334,7 @@ def test_student_and_adapters_learn_and_teachers_rest(world, parse, two):
 
 
 def test_first_step_is_adam_on_the_sum_over_both_teachers(world, parse, two):
-    """One step of stage 2 against the formula, with plain torch."""
+    """One step of stage 2 against the formula, with plain torch; SSIM has tests of its own."""
     two['train']['omgd_opt'] |= {'ssim_weight': 2.0, 'tv_weight': 1e-3, 'channel_weight': 0.5}
     two['train']['stages']['distillation']['warmup_iter'] = 0
     model = build_model(parse(world.write(two), world.root))
@@ -351,7 +366,7 @@ def test_first_step_is_adam_on_the_sum_over_both_teachers(world, parse, two):
         with torch.no_grad():
             target, its = shots(net, taps)
         differences = (image[..., 1:] - image[..., :-1]).abs().sum() + (image[:, :, 1:] - image[:, :, :-1]).abs().sum()
-        loss = loss + 2 * (1 - ssim(image, target)) + 1e-3 * differences / 2
+        loss = loss + 2 * (1 - ssim(2 * image - 1, 2 * target - 1)) + 1e-3 * 2 * differences / 2
         for tap, ours, theirs in zip(own, mine, its, strict=True):
             conv, norm, _ = expected.adapters[f'{name}/{tap.replace(".", "/")}']
             hidden = torch.einsum('oi,nihw->nohw', conv.weight[..., 0, 0], ours)
@@ -456,7 +471,11 @@ def test_mistakes_are_named(world, parse, two, change, sentence):
     assert not (world.root / 'root').exists()
 
 
-def test_a_crop_smaller_than_the_window_of_ssim_is_refused(world, parse, two):
+def test_a_crop_smaller_than_the_window_of_ssim_is_taken(world, parse, two):
     two['datasets']['train']['gt_size'] = 8
-    with pytest.raises(UserError, match=r'datasets:train:gt_size: the crop of 8 is smaller than the window of SSIM'):
-        parse(world.write(two), world.root / 'root')
+    model = build_model(parse(world.write(two), world.root))
+    gt = torch.rand(2, 3, 8, 8)
+    model.update_learning_rate(4)
+    model.feed_data({'gt': gt, 'lq': nn.functional.avg_pool2d(gt, 4)})
+    model.optimize_parameters(4)
+    assert 0 < model.get_current_log()['l_g_ssim'] <= 20

@@ -11,8 +11,7 @@ from torch import nn
 from sdakd.compat import UserError, near
 from sdakd_arch.adapter_arch import AdapterBank
 from sdakd_arch.taps import FeatureTaps, default_taps
-from sdakd_arch.width import example_inputs, scale_of
-from sdakd_losses.omgd_loss import WINDOW
+from sdakd_arch.width import example_inputs
 from sdakd_models.options import OMGD, typed
 from sdakd_models.terms.base import Context, Term, register_term
 
@@ -84,22 +83,6 @@ class OMGDTerm(Term):
     ) -> None:
         for name, layers in read_omgd(options).items():
             tap_widths(student, teachers[name], layers, name)
-
-    @classmethod
-    def check_crop(
-        cls,
-        options: Mapping,
-        size: int,
-        student: nn.Module,
-        teachers: Mapping[str, nn.Module],
-        discriminators: Mapping[str, nn.Module],
-    ) -> None:
-        side = size * scale_of(student, 'network_g')
-        if side < WINDOW:
-            raise UserError(
-                f'datasets:train:gt_size: the crop of {side} is smaller than the window of SSIM, which '
-                f'{cls.option} compares with; write at least {WINDOW}.'
-            )
 
 
 def read_omgd(options: Mapping) -> dict[str, list[str] | dict[str, str] | None]:
