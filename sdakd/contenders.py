@@ -65,9 +65,22 @@ class NetworkContender(Contender):
         scale: The factor of all sets; None where they have several, for which only a network for faces will do.
         device: Where it runs; an ONNX graph runs where ONNX Runtime puts it.
         tile: Side of a tile in input pixels, 0 for the whole image, None to decide by the image's size.
+        noise: What GCFSR adds: ``none``; ``fixed``, which depends on nothing but the image's name and is the same for
+            all networks of a size; or ``random``, which differs between rows, factors and seeds.
+        seed: Of random noise.
     """
 
-    def __init__(self, name: str, source: str, path: str, scale: int | None, device: str, tile: int | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: str,
+        path: str,
+        scale: int | None,
+        device: str,
+        tile: int | None,
+        noise: str = 'none',
+        seed: int = 0,
+    ) -> None:
         from sdakd.networks import OnnxNetwork, open_network
 
         super().__init__(name, source)
@@ -90,6 +103,7 @@ class NetworkContender(Contender):
         self.parameters, self.macs = opened.cost() or (None, None)
         self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         self.module, self.device, self.tile = opened.module.to(device), device, tile
+        self.noise, self.seed = noise, seed
 
     def check(self, sets: Iterable[TestSet]) -> None:
         """Sees by the headers that a network for faces gets faces of its size, reduced by a factor that it can take.
@@ -128,8 +142,9 @@ class NetworkContender(Contender):
         lq = img2tensor(sample.lq.astype(np.float32) / 255)[None].to(self.device)
         try:
             with torch.no_grad():
-                large = self.module(lq) if self.faces else run_tiled(self.module, lq, testset.scale, tile, OVERLAP)
-                return tensor2img([large])
+                if self.faces:
+                    return tensor2img([self.module(lq, self._noise(image, testset.scale))])
+                return tensor2img([run_tiled(self.module, lq, testset.scale, tile, OVERLAP)])
         except torch.OutOfMemoryError:
             if self.faces:
                 raise UserError(
@@ -139,6 +154,12 @@ class NetworkContender(Contender):
                 f'-t: {self.name} finds too little memory on {self.device} for {image} ({lq.shape[3]}x{lq.shape[2]}); '
                 f'give smaller tiles, for example -t {max(32, (tile or max(lq.shape[2:])) // 2)}.'
             ) from None
+
+    def _noise(self, image: str, scale: int) -> list[torch.Tensor] | None:
+        if self.noise == 'none':
+            return None
+        facts = () if self.noise == 'fixed' else (self.seed, self.name, scale)
+        return self.module.generator.noise_of(os.path.basename(image), *facts)
 
 
 class FolderContender(Contender):
@@ -201,16 +222,19 @@ def _long_name(path: str) -> str:
     return f'{(parent.parent if parent.name == "models" else parent).name}_{_base_name(path)}'
 
 
-def open_contenders(sources: Iterable[str], scale: int | None, device: str, tile: int | None) -> list[Contender]:
+def open_contenders(
+    sources: Iterable[str], scale: int | None, device: str, tile: int | None, noise: str = 'none', seed: int = 0
+) -> list[Contender]:
     """Opens what ``-m`` names, each with ``NAME=`` in front where wanted.
 
     Args:
         sources: Of ``-m``.
         scale: The factor of all sets, None where they have several.
-        device, tile: As for :class:`NetworkContender`.
+        device, tile, noise, seed: As for :class:`NetworkContender`.
 
     Raises:
-        UserError: A file is no generator, enlarges by another factor, or two rows would have the same name.
+        UserError: A file is no generator, enlarges by another factor, two rows would have the same name, or there is
+            noise for GCFSR and no GCFSR.
     """
     given = [(*split_name(source), source) for source in sources]
     names = [name or _base_name(path) for name, path, _ in given]
@@ -231,8 +255,10 @@ def open_contenders(sources: Iterable[str], scale: int | None, device: str, tile
                 raise UserError(f'-m: {path} holds images of one factor, but --scale gives several; give one.')
             contenders.append(FolderContender(name, source, path))
         else:
-            contenders.append(NetworkContender(name, source, path, scale, device, tile))
+            contenders.append(NetworkContender(name, source, path, scale, device, tile, noise, seed))
             sys.stderr.write(f'{name}: {_network_line(contenders[-1])}\n')
+    if noise != 'none' and not any(getattr(contender, 'faces', False) for contender in contenders):
+        raise UserError(f'--noise: only GCFSR adds {noise} noise, and no model is one; leave it out.')
     return contenders
 
 

@@ -63,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('-t', '--tile', type=_whole('-t'), help='side of a tile in input pixels, 0 for none (default: 384 for inputs '
         'of more than 512x512 pixels)')  # fmt: skip
     add('--device', help='cpu, cuda, cuda:1, ... (default: cuda where there is one)')
-    add('--seed', type=_whole('--seed'), default=0, help='of the bootstrap (default: 0)')
+    add('--noise', choices=('none', 'random', 'fixed'), default='none', help='noise that GCFSR adds: random, as in '
+        'its own validation, or fixed, the same for every network (default: none)')  # fmt: skip
+    add('--seed', type=_whole('--seed'), default=0, help='of the bootstrap and of random noise (default: 0)')
     add('--no_images', action='store_true', help='do not save the enlarged images (sdakd report shows them)')
 
 
@@ -220,6 +222,7 @@ class Plan:
             'version': __version__,
             'scale': self.scale,
             'seed': args.seed,
+            'noise': args.noise,
             'device': args.device,
             'torch': torch.__version__,
             'date': datetime.datetime.now().isoformat(timespec='seconds'),
@@ -315,7 +318,8 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
     if len(set(scales)) < len(scales):
         raise UserError(f'--scale: {" ".join(map(str, scales))} names a factor twice; give each once.')
     sets = [open_sets(args.data, scale) for scale in scales]
-    contenders = open_contenders(args.models, scales[0] if len(scales) == 1 else None, args.device, args.tile)
+    scale = scales[0] if len(scales) == 1 else None
+    contenders = open_contenders(args.models, scale, args.device, args.tile, args.noise, args.seed)
     for of_factor in sets:
         for contender in contenders:
             contender.check(of_factor)

@@ -91,8 +91,8 @@ class OnnxNetwork(nn.Module):
 class FaceNetwork(nn.Module):
     """GCFSR, called as any other generator: enlarges square images to faces of one size.
 
-    The input is resized as :func:`sdakd_models.face_dataset.degrade` does, by MATLAB's bicubic interpolation, and no
-    noise is added, so that equal inputs give equal faces.
+    The input is resized as :func:`sdakd_models.face_dataset.degrade` does, by MATLAB's bicubic interpolation, and
+    rounded to 8 bits. Without noise, equal inputs give equal faces.
 
     Args:
         generator: GCFSR or GCFSRBlind.
@@ -118,13 +118,17 @@ class FaceNetwork(nn.Module):
         return None
 
     def resize(self, image: torch.Tensor) -> torch.Tensor:
-        """``(N, 3, h, h)`` at the size of the faces, clipped to [0, 1]."""
-        from sdakd_models.face_dataset import resize
+        """``(N, 3, h, h)`` at the size of the faces, of 8-bit levels in [0, 1]."""
+        from sdakd_models.face_dataset import resize, rounded
 
-        return resize(image.float(), self.out_size).clamp(0, 1).to(image)
+        return rounded(resize(image.float(), self.out_size)).to(image)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, noise: list[torch.Tensor] | None = None) -> torch.Tensor:
         """Maps ``(N, 3, h, h)`` to ``(N, 3, out_size, out_size)``, both RGB in [0, 1], the output not clipped.
+
+        Args:
+            image: The small faces.
+            noise: As for :class:`sdakd_arch.gcfsr_arch.GCFSR`; None adds none.
 
         Raises:
             RuntimeError: Images that are not square, too small, or larger than the faces.
@@ -134,7 +138,7 @@ class FaceNetwork(nn.Module):
         factor = self.factor or self.out_size / image.shape[-1]
         large = self.resize(image)
         in_size = large.new_full((len(large), 1), 16 * factor / self.out_size)
-        return (self.generator(2 * large - 1, in_size) + 1) / 2
+        return (self.generator(2 * large - 1, in_size, noise) + 1) / 2
 
 
 def read_metadata(path: Path) -> dict:

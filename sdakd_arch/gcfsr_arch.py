@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -138,11 +139,26 @@ class GCFSR(nn.Module):
             Tensors ``(batch, 1, size, size)`` of sizes 16, 32, 32, 64, 64, ..., ``out_size``, ``out_size``.
         """
         like = self.final_linear.weight
+        return self._draw(batch, like.device, like.dtype, generator)
+
+    def _draw(
+        self, batch: int, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator | None
+    ) -> list[torch.Tensor]:
         sizes = [START << (index + 1) // 2 for index in range(1 + len(self.style_convs))]
-        return [
-            torch.randn(batch, 1, size, size, generator=generator, device=like.device, dtype=like.dtype)
-            for size in sizes
-        ]
+        return [torch.randn(batch, 1, size, size, generator=generator, device=device, dtype=dtype) for size in sizes]
+
+    def noise_of(self, *facts: object) -> list[torch.Tensor]:
+        """Noise for one image that depends on nothing but ``facts``, such as its name: the same on every device.
+
+        Args:
+            facts: What :func:`repr` writes alike in every run, texts and numbers.
+
+        Returns:
+            As :meth:`make_noise` for a batch of 1; equal for all networks of this ``out_size``.
+        """
+        seed = hashlib.sha256(repr(facts).encode()).digest()[:8]
+        generator = torch.Generator().manual_seed(int.from_bytes(seed, 'big'))
+        return [noise.to(self.final_linear.weight) for noise in self._draw(1, 'cpu', torch.float32, generator)]
 
     def _noises(self, noise: str | Sequence[torch.Tensor] | None, batch: int) -> Sequence[torch.Tensor | None]:
         count = 1 + len(self.style_convs)

@@ -8,6 +8,7 @@ from torch import nn
 
 from sdakd.compat import UserError
 
+NOISES = ('none', 'random', 'fixed')
 MODEL, DATASET = 'SDAKDGCFSRModel', 'FaceDataset'
 NETWORKS = ('GCFSR', 'GCFSRBlind')
 
@@ -16,9 +17,14 @@ def check_faces(opt: Mapping) -> None:
     """What the option file says by itself.
 
     Raises:
-        UserError: GCFSR's model with other data sets, or its data set with another model.
+        UserError: GCFSR's model with other data sets, its data set with another model, or a wrong ``val:noise``.
     """
     faces = opt['model_type'] == MODEL
+    noise = (opt.get('val') or {}).get('noise') or 'none'
+    if noise not in NOISES:
+        raise UserError(f'val:noise: write none, random or fixed, not {noise!r}.')
+    if noise != 'none' and not faces:
+        raise UserError(f'val:noise: the generators of {opt["model_type"]} take no noise; leave it out.')
     for phase, dataset in opt['datasets'].items():
         kind = dataset.get('type')
         if (kind == DATASET) != faces and kind is not None:

@@ -46,19 +46,29 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     return matrix @ images @ matrix.T
 
 
-def degrade(image: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """MATLAB's bicubic downscaling, rounded to 8 bits, and back to the size.
+def rounded(image: torch.Tensor) -> torch.Tensor:
+    """The nearest 8-bit levels, in [0, 1]."""
+    return (image.clamp(0, 1) * 255).round() / 255
+
+
+def degrade(image: np.ndarray, factor: int, train: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """MATLAB's bicubic downscaling, and back to the size.
+
+    As in GCFSR's code: the large image is rounded to 8 bits, and in validation, where the small one is a file, that one
+    before it.
 
     Args:
         image: float32 ``(size, size, 3)`` in [0, 1].
         factor: Divides ``size``.
+        train: Whether it is made for training: then the small image is neither rounded nor clipped.
 
     Returns:
-        The small image, of 8-bit levels, and the same at the old size; both float32 in [0, 1].
+        The small image and the same at the old size, float32; those that are rounded are in [0, 1].
     """
     planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
-    small = (resize(planes, len(image) // factor).clamp_(0, 1) * 255).round_() / 255
-    large = resize(small, len(image)).clamp(0, 1)
+    small = resize(planes, len(image) // factor)
+    small = small if train else rounded(small)
+    large = rounded(resize(small, len(image)))
     return tuple(np.ascontiguousarray(found.permute(1, 2, 0).numpy()) for found in (small, large))
 
 
@@ -131,7 +141,7 @@ class FaceDataset(Dataset):
         if self.train:
             image = augment(image, hflip=self.opt.get('use_hflip', True), rotation=False)
             factor = random.choice(self.factors)
-        _, enlarged = degrade(image, factor)
+        _, enlarged = degrade(image, factor, self.train)
         gt, lq = img2tensor([np.ascontiguousarray(image), enlarged], bgr2rgb=True, float32=True)
         in_size = torch.tensor([16 * factor / self.size])
         return {'gt': gt, 'lq': lq, 'in_size': in_size, 'gt_path': path, 'lq_path': path}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import torch
@@ -17,8 +18,9 @@ class SDAKDGCFSRModel(SDAKDModel):
 
     Images, and with them all losses, are in [0, 1], as for every model here; the networks see [-1, 1]. A difference of
     images is half of what it is in GCFSR's recipe, so its L1 weight of 1 is 2 here. Teacher and student get the same
-    noise; validation adds none. The discriminator learns before the generator, as in GCFSR, and both see one image of
-    the student, where GCFSR makes a second one.
+    noise. Validation adds none, or what ``val:noise`` says: ``random`` noise is drawn anew for every image in every
+    validation (as in GCFSR), ``fixed`` noise depends on the image's name only. The discriminator learns before the
+    generator, as in GCFSR, and both see one image of the student, where GCFSR makes a second one.
     """
 
     discriminators_first = True
@@ -27,6 +29,7 @@ class SDAKDGCFSRModel(SDAKDModel):
         """Takes a batch of :class:`sdakd_models.face_dataset.FaceDataset` and, in training, draws its noise."""
         super().feed_data(data)
         self.in_size = data['in_size'].to(self.device)
+        self.paths = data.get('gt_path')
         if self.is_train:
             generators = (getattr(self, 'bare_student', None), *self.teachers.values())
             self.noise = next(network for network in generators if network is not None).make_noise(len(self.lq))
@@ -42,5 +45,13 @@ class SDAKDGCFSRModel(SDAKDModel):
 
     @torch.no_grad()
     def upscale(self, network: nn.Module) -> torch.Tensor:
-        """The image of a generator without noise; there are no tiles."""
-        return (network(self.as_input(self.lq), self.in_size, None) + 1) / 2
+        """The image of a generator with the noise of ``val:noise``, the same for every network; there are no tiles."""
+        return (network(self.as_input(self.lq), self.in_size, self._validation_noise(network)) + 1) / 2
+
+    def _validation_noise(self, network: nn.Module) -> list[torch.Tensor] | None:
+        kind = (self.opt.get('val') or {}).get('noise') or 'none'
+        if kind == 'none':
+            return None
+        facts = () if kind == 'fixed' else (self.opt['manual_seed'], getattr(self, 'last_iter', 0))
+        names = [os.path.splitext(os.path.basename(path))[0] for path in self.paths]
+        return [torch.cat(maps) for maps in zip(*(network.noise_of(name, *facts) for name in names), strict=True)]

@@ -411,7 +411,51 @@ def test_lr_images_of_each_factor_are_found_beside_hr(ground, measured, tmp_path
     assert header == 'Set,Model,PSNR-Y x4,PSNR-Y x2'  # in the order given
 
 
+def test_noise_in_evaluate(ground, tmp_path):
+    """Fixed noise depends on the image's name alone; random noise on the seed, the row and the factor as well."""
+    networks, sources = {}, []
+    for model in ('teacher', 'half'):
+        networks[model] = build(options(narrow=NARROW[model]), '').eval().requires_grad_(False)
+        networks[model].load_state_dict(ground.generators[model].state_dict())
+        for name, parameter in networks[model].named_parameters():
+            if name.endswith('.weight') and parameter.shape == (1,):  # the strengths of noise
+                parameter.fill_(0.3)
+        save_network(tmp_path / f'{model}.pth', networks[model])
+        sources += [f'{model}={tmp_path}/{model}.pth', f'{model}_again={tmp_path}/{model}.pth']
+
+    def made(noise, seed, scale=4):
+        out = tmp_path / f'{noise}{seed}{scale}'
+        flags = ['--noise', noise, '--seed', seed, '--scale', scale, '-o', out]
+        run('evaluate', '-m', *sources, '-d', f'f={ground.root}/HR', '--metrics', 'psnr', *flags)
+        assert evaluated(out)['noise'] == noise
+        rows = {path.parent.name: {} for path in out.rglob('*.png')}
+        for path in out.rglob('images/f/*/*.png'):
+            rows[path.parent.name][path.stem] = load(path)
+        return rows
+
+    def equal(one, other):
+        return all(np.array_equal(one[name], other[name]) for name in ground.faces)
+
+    fixed = made('fixed', 0)
+    for model, network in networks.items():
+        for name, face in list(ground.faces.items())[:2]:
+            lq = torch.from_numpy(degrade(face.astype(np.float32) / 255, 4)[1][..., ::-1].copy()).permute(2, 0, 1)[None]
+            image = network(2 * lq - 1, torch.tensor([[16 * 4 / SIZE]]), networks['teacher'].noise_of(name))
+            image = ((image + 1) / 2).clamp(0, 1)[0].permute(1, 2, 0).numpy()[..., ::-1] * 255
+            assert apart(fixed[model][name], image.round().astype(np.uint8)) <= 1
+        assert equal(fixed[model], fixed[f'{model}_again']) and equal(fixed[model], made('fixed', 5)[model])
+    random = made('random', 0)
+    assert not equal(random['half'], random['half_again']) and not equal(random['half'], fixed['half'])
+    other = made('random', 5)
+    assert not equal(random['half'], other['half'])
+    assert all(equal(random[row], again) for row, again in made('random', 0).items())
+
+
 MISTAKES = [
+    (
+        '-m {root}/fixed.pth bicubic -d {root}/HR --noise fixed',
+        r'--noise: only GCFSR adds fixed noise',
+    ),
     ('-m {root}/teacher.pth -d {root}/HR --scale 3', r'--scale: 3 does not fit teacher, whose faces have 64x64'),
     ('-m {root}/teacher.pth -d {root}/HR --scale 32', r'--scale: 32 does not fit teacher'),
     ('-m {root}/teacher.pth -d {tmp}/wrong', r'-d: b of wrong has 64x60 pixels, and teacher makes faces of 64x64'),

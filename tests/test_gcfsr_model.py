@@ -149,16 +149,30 @@ def resized(line, length):
     return result
 
 
+def square(image, size):
+    return resized(resized(image.astype(np.float64), size).swapaxes(0, 1), size).swapaxes(0, 1)
+
+
+def assert_rounded(found, exact):
+    """To 8 bits; a tie may round either way."""
+    wanted = np.round(exact.clip(0, 1) * 255) / 255
+    assert found.shape == wanted.shape and np.abs(found - wanted).max() <= 1 / 255 + 1e-6
+    assert np.mean(np.abs(found - wanted) > 1e-6) < 0.01
+
+
 @pytest.mark.parametrize('factor', [2, 4, 8])
 def test_degradation_by_its_definition(photographs, factor):
+    """Validation rounds both images to 8 bits, training the large one only, and clips no small one."""
     image = next(iter(photographs.values()))[:SIZE, :SIZE].astype(np.float32) / 255
+    image[:, ::8] = 1 - image[:, ::8].round()  # stripes of black and white, beside which a cubic kernel overshoots
     small, large = degrade(image, factor)
-    wanted = resized(resized(image.astype(np.float64), SIZE // factor).swapaxes(0, 1), SIZE // factor).swapaxes(0, 1)
-    wanted = np.round(wanted.clip(0, 1) * 255) / 255
-    assert small.shape == wanted.shape and np.abs(small - wanted).max() <= 1 / 255 + 1e-6  # a tie may round either way
-    assert np.mean(np.abs(small - wanted) > 1e-6) < 0.01
-    back = resized(resized(small.astype(np.float64), SIZE).swapaxes(0, 1), SIZE).swapaxes(0, 1).clip(0, 1)
-    np.testing.assert_allclose(large, back, atol=1e-5)
+    exact = square(image, SIZE // factor)
+    assert_rounded(small, exact)
+    assert_rounded(large, square(small, SIZE))
+    small, large = degrade(image, factor, train=True)
+    np.testing.assert_allclose(small, exact, atol=1e-6)
+    assert factor > 2 or small.min() < 0 or small.max() > 1
+    assert_rounded(large, square(exact, SIZE))
 
 
 def test_items_of_the_data_set(faces):
@@ -174,12 +188,14 @@ def test_items_of_the_data_set(faces):
         factor = round(item['in_size'].item() * SIZE / 16)
         seen.add(factor)
         mirrored += flipped
-        assert torch.equal(item['lq'], torch.from_numpy(degrade(image[..., ::-1], factor)[1][..., ::-1].copy())
-                           .permute(2, 0, 1))  # fmt: skip
+        large = degrade(image[..., ::-1], factor, train=True)[1]
+        assert torch.equal(item['lq'], torch.from_numpy(large[..., ::-1].copy()).permute(2, 0, 1))
     assert seen == {2, 4, 8} and 5 < mirrored < 35
     held_out = FaceDataset({**faces.options()['datasets']['val_2'], 'phase': 'val'})
     assert {held_out[number]['in_size'].item() for number in range(8)} == {16 * 8 / SIZE}
     assert np.allclose(held_out[3]['gt'].permute(1, 2, 0).numpy(), files[3])
+    large = degrade(files[3][..., ::-1], 8)[1]
+    assert torch.equal(held_out[3]['lq'], torch.from_numpy(large[..., ::-1].copy()).permute(2, 0, 1))
 
 
 def test_lmdb_gives_what_the_folder_gives(faces):
@@ -384,12 +400,68 @@ def test_a_generator_from_scratch_needs_no_teacher(faces, parse):
     assert len(moved(before, model.bare_student)) > 20
 
 
+def make_noisy(network):
+    """Gives noise its weight, which is 0 at the start."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith('.weight') and parameter.shape == (1,):
+                parameter.fill_(1.0)
+
+
+def validated(faces, parse, noise, seed=0, iteration=1, names=('a', 'b')):
+    """What the averaged student makes of one input under the names of two images, and the model."""
+    options = faces.options()
+    options['val']['noise'], options['manual_seed'] = noise, seed
+    torch.manual_seed(0)
+    model = model_of(faces, parse, options)
+    torch.manual_seed(1)
+    model.bare_student.load_state_dict(build(SMALL, '').state_dict())
+    make_noisy(model.bare_student)
+    model.net_g_ema.load_state_dict(model.bare_student.state_dict())
+    model.last_iter, model.is_train = iteration, False
+    images = []
+    for name in names:
+        model.feed_data({key: value[:1] for key, value in batch(1).items()} | {'gt_path': [f'faces/{name}.png']})
+        model.test()
+        images.append(model.output)
+    return images, model
+
+
+def test_fixed_noise_depends_on_the_images_name_only(faces, parse):
+    first, model = validated(faces, parse, 'fixed')
+    again, _ = validated(faces, parse, 'fixed', seed=3, iteration=7, names=('b', 'a'))
+    assert torch.equal(first[0], again[1]) and torch.equal(first[1], again[0])
+    assert not torch.equal(*first)
+    # the same noise for every network of the size, whatever its width
+    wide, small = build(WIDE, ''), model.bare_student
+    for one, two in zip(wide.noise_of('a'), small.noise_of('a'), strict=True):
+        assert torch.equal(one, two)
+    image = (small(2 * batch(1)['lq'][:1] - 1, batch(1)['in_size'][:1], small.noise_of('a')) + 1) / 2
+    torch.testing.assert_close(first[0], image.detach())
+
+
+def test_random_noise_is_drawn_anew_in_every_validation_and_is_reproducible(faces, parse):
+    state_before = torch.get_rng_state()
+    first, model = validated(faces, parse, 'random')
+    assert not torch.equal(*first) and torch.equal(first[0], validated(faces, parse, 'random')[0][0])
+    for change in ({'iteration': 2}, {'seed': 1}):
+        assert not torch.equal(first[0], validated(faces, parse, 'random', **change)[0][0])
+    torch.set_rng_state(state_before)
+    model.test()  # the noise of the training that goes on is not touched
+    assert torch.equal(torch.get_rng_state(), state_before)
+
+
+def test_noise_is_normal_and_differs_between_layers():
+    maps = build({**WIDE, 'out_size': 256, 'narrow': 1 / 64}, '').noise_of('a', 1)
+    assert not torch.equal(maps[-1], maps[-2])
+    values = torch.cat([noise.flatten() for noise in maps])
+    assert abs(values.mean().item()) < 4 / len(values) ** 0.5
+    assert abs(values.var().item() - 1) < 4 * (2 / len(values)) ** 0.5
+
+
 def test_validation_adds_no_noise(faces, parse):
     model = model_of(faces, parse, faces.options())
-    with torch.no_grad():
-        for name, parameter in model.bare_student.named_parameters():
-            if name.endswith('.weight') and parameter.shape == (1,):  # strengths of noise, 0 at the start
-                parameter.fill_(1.0)
+    make_noisy(model.bare_student)
     model.net_g_ema.load_state_dict(model.bare_student.state_dict())
     images = []
     for _ in range(2):
@@ -425,6 +497,7 @@ def change(options, path, value):
         ('model_type', 'SDAKDModel', 'datasets:train:type: FaceDataset is for SDAKDGCFSRModel, not SDAKDModel'),
         ('network_g', {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 2, 'upscale': 1},
          'network_g: SRVGGNetCompact is none of SDAKDGCFSRModel'),
+        ('val:noise', 'normal', "val:noise: write none, random or fixed, not 'normal'"),
         ('train:r1_reg_weight', -1, 'train:r1_reg_weight'),
         ('train:precision', 'fp16', 'train:precision'),
         ('network_g', 'GCFSR', 'network_g: write a mapping of keys and values here'),
@@ -439,6 +512,13 @@ def test_mistakes(faces, parse, path, value, sentence):
     change(options, path, value)
     with pytest.raises(UserError, match=sentence):
         parse(faces.write(options), faces.root)
+
+
+def test_noise_is_for_generators_that_take_it(world, parse):
+    options = world.options()
+    options['val']['noise'] = 'fixed'
+    with pytest.raises(UserError, match='val:noise: the generators of SDAKDModel take no noise; leave it out'):
+        parse(world.write(options), world.root)
 
 
 def test_a_size_that_is_no_power_of_two(faces, parse):
