@@ -24,8 +24,8 @@ with `RealESRGANPairedDataset`), `SDAKDModel` (paired data, such as `PairedImage
 `path:` as in BasicSR; paths are looked for in the current folder, then in the one that holds `experiments/`. The
 total number of iterations and the enlarging of a data set that is needed to reach it are derived.
 
-`val:` knows three more keys: `tile` (side of a tile in input pixels, default 0 for whole images) with `tile_pad`
-(default 10), and `tb_images` (images of each set that go to TensorBoard, default 3).
+`val:` knows four more keys: `tile` (side of a tile in input pixels, default 0 for whole images) with `tile_pad`
+(default 10), `tb_images` (images of each set that go to TensorBoard, default 3), and `noise` (faces only, see below).
 """
 _TAIL = """\
 ## Terms
@@ -57,7 +57,8 @@ the decoder's modulated convolutions (GCFSR).
 `SDAKDGCFSRModel` trains GCFSR ([docs/gcfsr.md](gcfsr.md)) on data sets of the type `FaceDataset`: `dataroot_gt` (a
 folder of aligned faces, or a data set that ends in `.lmdb`), `io_backend`, `out_size` (their side, that of the
 networks), `factors` (one is drawn for every image in training, the first counts in validation) and `use_hflip`
-(default true). `val:tile` has no meaning for it.
+(default true). `val:tile` has no meaning for it. `val:noise` is what its generators add in validation: `none` (the
+default), `random` (drawn anew in every validation, from `manual_seed`) or `fixed` (from the image's name alone).
 """
 
 

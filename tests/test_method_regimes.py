@@ -40,6 +40,7 @@ REGIMES = {
     'dgl_gan_updated': {'student': OWN, 'teacher': OWN},
     'akdg': {'student': OWN, 'distillation': ['student+', 'teacher+', 'student+', 'teacher-', 'gt-']},
     'dcd': {'teacher': UPDATING_FREEZING},
+    'dcd_always_updating': {'teacher': ALWAYS_UPDATING},
     'dcd_modified': {'teacher': FROZEN},
     'dcd_modified_mlp': {'teacher': UPDATING_FREEZING},
     'dcd_modified_updated': {'teacher': ALWAYS_UPDATING},
