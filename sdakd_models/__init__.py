@@ -6,9 +6,10 @@ Importing the package, from the launcher or from anyone's own train.py, register
 
 import sdakd_arch
 import sdakd_losses
-from sdakd_models import face_dataset, launch, sdakd_gcfsr_model, sdakd_model, sdakd_realesrgan_model
+from sdakd_models import cached_dataset, face_dataset, launch, sdakd_gcfsr_model, sdakd_model, sdakd_realesrgan_model
 
 __all__ = [
+    'cached_dataset',
     'face_dataset',
     'launch',
     'sdakd_arch',

@@ -16,6 +16,7 @@ from sdakd.compat import UserError, near
 from sdakd_arch.weights import load_into, read_weights
 from sdakd_arch.width import build, lookup, scale_of
 from sdakd_arch.zoo import URLS, ensure_file
+from sdakd_models.check_cache import check_caches
 from sdakd_models.check_data import check_dataset
 from sdakd_models.check_faces import check_faces, check_network
 from sdakd_models.options import Discriminator, Train, gan_term, read_discriminators, read_teachers, read_train
@@ -87,6 +88,7 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
         raise UserError('datasets:train: the data set to train on is missing.')
     for phase, number in images.items():
         check_set_size(opt, phase, number)
+    check_caches(opt, names, shallow=quiet)
     finish(opt, plan, images['train'])
 
 
@@ -114,8 +116,9 @@ def resolve_paths(opt: dict, root_path: str) -> None:
     blocks = (opt.get('teachers'), opt.get('discriminators'), opt.get('train'))
     entries = [entry for block in blocks if isinstance(block, dict) for entry in block.values()]
     for block in (opt.get('teacher'), *entries):
-        if isinstance(block, dict) and block.get('weights'):
-            block['weights'] = absolute(block['weights'])
+        for key in ('weights', 'cache'):
+            if isinstance(block, dict) and block.get(key):
+                block[key] = absolute(block[key])
 
 
 def check_terms(opt: Mapping, plan: Plan) -> set[str]:

@@ -31,6 +31,13 @@ class Teacher(Struct, forbid_unknown_fields=True):
             'without weights it starts from nothing.'
         ),
     ] = None
+    cache: Annotated[
+        str | None,
+        Meta(
+            description='Folder for its answers to whole training images: made where they are missing, then read '
+            'instead of running it; for paired data.'
+        ),
+    ] = None
 
 
 class Discriminator(Struct, forbid_unknown_fields=True):

@@ -20,12 +20,14 @@ from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.tiling import run_tiled
 from sdakd_arch.weights import describe, fingerprint, infer_network, load_into, read_weights
 from sdakd_arch.width import build, initialise, scale_of
+from sdakd_models.cached_dataset import answers_in
 from sdakd_models.checkpoints import Checkpoints
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import Discriminator, gan_term, read_teachers, read_train
 from sdakd_models.players import Adversary, Player, freeze
 from sdakd_models.shares import Shares, own_terms
 from sdakd_models.stages import Moment, StageMark
+from sdakd_models.teacher_cache import fill
 from sdakd_models.terms import TERMS, Answer, Context, term_options
 from sdakd_models.wiring import (
     active_terms,
@@ -110,6 +112,7 @@ class SDAKDModel(Checkpoints, SRModel):
         if self.student is not None:
             own, every = own_terms(used, opt['train']), self.train_options.share_freq
             self.shares = Shares(self, shares_of(opt, names), own, every)
+        fill(self)
 
     def add_player(
         self, name: str, network: nn.Module, side: Literal['g', 'd'], terms: Iterable[str], optim: Mapping | None = None
@@ -200,6 +203,11 @@ class SDAKDModel(Checkpoints, SRModel):
         get_root_logger().info(f'{role}: {kind}, {sum(p.numel() for p in network.parameters()):,d} parameters')
 
     # ------------------------------------------------------------------------------------------------------ training
+
+    def feed_data(self, data: Mapping) -> None:
+        """Takes a batch: ``lq`` and ``gt`` in [0, 1] and, where teachers have a cache, their answers."""
+        super().feed_data(data)
+        self.answers = answers_in(data, self.device)
 
     def target(self, term: str) -> torch.Tensor:
         """The ground truth as a term wants it; data sets without sharpening have one for all."""

@@ -502,6 +502,37 @@ def test_keys_follow_content_and_not_place(matrix, here):
     assert made.run(row, Fraction(1, 2), 0, 1).key != key
 
 
+def test_cells_share_the_teachers_answers(matrix, here, tmp_path):
+    from sdakd.compare import rehearsal
+
+    made = matrix(teacher_cache='answers')
+    key = made.run(made.rows[0], Fraction(1, 2), 0, 1).key
+    cells = [
+        made.options(row, ratio, seed, 1) for row in made.rows for ratio in made.config.ratios() for seed in (0, 1)
+    ]
+    assert {options['teacher']['cache'] for options in cells} == {str(here / 'answers')}
+    assert matrix(teacher_cache='elsewhere').run(made.rows[0], Fraction(1, 2), 0, 1).key == key
+    plain = matrix()
+    assert plain.run(plain.rows[0], Fraction(1, 2), 0, 1).key != key  # answers to whole images are other targets
+
+    def check(made, real_data, name):
+        (tmp_path / name).mkdir()
+        return rehearsal.check_rows(made, tmp_path / name, real_data)
+
+    budget = {**smoke()['budget'], 'flips': False}
+    for real_data in (False, True):
+        with pytest.raises(
+            UserError, match='methods:sdakd: teacher_cache: .* write flips: false under budget, or leave'
+        ):
+            check(matrix(teacher_cache='answers'), real_data, f'flips{real_data}')
+        found = check(matrix(teacher_cache='answers', budget=budget), real_data, f'none{real_data}')
+        for options in found.values():
+            assert options['datasets']['train']['use_hflip'] is options['datasets']['train']['use_rot'] is False
+        cache = found['sdakd', Fraction(1, 2)]['datasets']['train']['caches']['teacher']
+        assert (cache['folder'] == str(here / 'answers')) == real_data
+    assert not (here / 'answers').exists()
+
+
 def test_photographs_are_split_and_paired(here, photographs, capfd):
     from sdakd.compare.config import read_config
     from sdakd.compare.data import hold_out, make_pairs, open_images

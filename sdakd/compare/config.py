@@ -64,6 +64,7 @@ class Budget(Struct, forbid_unknown_fields=True):
     workers: Count = 1
     ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.999
     precision: Literal['fp32', 'bf16'] = 'fp32'
+    flips: bool = True  # mirrored and turned crops; false where a teacher's cache is to hold feature maps
     checkpoints: Count = 10  # in a run: an interrupted one goes on from the last
 
 
@@ -129,6 +130,7 @@ class Config(Struct, forbid_unknown_fields=True):
     teacher_discriminator: Judge | None = None  # takes the place of the files that methods name
     perceptual: str | StandIn = 'as published'  # or none, or a backbone, of which KIND:FILE is the short form
     fd_backbone: str | None = None
+    teacher_cache: str | None = None  # a folder of the teacher's answers, the same for all cells
     exploratory: str | None = None
     output: str | None = None
 

@@ -47,6 +47,8 @@ class Matrix:
         self.network = infer_network(state)
         if self.network is None or self.network['type'] not in ('RRDBNet', 'SRVGGNetCompact'):
             raise UserError(f'teacher: {self.teacher} is no RRDBNet or SRVGGNetCompact with PReLU; give one of these.')
+        folder = self.config.teacher_cache
+        self.cache = {'cache': str(Path(folder).expanduser().absolute())} if folder else {}
         self.scale = scale_of(build(self.network, 'teacher'), 'teacher')
         judge = self.config.teacher_discriminator
         self.longest = max(judge.iters if judge else 1, *(row.iterations for row in self.rows))
@@ -74,15 +76,15 @@ class Matrix:
                     'dataroot_lq': str(lq),
                     'io_backend': {'type': 'disk'},
                     'gt_size': budget.crop,
-                    'use_hflip': True,
-                    'use_rot': True,
+                    'use_hflip': budget.flips,
+                    'use_rot': budget.flips,
                     'num_worker_per_gpu': budget.workers,
                     'batch_size_per_gpu': budget.batch,
                     'dataset_enlarge_ratio': self.enlarged(gt),
                     'prefetch_mode': None,
                 }
             },
-            'teacher': {'weights': str(self.teacher), 'network': dict(self.network)},
+            'teacher': {'weights': str(self.teacher), 'network': dict(self.network), **self.cache},
             'logger': {
                 'print_freq': max(1, min(100, iterations // 50)),
                 'save_checkpoint_freq': max(1, math.ceil(iterations / budget.checkpoints)),
@@ -223,6 +225,7 @@ class Matrix:
             if text not in self.stand_ins and Path(text).is_absolute() and Path(text).is_file():
                 self.stand_ins[text] = digest(text)
         found = {str(folder): side for folder, side in zip(self.images.train, ('gt', 'lq'), strict=True)}
+        found |= {folder: 'cache' for folder in self.cache.values()}
         return {**self.stand_ins, **found, options['path'].get('pretrain_network_g', ''): 'start'}
 
 

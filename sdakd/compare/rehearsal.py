@@ -22,6 +22,10 @@ from sdakd_arch.width import build
 from sdakd_models import launch
 
 STEPS = 3  # of each stage; the first warms up
+OWN_KEYS = {  # of a comparison's file, for those of training
+    'teacher:cache': 'teacher_cache',
+    'use_hflip: false and use_rot: false under datasets:train': 'flips: false under budget',
+}
 START = 6.0  # seconds until a process trains: imports, checks, data
 
 
@@ -38,7 +42,10 @@ def parse(options: dict, name: str, folder: Path) -> dict:
     try:
         return launch.parse_options(str(folder))[0]
     except UserError as error:
-        raise UserError(f'methods:{name}: {str(error).removeprefix(f"{file}: ")}') from None
+        sentence = str(error).removeprefix(f'{file}: ')
+        for key, ours in OWN_KEYS.items():
+            sentence = sentence.replace(key, ours)
+        raise UserError(f'methods:{name}: {sentence}') from None
     finally:
         sys.argv, sys.excepthook = before, hook
 
@@ -81,6 +88,8 @@ def check_rows(matrix: Matrix, folder: Path, real_data: bool) -> dict[tuple[str,
                 options['datasets']['train'].update(
                     dataroot_gt=str(pairs[0]), dataroot_lq=str(pairs[1]), dataset_enlarge_ratio=1
                 )
+                if 'cache' in options['teacher']:
+                    options['teacher']['cache'] = str(folder / 'cache')  # it has no answers to grey images
             found[row.name, ratio] = parse(options, row.name, folder)
     return found
 
@@ -94,7 +103,9 @@ def time_row(options: dict, row: Row, threads: int) -> float:
     logger = get_root_logger()
     logger.setLevel(logging.WARNING)
     try:
-        model = build_model(deepcopy(options))
+        options = deepcopy(options)
+        options['datasets']['train'].pop('caches', None)  # a rehearsal computes no answers in advance
+        model = build_model(options)
         crop, batch = options['datasets']['train']['gt_size'], options['datasets']['train']['batch_size_per_gpu']
         gt = torch.rand(batch, 3, crop, crop)
         lq = torch.nn.functional.avg_pool2d(gt, options['scale'])

@@ -132,6 +132,13 @@ class Term(ABC):
         return ('teacher',) if cls.needs_teacher else ()
 
     @classmethod
+    def teacher_taps(
+        cls, options: Mapping, student: nn.Module, teachers: Mapping[str, nn.Module]
+    ) -> dict[str, tuple[str, ...]]:
+        """The taps of teachers whose maps it compares, by teacher; networks are on ``'meta'``."""
+        return {}
+
+    @classmethod
     def discriminators(cls, options: Mapping) -> tuple[str, ...]:
         """The discriminators that it looks into, by name; a stage with this term must have them on."""
         return ()

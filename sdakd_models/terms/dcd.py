@@ -103,6 +103,13 @@ class DCDTerm(Term):
         maps.close()
         taps.close()
 
+    @classmethod
+    def teacher_taps(
+        cls, options: Mapping, student: nn.Module, teachers: Mapping[str, nn.Module]
+    ) -> dict[str, tuple[str, ...]]:
+        pairs, _ = tap_pairs(student, teachers['teacher'], read_dcd(options), 32)
+        return {'teacher': tuple(pairs.values())}
+
 
 def resized(image: torch.Tensor, judge: nn.Module) -> torch.Tensor:
     """A connected map, interpolated to the size of a discriminator that takes one only: that of GCFSR."""

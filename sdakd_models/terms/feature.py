@@ -59,6 +59,13 @@ class FeatureTerm(Term):
     ) -> None:
         tap_channels(student, teachers['teacher'], read_features(options), 32)
 
+    @classmethod
+    def teacher_taps(
+        cls, options: Mapping, student: nn.Module, teachers: Mapping[str, nn.Module]
+    ) -> dict[str, tuple[str, ...]]:
+        pairs, _ = tap_channels(student, teachers['teacher'], read_features(options), 32)
+        return {'teacher': tuple(pairs.values())}
+
 
 def read_features(options: Mapping) -> Features:
     """The typed part of ``train:feature_opt`` that is not the loss's."""

@@ -84,6 +84,15 @@ class OMGDTerm(Term):
         for name, layers in read_omgd(options).items():
             tap_widths(student, teachers[name], layers, name)
 
+    @classmethod
+    def teacher_taps(
+        cls, options: Mapping, student: nn.Module, teachers: Mapping[str, nn.Module]
+    ) -> dict[str, tuple[str, ...]]:
+        found = {}
+        for name, layers in read_omgd(options).items():
+            pairs, _ = tap_widths(student, teachers[name], layers, name)
+            found[name] = tuple(pairs.values())
+        return found
 
 def read_omgd(options: Mapping) -> dict[str, list[str] | dict[str, str] | None]:
     """The layers to compare by teacher; None stands for the architectures' defaults.
