@@ -135,6 +135,20 @@ def write(path: str | os.PathLike, data: bytes) -> None:
         part.unlink(missing_ok=True)  # of a write that failed, such as on a full disk
 
 
+def write_again(path: str | os.PathLike, known: str | os.PathLike) -> None:
+    """Gives a file a second name, by a hard link; where the disk has none, by a copy."""
+    path = Path(path)
+    part = path.with_name(f'.{path.name}.part')
+    part.unlink(missing_ok=True)  # of a run that was killed
+    try:
+        os.link(known, part)
+        os.replace(part, path)
+    except OSError:
+        write(path, Path(known).read_bytes())
+    finally:
+        part.unlink(missing_ok=True)  # renaming a file to another name of its own leaves both
+
+
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     write(path, encode_png(image, 3))
 

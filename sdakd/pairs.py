@@ -24,7 +24,7 @@ from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.utils.matlab_functions import imresize
 
 from sdakd.compat import UserError
-from sdakd.images import UnusableError, encode_png, is_made, read_image, stem, write_png
+from sdakd.images import UnusableError, encode_png, is_made, read_image, stem, write_again, write_png
 from sdakd_models.degradation import ContiguousJPEG, Sharpener
 
 KERNELS = ['iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso']
@@ -102,7 +102,9 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return {**(train if isinstance(train, dict) else {}), **options}
 
 
-def read_settings(degradation: str, scale: int | None, opt: str | None, seed: int) -> dict[str, Any]:
+def read_settings(
+    degradation: str, scale: int | None, opt: str | None, seed: int, per_image: int = 1
+) -> dict[str, Any]:
     """All that decides what the pairs of an image look like; it can be written as JSON.
 
     Args:
@@ -110,6 +112,7 @@ def read_settings(degradation: str, scale: int | None, opt: str | None, seed: in
         scale: GT size over LQ size; None for the option file's, or 4.
         opt: A training option file whose degradation replaces the published one, key by key.
         seed: Of the degradation.
+        per_image: How many degradations every image gets.
 
     Raises:
         UserError: The option file cannot be read, has no degradation, or has a value of the wrong kind.
@@ -119,6 +122,11 @@ def read_settings(degradation: str, scale: int | None, opt: str | None, seed: in
             raise UserError("-opt: it replaces Real-ESRGAN's degradation; leave it out with --degradation bicubic.")
         if scale == 1:
             raise UserError('--scale: bicubic pairs of scale 1 would be equal images; give 2 or more.')
+        if per_image > 1:
+            raise UserError(
+                '--per_image: bicubic downscaling draws nothing, all pairs of an image would be equal; '
+                'leave it out, or take --degradation realesrgan.'
+            )
         return {'degradation': degradation, 'scale': scale or 4}
     given: dict[str, Any] = {}
     if opt is not None:
@@ -142,7 +150,8 @@ def read_settings(degradation: str, scale: int | None, opt: str | None, seed: in
     ):
         if len(settings[shares]) != count:
             raise UserError(f'-opt: {shares} in {opt} must have {count} shares, not {settings[shares]!r}.')
-    return {'degradation': degradation, 'scale': scale or 4, 'seed': seed, **settings}
+    several = {'per_image': per_image} if per_image > 1 else {}
+    return {'degradation': degradation, 'scale': scale or 4, 'seed': seed, **several, **settings}
 
 
 class _Blank:
@@ -228,7 +237,9 @@ def downscale(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def make_pair(name: str, source: str, output: str, settings: str) -> bool:
-    """Makes the pair of an image, unless it is there.
+    """Makes the pair of an image, or its pairs with ``per_image`` degradations, unless they are there.
+
+    The ground truth of several is one file under several names, where the disk has hard links.
 
     Args:
         name: The image in ``source``.
@@ -240,22 +251,30 @@ def make_pair(name: str, source: str, output: str, settings: str) -> bool:
     Raises:
         UnusableError: The image cannot be read or is too small.
     """
-    path = os.path.join(source, name)
-    gt_path, lq_path = (os.path.join(output, part, f'{stem(name)}.png') for part in ('gt', 'lq'))
-    if is_made(gt_path, path) and is_made(lq_path, path):
+    path, chosen = os.path.join(source, name), json.loads(settings)
+    count = chosen.get('per_image', 1)
+    names = [stem(name)] if count == 1 else [f'{stem(name)}_{number}' for number in range(1, count + 1)]
+    places = {called: [os.path.join(output, part, f'{called}.png') for part in ('gt', 'lq')] for called in names}
+    wanted = [called for called in names if not all(is_made(place, path) for place in places[called])]
+    if not wanted:
         return False
-    chosen = json.loads(settings)
     scale, bicubic = chosen['scale'], chosen['degradation'] == 'bicubic'
     gt = mod_crop(read_image(path), scale)
     # below two pixels of LQ the reflected border of the bicubic kernel would be wider than the image
     smallest = 4 * scale if bicubic else _degrader(settings).smallest()
     if min(gt.shape[:2]) < smallest:
         raise UnusableError('too small', f'is smaller ({gt.shape[1]}x{gt.shape[0]}) than {smallest} pixels')
-    if bicubic:
-        lq = downscale(gt, scale)
-    else:
-        digest = hashlib.sha256(f'{chosen["seed"]}/{stem(name)}'.encode()).digest()
-        lq = _degrader(settings).degrade(gt, int.from_bytes(digest[:4], 'big'))
-    write_png(lq_path, lq)
-    write_png(gt_path, gt)
+    first = places[names[0]][0]
+    for called in wanted:
+        gt_path, lq_path = places[called]
+        if bicubic:
+            lq = downscale(gt, scale)
+        else:
+            digest = hashlib.sha256(f'{chosen["seed"]}/{called}'.encode()).digest()
+            lq = _degrader(settings).degrade(gt, int.from_bytes(digest[:4], 'big'))
+        write_png(lq_path, lq)
+        if gt_path == first:
+            write_png(gt_path, gt)
+        else:  # where the first one was not good either, it was made before
+            write_again(gt_path, first)
     return True

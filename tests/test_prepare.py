@@ -288,6 +288,44 @@ def test_realesrgan_pairs_depend_on_seed_and_name_only(photos):
         assert 12 < psnr(lq, matlab_bicubic(gt, 4)) < 40
 
 
+@pytest.mark.parametrize('links', [True, False])
+def test_several_degradations_per_image(photos, monkeypatch, links):
+    root = photos.parent
+    if not links:
+
+        def refused(*_names):
+            raise OSError('this disk has no hard links')
+
+        monkeypatch.setattr(os, 'link', refused)  # the workers are forked
+    several = realesrgan(photos, root / 'several', '--per_image', 3)
+    assert set(several) == {f'{part}/{n}_{k}.png' for part in ('gt', 'lq') for n in 'ac' for k in (1, 2, 3)}
+    single = realesrgan(photos, root / 'single')
+    for n in 'ac':
+        files = [root / f'several/gt/{n}_{k}.png' for k in (1, 2, 3)]
+        assert all(file.read_bytes() == single[f'gt/{n}.png'] for file in files)
+        assert len({file.stat().st_ino for file in files}) == (1 if links else 3)
+        assert len({several[f'lq/{n}_{k}.png'] for k in (1, 2, 3)}) == 3
+        for k in (1, 2, 3):
+            lq = cv2.imdecode(np.frombuffer(several[f'lq/{n}_{k}.png'], np.uint8), cv2.IMREAD_COLOR)
+            assert 12 < psnr(lq, matlab_bicubic(cv2.imread(str(files[0])), 4)) < 40  # of the same scene
+    # what one of them is depends on its name and the seed only
+    save(root / 'alone' / 'a_2.png', photo())
+    assert realesrgan(root / 'alone', root / 'second')['lq/a_2.png'] == several['lq/a_2.png']
+
+    for lost in ('gt/a_1.png', 'lq/c_2.png', 'gt/c_3.png'):
+        (root / 'several' / lost).unlink()
+    assert realesrgan(photos, root / 'several', '--per_image', 3) == several
+    with pytest.raises(UserError, match='was made with per_image 3, and now it is 2'):
+        realesrgan(photos, root / 'several', '--per_image', 2)
+
+    save(photos / 'c.png', photo(133, 121, 'coffee'))
+    os.utime(photos / 'c.png', (time.time() + 9, time.time() + 9))
+    changed = realesrgan(photos, root / 'several', '--per_image', 3)
+    assert {name for name in several if several[name] != changed[name]} == {name for name in several if '/c_' in name}
+    assert changed['gt/c_1.png'] == changed['gt/c_2.png'] == changed['gt/c_3.png']
+    assert not list((root / 'several').rglob('.*.part'))
+
+
 def test_realesrgan_degradation_is_basicsr_own():
     """The same seed gives the LQ image of BasicSR's training step, as it is but for CUDA and the pair pool."""
     import torch
@@ -524,6 +562,11 @@ def test_image_too_small(photos, job, capsys):
         ('pairs -i in -o out --degradation bicubic --scale 2.5', "--scale: .* not '2.5'"),
         ('pairs -i in -o out --degradation bicubic --scale -4', "--scale: .* not '-4'"),
         ('pairs -i in -o out --degradation bicubic --scale 1', '--scale: .*give 2 or more'),
+        (
+            'pairs -i in -o out --degradation bicubic --per_image 2',
+            '--per_image: .*pairs of an image would be equal',
+        ),
+        ('pairs -i in -o out --degradation realesrgan --per-image 0', "--per_image: .* at least 1, not '0'"),
         ('pairs -i in -o out --degradation bicubic -opt ok.yml', '-opt: .*leave it out'),
         ('pairs -i in -o out --degradation realesrgan -opt gone.yml', '-opt: .*gone.yml cannot be read'),
         ('pairs -i in -o out --degradation realesrgan -opt bad.yml', '-opt: .*bad.yml is not plain YAML'),

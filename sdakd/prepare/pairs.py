@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     compat.import_basicsr()
     from sdakd import pairs
 
-    settings = pairs.read_settings(args.degradation, args.scale, args.opt, args.seed)
+    settings = pairs.read_settings(args.degradation, args.scale, args.opt, args.seed, args.per_image)
     claim(args.output, {'job': 'pairs', 'input': os.path.realpath(args.input), **settings})
     images = Pass(args, args.input)
     work = functools.partial(pairs.make_pair, source=args.input, output=args.output, settings=json.dumps(settings))
@@ -37,4 +37,12 @@ def add_to(jobs: Any) -> None:
     command.add_argument('--degradation', choices=('bicubic', 'realesrgan'), required=True, help='how LQ is made')
     command.add_argument('--scale', type=whole('--scale', 1), help="GT over LQ (default: the option file's, or 4)")
     command.add_argument('-opt', help="training option file whose Real-ESRGAN degradation replaces the published one's")
+    command.add_argument(
+        '--per_image',
+        '--per-image',
+        type=whole('--per_image', 1),
+        default=1,
+        metavar='N',
+        help='degradations of every image, NAME_1 to NAME_N (default: 1, called NAME)',
+    )
     command.add_argument('--seed', type=whole('--seed', 0), default=0, help='of the degradation (default: 0)')
