@@ -193,6 +193,23 @@ def test_steps_with_the_cache_are_those_with_the_whole_answers(options, world, p
     assert not calls
 
 
+def test_maps_that_no_cache_has_come_from_the_teacher_itself(options, world, parse, monkeypatch):
+    """The image stays the cached one; the maps are those of a pass on the crop, as without a cache."""
+    from sdakd_models.terms import Context
+
+    opt, model, _ = start(with_maps(options), world, parse, monkeypatch)
+    batch, calls = batch_of(build_dataset(opt['datasets']['train']), (0, 1)), counted(model)
+    model.feed_data({key: value for key, value in batch.items() if not key.startswith('answer/body')})
+    context = Context(model, with_features=True)
+    assert torch.equal(context.image('teacher'), batch['answer//teacher']) and not calls
+    with torch.no_grad():
+        expected = torch.nn.Sequential(*world.teacher.body[:4])(batch['lq'])
+    assert torch.allclose(context.features('teacher')['body.3'], expected, atol=1e-6) and len(calls) == 1
+    assert torch.equal(context.image('teacher'), batch['answer//teacher'])
+    context.features('teacher')
+    assert len(calls) == 1
+
+
 def test_a_second_run_computes_nothing(options, world, parse, monkeypatch):
     _, _, first = start(options, world, parse, monkeypatch)
     files = {path: path.stat().st_mtime_ns for path in (world.root / 'cache').rglob('*.npy')}

@@ -135,7 +135,10 @@ class Term(ABC):
     def teacher_taps(
         cls, options: Mapping, student: nn.Module, teachers: Mapping[str, nn.Module]
     ) -> dict[str, tuple[str, ...]]:
-        """The taps of teachers whose maps it compares, by teacher; networks are on ``'meta'``."""
+        """The taps of teachers whose maps it compares, by teacher; networks are on ``'meta'``.
+
+        These maps can be read from a teacher's cache. For a term that names none, the teacher is run in every step.
+        """
         return {}
 
     @classmethod
