@@ -91,14 +91,9 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 
 def answers_in(batch: Mapping, device: torch.device) -> dict[str, Answer]:
     """What a batch of :class:`CachedPairedDataset` holds of teachers' answers, by teacher, in float32; else nothing."""
-    found: dict[str, Answer] = {}
+    found: dict[str, dict[str, torch.Tensor]] = {}
     for label, values in batch.items():
         if label.startswith('answer/'):
             _, tap, name = label.split('/', 2)
-            values = values.to(device).float()
-            answer = found.setdefault(name, Answer())
-            if tap:
-                answer.features[tap] = values
-            else:
-                answer.image = values
-    return found
+            found.setdefault(name, {})[tap] = values.to(device).float()
+    return {name: Answer(values.pop(''), values) for name, values in found.items()}

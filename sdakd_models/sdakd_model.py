@@ -154,7 +154,10 @@ class SDAKDModel(Checkpoints, SRModel):
 
     def answer(self, who: str, with_features: bool) -> Answer | None:
         """What a teacher makes of the current batch, where it need not be run for it."""
-        return self.answers.get(who)
+        known = self.answers.get(who)
+        if known is not None and with_features and who in self.taps:
+            return known if known.features.keys() >= set(self.taps[who].names) else None
+        return known
 
     def as_input(self, image: torch.Tensor) -> torch.Tensor:
         """What networks are given for an image in [0, 1]: the same, as Real-ESRGAN's take it."""
