@@ -323,7 +323,8 @@ def test_student_and_adapters_learn_and_teachers_rest(world, parse, two):
     log = run(model, 4, 5)[5]
     assert calls == {'teacher': 2, 'deeper': 2}
     parts = {'l_g_ssim', 'l_g_ssim_deeper', 'l_g_tv', 'l_g_channel', 'l_g_channel_deeper'}
-    assert set(log) == {'stage', 'l_g_pix', *parts} and all(log[part] > 0 for part in parts)
+    shares = {'share_pixel', 'share_omgd'}
+    assert set(log) == {'stage', 'l_g_pix', *shares, *parts} and all(log[part] > 0 for part in parts)
     # all but nothing: the normalisation's running moments and counts too, for both teachers' adapters
     assert moved(before, state(model)) == {key for key in before if key.split('.')[0] in ('g', 'omgd')}
     assert {key.split('/')[0] for key in before if key.startswith('omgd.')} == {
@@ -357,14 +358,21 @@ def test_first_step_is_adam_on_the_sum_over_both_teachers(world, parse, two):
         return net(data['lq']), recorded
 
     own = ['body.3', 'body.5', 'body.7', 'body.9']
+
+    def inside(maps, border):
+        return maps[..., border:-border, border:-border]
+
     image, mine = shots(fresh[0], own)
     loss = (image - data['gt']).abs().mean()
+    # two input pixels, a quarter of the crop, are border
+    image, mine = inside(image, 8), [inside(maps, 2) for maps in mine]
     for name, net, taps in (
         ('teacher', fresh[1], own),
         ('deeper', fresh[2], ['body.5', 'body.9', 'body.13', 'body.17']),
     ):
         with torch.no_grad():
             target, its = shots(net, taps)
+        target, its = inside(target, 8), [inside(maps, 2) for maps in its]
         differences = (image[..., 1:] - image[..., :-1]).abs().sum() + (image[:, :, 1:] - image[:, :, :-1]).abs().sum()
         loss = loss + 2 * (1 - ssim(2 * image - 1, 2 * target - 1)) + 1e-3 * 2 * differences / 2
         for tap, ours, theirs in zip(own, mine, its, strict=True):
@@ -410,7 +418,8 @@ def test_a_teachers_features_may_be_left_out(world, parse, two):
     two['train']['omgd_opt']['layers'] = {'deeper': [], 'teacher': []}
     model = build_model(parse(world.write(two), world.root))
     assert [player.name for player in model.players] == ['g']
-    assert set(run(model, 4, 4)[4]) == {'stage', 'l_g_pix', 'l_g_ssim', 'l_g_ssim_deeper', 'l_g_tv'}
+    shares = {'share_pixel', 'share_omgd'}
+    assert set(run(model, 4, 4)[4]) == {'stage', 'l_g_pix', 'l_g_ssim', 'l_g_ssim_deeper', 'l_g_tv', *shares}
 
 
 @pytest.mark.parametrize('stop', [4, 6])

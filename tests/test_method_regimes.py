@@ -126,8 +126,16 @@ def parameters(network):
     return {name for name, _ in network.named_parameters()}
 
 
+def inside(image):
+    """Without the border of two input pixels, a quarter of the crop of 8."""
+    return image[..., 8:-8, 8:-8]
+
+
 class Watch:
-    """Notes whose images a model's discriminators are given, in which mode, and how they stood when that happened."""
+    """Notes whose images a model's discriminators are given, in which mode, and how they stood when that happened.
+
+    One that is shown images of the teacher sees all images without the border.
+    """
 
     def __init__(self, model):
         self.model, self.images = model, {}
@@ -144,6 +152,9 @@ class Watch:
 
     def note(self, name, net, image):
         known = {**self.images, 'gt': self.model.gt}
+        facts = self.model.adversaries[name].facts
+        if 'teacher' in [facts.real, *facts.fake]:
+            known = {kind: inside(tensor) for kind, tensor in known.items()}
         found = [kind for kind, tensor in known.items() if torch.equal(tensor, image)]
         assert len(found) == 1
         self.calls[name].append(found[0] + ('+' if net.training else '-'))
@@ -240,8 +251,8 @@ def test_a_discriminator_learns_without_a_student(world, parse, alone):
     fresh.load_state_dict(before)
     gt = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        real = fresh.train()(gt)
-        fake = fresh(model.teachers['teacher'](torch.nn.functional.avg_pool2d(gt, 4)))
+        real = fresh.train()(inside(gt))
+        fake = fresh(inside(model.teachers['teacher'](torch.nn.functional.avg_pool2d(gt, 4))))
     assert log['l_d_real_teacher'] == pytest.approx(torch.log1p(torch.exp(-real)).mean().item(), rel=1e-5)
     assert log['l_d_fake_teacher'] == pytest.approx(torch.log1p(torch.exp(fake)).mean().item(), rel=1e-5)
 
@@ -425,7 +436,7 @@ def test_akdg_logs_the_overlap_where_the_log_is_printed_and_nothing_moves_by_it(
         if printed:
             judge = copy.deepcopy(often.adversaries['distillation'].bare).eval()
             with torch.no_grad():
-                verdicts = judge(often.teachers['teacher'](often.lq)), judge(often.gt)
+                verdicts = judge(inside(often.teachers['teacher'](often.lq))), judge(inside(often.gt))
             assert log['out_d_overlap_distillation'] == pytest.approx(overlap(*verdicts).item())
     for one, two in zip(often.players, never.players, strict=True):
         assert moved(state(one.bare), two.bare) == set()

@@ -92,8 +92,8 @@ class DCDTerm(Term):
                 reason = str(error).strip().splitlines()[0]
                 raise UserError(
                     f'{WHERE}: the discriminator {own.discriminator!r} takes no {height}x{width} map, which the tap '
-                    f'{tap!r} has for input crops of {size}x{size} ({reason}); choose another gt_size '
-                    '(UNetDiscriminatorSN wants maps whose sides 8 divides).'
+                    f'{tap!r} has for input crops of {size}x{size}, border left out ({reason}); choose another gt_size '
+                    'or teacher_margin (UNetDiscriminatorSN wants maps whose sides 8 divides).'
                 ) from None
             if own.discriminator_layer not in taps.pop():
                 raise UserError(

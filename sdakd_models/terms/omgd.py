@@ -94,6 +94,7 @@ class OMGDTerm(Term):
             found[name] = tuple(pairs.values())
         return found
 
+
 def read_omgd(options: Mapping) -> dict[str, list[str] | dict[str, str] | None]:
     """The layers to compare by teacher; None stands for the architectures' defaults.
 
