@@ -78,7 +78,7 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
         check_vgg(opt['train']['perceptual_opt'], root_path)
     check_validation(opt)
     if 'RealESRGAN' in opt['model_type'] and opt.get('high_order_degradation', True):
-        check_degradation(opt)
+        check_degradation(opt, train.pool_reuse)
     elif train.pool_reuse > 1:
         raise UserError(
             "train:pool_reuse: it is for Real-ESRGAN's degradation in training; leave it out for paired data."
@@ -369,8 +369,8 @@ def check_validation(opt: Mapping) -> None:
                 )
 
 
-def check_degradation(opt: Mapping) -> None:
-    """Real-ESRGAN's degradation has all its values, and the pair pool holds whole batches."""
+def check_degradation(opt: Mapping, reuse: int) -> None:
+    """Real-ESRGAN's degradation has all its values, and the pair pool holds whole batches, ``reuse`` times."""
     for key in DEGRADATION:
         if key not in opt:
             raise UserError(f"{key}: the key is missing; Real-ESRGAN's degradation needs it beside model_type.")
@@ -381,7 +381,6 @@ def check_degradation(opt: Mapping) -> None:
             f'queue_size: the pair pool holds {queue} pairs, which the batch of {batch} does not divide; write '
             f'{math.ceil(queue / batch) * batch}.'
         )
-    reuse = opt['train'].get('pool_reuse', 1)
     if isinstance(queue, int) and queue % reuse:
         raise UserError(
             f'train:pool_reuse: {reuse} does not divide the pair pool (queue_size: {queue}); write a divisor of it.'

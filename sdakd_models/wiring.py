@@ -42,7 +42,7 @@ def margin_of(opt: Mapping, crop: int) -> int:
     """``train:teacher_margin`` for a crop of so many input pixels, or its default; whole faces have no border."""
     margin = opt['train'].get('teacher_margin')
     if margin is not None:
-        return margin
+        return int(margin)
     return 0 if opt['model_type'] == 'SDAKDGCFSRModel' else min(8, crop // 4)
 
 

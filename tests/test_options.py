@@ -63,7 +63,7 @@ def test_option_file_is_sound(file):
         if set(TERMS[name].teachers(options)) <= teachers.keys() and (not backbone or os.path.isfile(backbone)):
             TERMS[name].check_networks(options, student, teachers, judges)
     if opt['model_type'] == 'SDAKDRealESRGANModel' and opt.get('high_order_degradation', True):
-        check_degradation(opt)
+        check_degradation(opt, train.pool_reuse)
         given = {**opt['datasets']['train'], **opt}
         assert {key: given[key] for key in PUBLISHED} == PUBLISHED
         assert opt['gt_size'] == opt['datasets']['train']['gt_size'] == 256

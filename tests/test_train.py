@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import yaml
 from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.models import build_model
 from torch.utils.data import DataLoader
@@ -59,9 +60,13 @@ def opt(world, parse):
     return opt
 
 
-@pytest.mark.parametrize('stop', [3, 6, 9, 12, 15])
-def test_a_resumed_run_equals_an_uninterrupted_one(opt, parse, world, stop):
+@pytest.mark.parametrize(('stop', 'share'), [*((stop, False) for stop in (3, 6, 9, 12, 15)), (9, True), (15, True)])
+def test_a_resumed_run_equals_an_uninterrupted_one(opt, parse, world, stop, share):
     data = batches(18)
+    if share:  # its weight is calibrated over all iterations of these stages
+        options = yaml.safe_load((world.root / 'run.yml').read_text())
+        options['train']['feature_opt'] = {'type': 'FeatureMapLoss', 'share': 0.3}
+        opt = parse(world.write(options), world.root)
     torch.manual_seed(5)
     model = build_model(opt)
     run(model, data, 1, stop)
@@ -85,6 +90,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(opt, parse, world, stop):
         assert {k: v for k, v in log.items() if k != 'stage'} == {
             k: v for k, v in logs[iteration].items() if k != 'stage'
         }
+    assert {f'share_{term}' for term in ('pixel', 'feature', 'gan')} <= set(logs[18])
+    assert ('weight_feature' in logs[18]) == share
 
 
 def test_only_the_players_of_a_stage_learn(opt):
