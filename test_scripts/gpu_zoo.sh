@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains students of options/zoo on a machine with a GPU and no network, in minutes, from one folder that travels there.
 #
-#   test_scripts/gpu_zoo.sh pack CARRY          # here: collects weights, photographs, wheels (at most 60 MiB)
+#   test_scripts/gpu_zoo.sh pack CARRY          # here: collects weights and as many photographs as fit into 60 MiB
 #   test_scripts/gpu_zoo.sh run CARRY OUT       # there: times a step of each stage, trains, leaves checkpoints and logs in OUT
 #
 # Flags of `run`, after OUT:
@@ -11,8 +11,8 @@
 #   --no-benchmark         train at once
 #
 # The folder holds weights/ (RealESRGAN_x4plus.pth, vgg16.pth), train/ and train.txt (photographs and their list), wheels/
-# (what the machine's Python lacks), and start/NAME.pth, where there is a student to go on from. bfloat16 and channels-last
-# are used where the GPU has them. A try on a CPU: --minutes 0.2.
+# (what the other machine's Python lacks: put them there before), and start/NAME.safetensors, where there is a student to go
+# on from. On a GPU the runs are in bfloat16 and channels-last. A try on a CPU: --minutes 0.2.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=${PYTHON:-python3}
@@ -22,16 +22,38 @@ die() { echo "Error: $*" >&2; exit 2; }
 pack() {
   local carry=$1
   mkdir -p "$carry"/{weights,train,wheels,start}
-  cp -L "$ROOT/experiments/pretrained_models/RealESRGAN_x4plus.pth" "$carry/weights/"
-  cp -L "$ROOT/experiments/pretrained_models/vgg16-397923af.pth" "$carry/weights/vgg16.pth"
-  cp -L "$ROOT"/datasets/zoo/train/* "$carry/train/"
-  cp "$ROOT/datasets/zoo/train.txt" "$carry/"
-  local name
-  for name in x4plus_rrdbnet_1_4 x4plus_rrdbnet_1_8 x4plus_srvgg_64x16; do
-    if [ -f "$ROOT/sdakd/pretrained/$name.safetensors" ]; then
-      cp "$ROOT/sdakd/pretrained/$name.safetensors" "$carry/start/"
-    fi
-  done
+  "$PYTHON" - "$ROOT" "$carry" <<'PY'
+import io, pathlib, shutil, sys
+import torch
+from PIL import Image
+
+root, carry = map(pathlib.Path, sys.argv[1:])
+room = 60 * 2**20
+for source, name, last in (('RealESRGAN_x4plus', 'RealESRGAN_x4plus', None), ('vgg16-397923af', 'vgg16', 21)):
+    state = torch.load(root / f'experiments/pretrained_models/{source}.pth', map_location='cpu', weights_only=True)
+    state = state.get('params_ema', state)
+    if last is not None:  # the layers up to relu4_3
+        state = {k: v for k, v in state.items() if k.startswith('features.') and int(k.split('.')[1]) <= last}
+    torch.save({key: value.half() for key, value in state.items()}, carry / f'weights/{name}.pth')
+for name in ('x4plus_rrdbnet_1_4', 'x4plus_rrdbnet_1_8', 'x4plus_srvgg_64x16'):
+    if (root / f'sdakd/pretrained/{name}.safetensors').is_file():
+        shutil.copy(root / f'sdakd/pretrained/{name}.safetensors', carry / 'start')
+room -= sum(file.stat().st_size for file in carry.rglob('*') if file.is_file() and file.parent.name != 'train')
+names = (root / 'datasets/zoo/train.txt').read_text().split()
+names.sort(key=lambda name: name[::-1])  # mixes the sources, in the same way every time
+packed = []
+for name in names:
+    stream = io.BytesIO()
+    Image.open(root / 'datasets/zoo/train' / name).convert('RGB').save(stream, 'JPEG', quality=90)
+    room -= stream.tell()
+    if room < 0:
+        break
+    name = f'{pathlib.Path(name).stem}.jpg'
+    (carry / 'train' / name).write_bytes(stream.getvalue())
+    packed.append(name)
+(carry / 'train.txt').write_text('\n'.join(packed) + '\n')
+print(f'{len(packed)} of {len(names)} photographs')
+PY
   du -sh "$carry"
 }
 
@@ -51,6 +73,11 @@ run() {
   local end=$(( $(date +%s) + $("$PYTHON" -c "print(round($minutes * 60))") ))
   local work=${WORK:-$(mktemp -d)}
   mkdir -p "$work"
+  # processes that share the GPU do not wait for each other's small kernels
+  if command -v nvidia-cuda-mps-control >/dev/null && [ ${#options[@]} -gt 1 ]; then
+    export CUDA_MPS_PIPE_DIRECTORY=$work/mps CUDA_MPS_LOG_DIRECTORY=$work/mps; mkdir -p "$work/mps"
+    nvidia-cuda-mps-control -d || true
+  fi
   if compgen -G "$carry/wheels/*.whl" >/dev/null && ! "$PYTHON" -c 'import basicsr, msgspec, lmdb' 2>/dev/null; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "$carry"/wheels/*.whl
     export PYTHONPATH=$work/site
