@@ -2,10 +2,10 @@ r"""What a teacher costs: steps with a cache of its answers, with reused pairs a
 
     python test_scripts/benchmark_teacher.py --teacher RealESRGAN_x4plus.pth --photographs FOLDER --precision fp32 bf16
 
-The student is RRDBNet with 23 blocks and a quarter of the channels of RealESRGAN_x4plus; there is no perceptual term. All
-variants take turns in one process. Where pairs are reused, a turn is as many steps as a pair is used, because some of them pay
-for a batch and others do not. What the data loader does in other processes is left out; degradation on tensors is part of
-a step. Times are means over all turns; ratios are those to the GAN without teacher on the same kind of data.
+The student is RRDBNet with 23 blocks and a quarter of the channels of RealESRGAN_x4plus, without a perceptual term. All
+variants take turns in one process. Where pairs are reused, a turn is as many steps as a pair is used, because some of
+them pay for a batch and others do not. What the data loader does in other processes is left out, degradation is not.
+Times are means over all turns; ratios are those to the GAN without teacher on the same kind of data.
 """
 
 import argparse
