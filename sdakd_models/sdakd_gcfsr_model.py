@@ -23,6 +23,7 @@ class SDAKDGCFSRModel(SDAKDModel):
     generator, as in GCFSR, and both see one image of the student, where GCFSR makes a second one.
     """
 
+    has_borders = False  # whole faces
     discriminators_first = True
 
     def feed_data(self, data: Mapping) -> None:

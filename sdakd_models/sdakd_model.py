@@ -22,6 +22,7 @@ from sdakd_arch.weights import describe, fingerprint, infer_network, load_into, 
 from sdakd_arch.width import build, initialise, scale_of
 from sdakd_models.cached_dataset import answers_in
 from sdakd_models.checkpoints import Checkpoints
+from sdakd_models.context_error import check_context
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import Discriminator, gan_term, read_teachers, read_train
 from sdakd_models.players import Adversary, Player, freeze
@@ -52,6 +53,7 @@ class SDAKDModel(Checkpoints, SRModel):
         UserError: The options contradict themselves or the files they name.
     """
 
+    has_borders = True  # training images are crops, whose borders teachers answer to with artefacts of padding
     discriminators_first = False  # Real-ESRGAN's order: the generator is updated before its discriminator
 
     def __init__(self, opt: Mapping) -> None:
@@ -112,6 +114,8 @@ class SDAKDModel(Checkpoints, SRModel):
         if self.student is not None:
             own, every = own_terms(used, opt['train']), self.train_options.share_freq
             self.shares = Shares(self, shares_of(opt, names), own, every)
+        if opt['rank'] == 0 and not self.path.get('resume_state') and self.teachers and self.has_borders:
+            check_context(self)
         fill(self)
 
     def add_player(
