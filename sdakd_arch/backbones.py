@@ -142,6 +142,16 @@ def check_backbone(options: Mapping, block: str) -> None:
         )
 
 
+def takes(backbone: str, side: int) -> bool:
+    """Whether images of ``side`` x ``side`` pixels are large enough for the deepest map of a perceptual term."""
+    kind, _ = split_name(backbone, 'backbone')
+    try:
+        convolutions(kind, DEPTHS[kind][-1] + 1).to('meta')(torch.empty(1, 3, side, side, device='meta'))
+    except RuntimeError:
+        return False
+    return True
+
+
 class PerceptualBackbone(nn.Module):
     """Four feature maps of an image, at the depths :data:`DEPTHS`.
 

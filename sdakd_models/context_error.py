@@ -43,7 +43,7 @@ def check_context(model: SDAKDModel) -> None:
     """
     crop = crop_of(model.opt) // model.opt.get('scale', 1)
     names = [name for name, teacher in model.teachers.items() if crop < 4 * reach(teacher)]
-    passed_over = {teacher.name for teacher in model.cotrained} | {*(model.opt['datasets']['train'].get('caches') or ())}
+    passed_over = {*(model.opt['datasets']['train'].get('caches') or ()), *(other.name for other in model.cotrained)}
     names = [name for name in names if name not in passed_over]
     if not names:
         return

@@ -262,7 +262,6 @@ def options(world, files):
     options['logger']['print_freq'] = 1
     options['train'] |= {
         'stages': {'only': {'iters': 2, 'lr_g': 1e-3, 'terms': ['pixel', 'perceptual', 'imitation']}},
-        'teacher_margin': 0,
         'perceptual_opt': {
             'type': 'BackbonePerceptualLoss', 'backbone': 'squeezenet-caffe', 'weights': str(files['squeezenet']),
         },
@@ -293,7 +292,8 @@ def test_a_run_says_which_backbones_it_has(world, options, files):
     from sdakd.report.curves import read_run
 
     series = read_run(log.parent).series
-    assert names <= set(series) and all(len(series[name]) == 2 for name in names)
+    shares = {'share_pixel', 'share_perceptual', 'share_imitation'}
+    assert set(series) == names | shares and all(len(points) == 2 for points in series.values())
 
 
 def test_measured_units_go_on_where_a_run_goes_on(world, parse, options):

@@ -193,7 +193,7 @@ def options(world, files):
         'stages': {'only': {'iters': 4, 'lr_g': 1e-3, 'terms': ['pixel', 'imitation']}},
         'imitation_opt': {'type': 'ImitationLoss', **values, 'loss_weight': 0.1},
         'output_opt': {'type': 'L1Loss', 'loss_weight': 0.5},
-        'teacher_margin': 0,  # little would be left of crops of 32 pixels
+        'teacher_margin': 1,  # of 8 input pixels: SqueezeNet takes no less
     }
     return options
 
@@ -204,7 +204,6 @@ def test_a_step_with_two_teachers(world, parse, options, files):
     torch.save({'params': other.state_dict()}, world.root / 'other.pth')
     options['teachers'] = {'other': {'weights': str(world.root / 'other.pth')}}
     options['train']['imitation_opt']['teachers'] = ['teacher', 'other']
-    options['train']['teacher_margin'] = 1
     model = build_model(parse(world.write(options), world.root))
     student = copy.deepcopy(model.bare_student)
     backbone = copy.deepcopy(model.terms['imitation'].loss.backbone.state_dict())
@@ -236,7 +235,7 @@ def test_the_output_term_is_the_distance_to_the_teachers_image(world, parse, opt
     log = step(model, data)
     image = student(data['lq'])
     difference = image - world.teacher(data['lq']).detach()
-    distance = 0.5 * difference[..., 8:-8, 8:-8].abs().mean()  # two input pixels are border
+    distance = 0.5 * difference[..., 4:-4, 4:-4].abs().mean()  # an input pixel is border
     assert log['l_g_output'] == pytest.approx(distance.item(), rel=1e-5)
     ((image - data['gt']).abs().mean() + distance).backward()
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-3, betas=(0.9, 0.99))
@@ -258,7 +257,7 @@ def test_a_squeezenet_stands_in_for_basicsrs_vgg19(world, parse, options, files)
     wanted = sum(w * np.abs(a - b).mean() for w, a, b in zip((0.1, 0.1, 1, 1), ours, theirs, strict=True))
     log = step(model, data)
     assert log['l_g_percep_squeezenet'] == pytest.approx(wanted, rel=1e-3)
-    assert {name for name in log if name.startswith('l_')} == {'l_g_pix', 'l_g_percep_squeezenet'}
+    assert set(log) == {'stage', 'l_g_pix', 'l_g_percep_squeezenet', 'share_pixel', 'share_perceptual'}
 
 
 def test_a_relative_weights_file_is_found_beside_experiments(world, parse, options, files):
@@ -318,6 +317,14 @@ def test_a_missing_vgg16_names_its_address_and_how_to_go_without(world, parse, o
         assert part in str(error.value)
     options['train']['imitation_opt'] = None
     assert isinstance(build_model(parse(world.write(options), world.root)).net_g, nn.Module)
+
+
+def test_a_crop_that_is_too_small_for_the_backbone_is_refused(world, parse, options):
+    options['train']['teacher_margin'] = 2  # 16x16 of the 32x32 pixels remain: nothing after the third pooling
+    with pytest.raises(UserError, match=r'teacher_margin leaves 16x16 pixels, too few for squeezenet'):
+        parse(world.write(options), world.root)
+    options['train']['teacher_margin'] = 1
+    parse(world.write(options), world.root)
 
 
 @pytest.mark.parametrize('factors', [[1.0], 'all', [1, 1, 1, '1e-1']])

@@ -10,7 +10,8 @@ from basicsr.utils import get_root_logger
 from torch import nn
 
 from sdakd.compat import UserError
-from sdakd_arch.backbones import check_backbone, ensure_backbone
+from sdakd_arch.backbones import check_backbone, ensure_backbone, takes
+from sdakd_arch.width import scale_of
 from sdakd_models.options import Imitation, typed
 from sdakd_models.terms.base import Context, Term, register_term
 
@@ -63,6 +64,22 @@ class ImitationTerm(Term):
         discriminators: Mapping[str, nn.Module],
     ) -> None:
         ensure_backbone(options, 'train:imitation_opt')
+
+    @classmethod
+    def check_crop(
+        cls,
+        options: Mapping,
+        size: int,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module],
+        discriminators: Mapping[str, nn.Module],
+    ) -> None:
+        side = size * scale_of(student, 'network_g')
+        if not takes(options['backbone'], side):
+            raise UserError(
+                f'datasets:train:gt_size: train:teacher_margin leaves {side}x{side} pixels, too few for '
+                f'{options["backbone"]} in train:imitation_opt; raise the one or lower the other.'
+            )
 
 
 def _own(options: Mapping) -> Imitation:
