@@ -52,6 +52,37 @@ A tap is a dotted module name, `body.5` (its output) or `conv9:input` (its input
 evenly spread over the trunk are taken: outputs of residual blocks (RRDBNet), of activations (SRVGGNetCompact) or of
 the decoder's modulated convolutions (GCFSR).
 
+## Shares of the gradient
+
+A term is heard by the size of its gradient, which its weight does not tell. `share_<term>` in the log is the norm of
+the term's gradient over the student's parameters, divided by the sum of these norms over all terms; it is measured in
+the first and the 100th iteration of a stage and every `share_freq` iterations. A term that needs a teacher, or a
+discriminator other than the student's, is named in a warning when it has less than 5 % or more than 90 %.
+
+Instead of its `loss_weight`, any term's block, `gan_opt` included, may hold `share: 0.3`. The run then looks for the
+weight that gives the term this part of the gradient of all terms but GAN losses with a weight, which come on top: the
+median over 20 batches among the first 200 iterations of every stage (of a GAN loss, whose gradient grows with its
+discriminator: among the first 2,000). The weight then stays for the rest of the stage; it is logged as
+`weight_<term>` and kept in the training state. Shares need a term with a weight beside them that is no GAN loss, and
+add up to less than 1.
+
+## Borders of crops
+
+What a teacher makes of the pixels near a crop's border is no knowledge: it has seen zeros where the image goes on.
+Terms that compare with a teacher, and discriminators that see a teacher's images, leave out `teacher_margin` input
+pixels on each side; pixels against the ground truth count everywhere. When a run starts, the teacher's image of two
+or three training crops is compared with what it makes of them in context, and the log tells the difference; below 36
+dB it warns, with a margin or a crop that would do. Real-ESRGAN's x4plus is 33 dB from itself in context on crops of
+256 (64 of the input), and 39 dB with a margin of 8.
+
+## Reusing degraded pairs
+
+Real-ESRGAN's degradation and a large teacher cost more than the step of a narrow student. With `pool_reuse: 4`, pairs
+of the pool are 8 input pixels larger than a crop, four crops are drawn of each before it leaves, and the teacher is
+asked once about the whole pair. Its maps are kept in half precision. Images are mirrored after the pool, but not
+while feature maps are compared: those of a mirrored input are not the mirrored maps. Not for paired data, nor for a
+teacher that learns along.
+
 ## Faces
 
 `SDAKDGCFSRModel` trains GCFSR ([docs/gcfsr.md](gcfsr.md)) on data sets of the type `FaceDataset`: `dataroot_gt` (a

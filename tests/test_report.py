@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from sdakd.compat import UserError
 from sdakd.report import curves, svg
 from sdakd.report.pictures import _show, choose_region
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STUDENT = 'student <script>window.hacked = 1</script> & "x"'
 EVIL = '<img src=x onerror=window.hacked=2>'
 MODELS = ('teacher', STUDENT, EVIL)
@@ -94,6 +96,34 @@ def test_logs_are_read_back(experiment):
         for at, value in points:  # what came before the resumption stays, what came after it is the later run's
             assert value == pytest.approx(values_at(at, seed=1 if at <= 80 else 2)[name], rel=1e-4, abs=1e-7)
     assert run.validation == {('held_out', 'psnr'): [(60, 20.6), (130, 21.3)]}
+
+
+def test_shares_in_the_log_of_a_real_run(world):
+    """Six iterations, as a user types them: a stage without and one with feature distillation."""
+    options = world.options()
+    options['train']['stages'] = {
+        'supervised': {'iters': 3, 'lr_g': 1e-3, 'terms': ['pixel']},
+        'distillation': {'iters': 3, 'lr_g': 1e-3, 'terms': ['pixel', 'feature']},
+    }
+    options['train'] |= {'share_freq': 1, 'feature_opt': {'type': 'FeatureMapLoss', 'share': 0.3}}
+    options['logger']['print_freq'] = 1
+    del options['val'], options['datasets']['val'], options['network_d'], options['train']['gan_opt']
+    line = [sys.executable, '-m', 'sdakd.cli', 'train', '-opt', world.write(options)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': ROOT}
+    subprocess.run(line, cwd=world.root, env=environment, check=True, capture_output=True, timeout=300)
+    run = curves.read_run(world.root / 'experiments/run')
+    shares = {name: dict(points) for name, points in run.series.items() if name.startswith('share_')}
+    assert set(shares) == {'share_pixel', 'share_feature'}
+    assert list(shares['share_pixel']) == [1, 2, 3, 4, 5, 6] and list(shares['share_feature']) == [4, 5, 6]
+    assert [shares['share_pixel'][at] for at in (1, 2, 3)] == [1, 1, 1]
+    for at in (4, 5, 6):
+        assert shares['share_pixel'][at] + shares['share_feature'][at] == pytest.approx(1, abs=2e-4)
+    assert shares['share_feature'][4] == pytest.approx(0.3, abs=1e-4)  # the median of one batch is its own
+
+    assert cli.main(['report', '-i', str(world.root / 'experiments/run'), '-o', str(world.root / 'page.html')]) == 0
+    page = (world.root / 'page.html').read_text()
+    assert 'Shares of the gradient of run over iterations' in page and 'part of the student' in page
+    assert '>share_feature<' in page and '>weight_feature<' not in page
 
 
 def test_stages_are_told_from_the_log(experiment):

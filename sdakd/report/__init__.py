@@ -44,15 +44,18 @@ def _curve(name: str, points: Sequence[Point], stages: Sequence[Stage]) -> Curve
 
     if len(points) < FEW:
         return svg.Curve(name, points)
+    if name.startswith('share_'):  # measured now and then, and logged again until the next time: nothing to smooth
+        return svg.Curve(name, thin(points))
     return svg.Curve(name, thin(smooth(points, stages)), thin(points))
 
 
 def _groups(run: Run) -> list[dict]:
-    """The plots of a run: losses of the generator and of discriminators, their outputs, validation metrics."""
+    """The plots of a run: losses, shares of the gradient, discriminators' outputs, validation metrics."""
     from sdakd.report import svg
 
     kinds = [
         ('Losses of the student', 'l_g_', 'loss'),
+        ('Shares of the gradient', 'share_', "part of the student's gradient"),
         ('Losses of the discriminators', 'l_d_', 'loss'),
         ('Outputs of the discriminators', 'out_d_', 'mean output, before the sigmoid'),
     ]
