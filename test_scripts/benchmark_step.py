@@ -96,13 +96,16 @@ def main() -> int:
             changes += ['datasets:train:meta_info=meta.txt', f'queue_size={args.batch * 2}']
         changes += [f'datasets:train:dataset_enlarge_ratio={args.batch * args.iters}', 'logger:use_tb_logger=false']
         changes += args.force_yml
+        # looking for the weights of shares takes a pass for every term, in few of a stage's steps
+        file = folder / 'options.yml'
+        file.write_text(re.sub(r'\bshare: [\d.]+', 'loss_weight: 1.0', Path(args.opt).read_text()))
         command = [
             sys.executable,
             '-m',
             'sdakd.cli',
             'train',
             '-opt',
-            os.path.abspath(args.opt),
+            str(file),
             '--force_yml',
             *changes,
         ]

@@ -206,13 +206,13 @@ def test_a_broken_cell_is_reported_and_the_rest_goes_on(finished, here, capsys):
     options = smoke()
     options['methods']['worse'] = {
         'file': os.path.relpath(ROOT / 'options/methods/sdakd.yml', here),
-        'weight': 'train:feature_opt:loss_weight',
-        'options': {'train:feature_opt:loss_weight': 1e38},
+        'weight': 'train:feature_opt:share',
+        'options': {'train:gan_opt:loss_weight': 1e40},
     }
     before = records(here / 'OUT')
     with pytest.raises(UserError, match='2 of 8 cells broke .no trial of worse was finished.') as error:
         compare('-opt', write(here, options), '-o', 'OUT', '--jobs', '2')
-    assert 'the loss l_g_feature became inf at iteration 5' in str(error.value)
+    assert 'the loss l_g_gan became inf at iteration 9' in str(error.value)
     after = records(here / 'OUT')
     assert {name: record for name, record in after.items() if 'worse' not in name} == before
     assert all(record['state'] == 'broken' for name, record in after.items() if 'worse' in name)
@@ -298,10 +298,10 @@ METHODS = {
     'l1': {'weight': 'train:pixel_opt:loss_weight'},
     'none_student_d': {'weight': 'train:gan_opt:loss_weight'},
     'none_teacher_d': {'weight': 'train:gan_opt:loss_weight'},
-    'sdakd': {'weight': 'train:feature_opt:loss_weight'},
-    'crd': {'weight': ['train:crd_opt:loss_weight', 'train:imitation_opt:loss_weight']},
+    'sdakd': {'weight': 'train:feature_opt:share'},
+    'crd': {'weight': ['train:crd_opt:share', 'train:imitation_opt:loss_weight']},
     'omgd': {'weight': ['train:omgd_opt:ssim_weight', 'train:omgd_opt:channel_weight']},
-    'akdg': {'weight': 'discriminators:distillation:gan_opt:loss_weight'},
+    'akdg': {'weight': 'discriminators:distillation:gan_opt:share'},
 }
 MAY_DIFFER = {'network_d', 'discriminators', 'teachers'}
 
@@ -389,8 +389,12 @@ def test_factors_scale_the_searched_weights_alone(matrix):
         different = set(leaves(plain).items() ^ leaves(scaled).items())
         assert {key for key, _ in different} == set(row.weights)
         for key in row.weights:
-            assert leaves(scaled)[key] == pytest.approx(3 * leaves(plain)[key])
-    assert {row.name: row.weights for row in made.rows}['crd'] == ['train:crd_opt:loss_weight']  # no perceptual terms
+            one, other = leaves(plain)[key], leaves(scaled)[key]
+            if key.endswith(':share'):  # what it is of the rest: what the calibrated weight is proportional to
+                assert other / (1 - other) == pytest.approx(3 * one / (1 - one), rel=1e-5)
+            else:
+                assert other == pytest.approx(3 * one)
+    assert {row.name: row.weights for row in made.rows}['crd'] == ['train:crd_opt:share']  # no perceptual terms
 
 
 def leaves(value, at=''):
@@ -448,7 +452,7 @@ def test_a_backbone_with_its_conventions(matrix, here):
 
     (here / 'hed.pth').write_bytes(b'')
     wanted = {'backbone': 'vgg16', 'weights': 'hed.pth', 'input': 'imagenet', 'units': 'measured', 'shift': 16}
-    method = {'weight': 'train:dcd_opt:loss_weight', 'options': {'train:imitation_opt:backbone': 'vgg19'}}
+    method = {'weight': 'train:dcd_opt:share', 'options': {'train:imitation_opt:backbone': 'vgg19'}}
     for perceptual in (wanted, {'backbone': 'vgg16', 'weights': 'hed.pth'}, 'vgg16:hed.pth'):
         made = matrix(methods={**METHODS, 'dcd': method}, perceptual=perceptual)
         stated = perceptual if isinstance(perceptual, dict) else {'backbone': 'vgg16', 'weights': 'hed.pth'}
@@ -465,7 +469,7 @@ def test_a_backbone_with_its_conventions(matrix, here):
 def test_one_teacher_discriminator_for_all_who_name_a_file(matrix):
     methods = {
         'sdakd': METHODS['sdakd'],
-        'dgl_gan': {'weight': 'discriminators:teacher:gan_opt:loss_weight'},
+        'dgl_gan': {'weight': 'discriminators:teacher:gan_opt:share'},
         'none_teacher_d_pretrained': METHODS['none_teacher_d'],
     }
 

@@ -416,8 +416,11 @@ def test_the_step_pays_the_relations_of_the_two_images(step):
     with torch.no_grad():
         student, teacher = network(model.lq), model.teachers['teacher'](model.lq)
     student, teacher = (image[..., 8:-8, 8:-8] for image in (student, teacher))  # two input pixels are border
-    wanted = 2.5 * ContentRelationLoss()(student, teacher).item()
-    assert model.get_current_log()['l_g_crd'] == pytest.approx(wanted, rel=1e-4)
+    log = model.get_current_log()
+    wanted = log['weight_crd'] * ContentRelationLoss()(student, teacher).item()
+    assert log['l_g_crd'] == pytest.approx(wanted, rel=1e-4)
+    supervised = 1 - log['share_gan_teacher']  # relations have 0.3 of what is no GAN loss
+    assert log['share_crd'] / supervised == pytest.approx(0.3, rel=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

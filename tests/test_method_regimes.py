@@ -357,12 +357,12 @@ def test_the_student_may_rest_while_discriminators_learn(world, parse):
 # -------------------------------------------------------------------------------------------------------------- DGL-GAN
 
 
-def test_dgl_gan_guides_at_a_tenth_of_the_own_weight_and_goes_on():
+def test_dgl_gan_guides_at_its_share_and_goes_on():
     for name in ('dgl_gan', 'dgl_gan_updated'):
         opt = load(FILES[name])
-        assert opt['discriminators']['teacher']['gan_opt']['loss_weight'] == pytest.approx(
-            0.1 * opt['train']['gan_opt']['loss_weight']
-        )
+        guide, own = opt['discriminators']['teacher']['gan_opt'], opt['train']['gan_opt']
+        assert guide['share'] == 0.3 and own['loss_weight'] == 0.1
+        assert {key: guide[key] for key in guide if key != 'share'} == {k: own[k] for k in own if k != 'loss_weight'}
         stages = opt['train']['stages']
         assert list(stages) == ['supervised', 'distillation', 'adversarial', 'guided']
         assert set(stages['guided']['terms']) - set(stages['adversarial']['terms']) == {'gan:teacher'}

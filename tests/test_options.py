@@ -66,7 +66,8 @@ def test_option_file_is_sound(file):
         check_degradation(opt, train.pool_reuse)
         given = {**opt['datasets']['train'], **opt}
         assert {key: given[key] for key in PUBLISHED} == PUBLISHED
-        assert opt['gt_size'] == opt['datasets']['train']['gt_size'] == 256
+        assert opt['gt_size'] == opt['datasets']['train']['gt_size']
+        assert opt['gt_size'] == 256 or file.startswith('options/zoo/')  # a GPU's minutes
 
 
 @pytest.mark.parametrize(

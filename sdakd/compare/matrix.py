@@ -119,7 +119,7 @@ class Matrix:
         method, budget = deepcopy(row.options), self.config.budget
         for key in row.weights if factor != 1 else ():
             block, last = look_up(method, key, f'methods:{row.method}:weight')
-            block[last] = float(f'{block[last] * factor:.6g}')
+            block[last] = float(f'{_scaled(block[last], factor, last == "share"):.6g}')
         student = student_of(self.network, float(ratio))
         terms = {key: value for key, value in method['train'].items() if key.endswith('_opt')}
         mine = dict(self.network, num_feat=None, num_grow_ch=None)
@@ -227,6 +227,11 @@ class Matrix:
         found = {str(folder): side for folder, side in zip(self.images.train, ('gt', 'lq'), strict=True)}
         found |= {folder: 'cache' for folder in self.cache.values()}
         return {**self.stand_ins, **found, options['path'].get('pretrain_network_g', ''): 'start'}
+
+
+def _scaled(value: float, factor: float, is_share: bool) -> float:
+    """A weight times a factor, or the share whose calibrated weight is so many times larger: its odds are scaled."""
+    return factor * value / (1 - value + factor * value) if is_share else value * factor
 
 
 def _named(options: Mapping) -> list[dict]:

@@ -101,7 +101,7 @@ def time_row(options: dict, row: Row, threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     logger = get_root_logger()
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)  # every training warns of what it sees itself
     try:
         options = deepcopy(options)
         options['datasets']['train'].pop('caches', None)  # a rehearsal computes no answers in advance
@@ -112,7 +112,8 @@ def time_row(options: dict, row: Row, threads: int) -> float:
         seconds, first = START, 1
         for stage in row.stages.values():
             times = []
-            for iteration in range(first, first + min(STEPS, stage['iters'])):
+            last = first + stage['iters']  # a stage's first steps also calibrate shares
+            for iteration in range(max(first, last - STEPS), last):
                 begun = clock()
                 model.update_learning_rate(iteration)
                 model.feed_data({'lq': lq, 'gt': gt})
@@ -121,7 +122,7 @@ def time_row(options: dict, row: Row, threads: int) -> float:
                     torch.cuda.synchronize()
                 times.append(clock() - begun)
             seconds += stage['iters'] * min(times[1:] or times)  # the least: other programs only ever add
-            first += stage['iters']
+            first = last
         return seconds
     finally:
         torch.set_num_threads(before)
