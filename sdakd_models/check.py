@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from sdakd_models.stages import EveryOr, Plan
 from sdakd_models.terms import TERMS, Term, term_options
 from sdakd_models.wiring import (
     active_terms,
+    border_of,
     crop_of,
     margin_of,
     needed_teachers,
@@ -79,6 +80,8 @@ def check_run(opt: dict, root_path: str, quiet: bool = False) -> None:
     check_validation(opt)
     if 'RealESRGAN' in opt['model_type'] and opt.get('high_order_degradation', True):
         check_degradation(opt, train.pool_reuse)
+        if train.pool_reuse > 1:
+            check_room(opt)
     elif train.pool_reuse > 1:
         raise UserError(
             "train:pool_reuse: it is for Real-ESRGAN's degradation in training; leave it out for paired data."
@@ -252,7 +255,7 @@ def check_networks(opt: dict, plan: Plan, names: set[str]) -> None:
     gt_size = crop_of(opt)
     if not isinstance(gt_size, int) or gt_size % scale:
         raise UserError(f'datasets:train:gt_size: the crop of {gt_size} must be a multiple of scale {scale}.')
-    inside = check_margin(opt, gt_size // scale) if teachers else gt_size // scale
+    inside = check_margin(opt, gt_size // scale, teachers)
     judges = {}
     for name, entry in discriminators.items():
         where = 'network_d' if name == 'student' else f'discriminators:{name}:network'
@@ -279,20 +282,23 @@ def check_networks(opt: dict, plan: Plan, names: set[str]) -> None:
         TERMS[name].check_crop(options, inside, student, teachers, judges)
 
 
-def check_margin(opt: Mapping, crop: int) -> int:
+def check_margin(opt: Mapping, crop: int, teachers: Iterable[str]) -> int:
     """The border that comparisons with a teacher leave out leaves something; returns the side of that.
 
     Args:
         opt: The options.
         crop: Side of a crop in input pixels.
+        teachers: Those that the run compares with.
     """
+    if not teachers:
+        return crop
     margin = margin_of(opt, crop)
     if 2 * margin >= crop:
         raise UserError(
             f'train:teacher_margin: a border of {margin} leaves nothing of crops of {crop} input pixels; write at most '
             f'{(crop - 1) // 2}, or raise gt_size.'
         )
-    return crop - 2 * margin
+    return crop - 2 * border_of(opt, crop, teachers)
 
 
 def check_teacher(opt: Mapping, name: str, where: str) -> None:
@@ -387,6 +393,21 @@ def check_degradation(opt: Mapping, reuse: int) -> None:
         )
     if opt['gt_size'] > 400 or opt['gt_size'] % opt['scale']:
         raise UserError(f'gt_size: write a multiple of scale {opt["scale"]} up to 400, not {opt["gt_size"]}.')
+
+
+def check_room(opt: Mapping) -> None:
+    """Pairs of the reusing pool are larger than crops by the margin, and Real-ESRGAN's data sets give 400 pixels.
+
+    Raises:
+        UserError: With the largest crop.
+    """
+    scale = opt['scale']
+    most = (400 // scale - 2 * margin_of(opt, opt['gt_size'] // scale)) * scale
+    if opt['gt_size'] > most:
+        raise UserError(
+            f'gt_size: with train:pool_reuse, crops and teacher_margin around them are cut from 400 pixels; write '
+            f'{most} or less, not {opt["gt_size"]}.'
+        )
 
 
 def finish(opt: dict, plan: Plan, images: int) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdakd_arch.width import lookup
+from sdakd_models.pool import ROOM
 from sdakd_models.wiring import crop_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def check_context(model: SDAKDModel) -> None:
         model: A model whose teachers are built.
     """
     crop = crop_of(model.opt) // model.opt.get('scale', 1)
+    if model.teacher_margin > model.border:  # the pool shows teachers more than a crop
+        crop += 2 * model.teacher_margin + ROOM
     names = [name for name, teacher in model.teachers.items() if crop < 4 * reach(teacher)]
     passed_over = {*(model.opt['datasets']['train'].get('caches') or ()), *(other.name for other in model.cotrained)}
     names = [name for name in names if name not in passed_over]

@@ -10,7 +10,7 @@ import torch
 
 from sdakd_models.terms.base import Answer
 
-ROOM = 8  # input pixels that pairs in the pool are larger than a crop, so that crops differ
+ROOM = 8  # input pixels by which crops of a pair differ, down and to the right
 
 
 @dataclass
@@ -31,18 +31,27 @@ class ReusingPool:
         size: The number of pairs.
         reuse: Draws of each.
         crop: Side of a crop in input pixels.
+        margin: Input pixels at a pair's border that belong to no crop: context for the teacher.
         scale: Of the ground truth.
         answer: Makes the :class:`Answer` of a teacher for a batch of inputs: its name, the inputs ``(N, 3, s, s)``,
             whether feature maps are wanted.
     """
 
     def __init__(
-        self, size: int, reuse: int, crop: int, scale: int, answer: Callable[[str, torch.Tensor, bool], Answer]
+        self,
+        size: int,
+        reuse: int,
+        crop: int,
+        margin: int,
+        scale: int,
+        answer: Callable[[str, torch.Tensor, bool], Answer],
     ) -> None:
-        self.size, self.reuse, self.crop, self.scale, self.answer = size, reuse, crop, scale, answer
+        self.size, self.reuse, self.crop, self.margin, self.scale = size, reuse, crop, margin, scale
+        self.answer = answer
         self.entries: list[_Entry] = []
         self.full = False
-        self.grid = 1  # offsets of crops are multiples of it: what a pixel of the smallest feature map covers
+        # offsets of crops are multiples of what a pixel of the smallest map covers; below x4, RRDBNet makes blocks
+        self.grid = max(1, 4 // scale)
         self.drawn: list[tuple[_Entry, int, int, bool]] = []
 
     def wants(self, batch: int) -> bool:
@@ -61,7 +70,8 @@ class ReusingPool:
         side = self.entries[0].lq.shape[-1]
         self.drawn = []
         for entry in random.sample(self.entries, batch):
-            top, left = (self.grid * random.randint(0, (side - self.crop) // self.grid) for _ in range(2))
+            first, last = -(-self.margin // self.grid), (side - self.margin - self.crop) // self.grid
+            top, left = (self.grid * random.randint(first, last) for _ in range(2))
             self.drawn.append((entry, top, left, flips and random.random() < 0.5))
             entry.left -= 1
         self.entries = [entry for entry in self.entries if entry.left]

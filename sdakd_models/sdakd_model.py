@@ -32,6 +32,7 @@ from sdakd_models.teacher_cache import fill
 from sdakd_models.terms import TERMS, Answer, Context, term_options
 from sdakd_models.wiring import (
     active_terms,
+    border_of,
     crop_of,
     margin_of,
     needed_teachers,
@@ -109,7 +110,8 @@ class SDAKDModel(Checkpoints, SRModel):
         self.cotrained = [self._cotrained(name) for name in self.teachers if read_teachers(opt)[name].replace_by]
         self.adversaries = {name: self._adversary(name, entry) for name, entry in used.items()}
         self.terms = {name: TERMS[name](opt['train'][TERMS[name].option], self) for name in TERMS if name in names}
-        self.teacher_margin = margin_of(opt, crop_of(opt) // opt.get('scale', 1))
+        crop = crop_of(opt) // opt.get('scale', 1)
+        self.teacher_margin, self.border = margin_of(opt, crop), border_of(opt, crop, self.teachers)
         self.shares: Shares | None = None
         if self.student is not None:
             own, every = own_terms(used, opt['train']), self.train_options.share_freq
@@ -291,9 +293,19 @@ class SDAKDModel(Checkpoints, SRModel):
             f'Stage {moment.index + 1} of {len(self.plan.stages)}, {moment.name}: '
             f'{moment.stage.iters:,d} iterations with {terms}.'
         )
+        if moment.stage.lr_g is not None and self.border and self._leaves_border(active_terms(moment.stage, self.opt)):
+            get_root_logger().warning(
+                f'No term of the stage {moment.name} looks at the border of crops, so that the student does not learn '
+                'what to do at the border of an image: add pixel, use pool_reuse or cache, or write teacher_margin: 0.'
+            )
         if moment.stage.reset_optimizers:
             for player in self.players:
                 player.forget()
+
+    def _leaves_border(self, names: Iterable[str]) -> bool:
+        """Whether all these terms compare with a teacher."""
+        own = {name for name in self.terms if self.terms[name].teachers(self.opt['train'][f'{name}_opt'])}
+        return set(names) <= own | {adversary.term for adversary in self.adversaries.values() if adversary.compares}
 
     def _report(self, moment: Moment, current_iter: int, log: Mapping[str, torch.Tensor]) -> None:
         """Averages the logged values over processes, with one synchronisation, and stops on NaN or infinity."""

@@ -33,8 +33,8 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
         self.queue_size = opt.get('queue_size', 180)
         self.pool: ReusingPool | None = None
         if self.is_train and self.train_options.pool_reuse > 1:
-            crop = opt['gt_size'] // opt['scale']
-            self.pool = ReusingPool(self.queue_size, self.train_options.pool_reuse, crop, opt['scale'], self._ask)
+            reuse, crop = self.train_options.pool_reuse, opt['gt_size'] // opt['scale']
+            self.pool = ReusingPool(self.queue_size, reuse, crop, self.teacher_margin, opt['scale'], self._ask)
 
     def feed_data(self, data: Mapping) -> None:
         """Takes a batch: ``gt`` with blur kernels to degrade, or a pair of ``lq`` and ``gt``."""
@@ -42,7 +42,8 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
         if not pooled or self.pool.wants(batch):
             options = self.opt
             if pooled:  # the degradation's last step cuts pairs to gt_size; those of the pool are larger
-                side = min(options['gt_size'] + ROOM * options['scale'], data['gt'].shape[-1])
+                side = options['gt_size'] + (2 * self.teacher_margin + ROOM) * options['scale']
+                side = min(side, data['gt'].shape[-1])
                 self.opt = {**options, 'gt_size': side // options['scale'] * options['scale']}
             # collating keeps the loader's channels-last strides, which filter2D refuses on a CPU
             super().feed_data({k: v.contiguous() if torch.is_tensor(v) else v for k, v in data.items()})

@@ -46,6 +46,18 @@ def margin_of(opt: Mapping, crop: int) -> int:
     return 0 if opt['model_type'] == 'SDAKDGCFSRModel' else min(8, crop // 4)
 
 
+def border_of(opt: Mapping, crop: int, teachers: Iterable[str]) -> int:
+    """Input pixels that comparisons with these teachers leave out: the margin, unless all their answers have context.
+
+    They have it where they come from a cache of whole images, or from pairs of the pool, which are larger than crops by
+    the margin. The student's own border is trained only then, or by terms that look at no teacher.
+    """
+    entries = read_teachers(opt)
+    found = [entries[name] for name in teachers if name in entries]
+    pooled = int(opt['train'].get('pool_reuse', 1)) > 1 and not any(entry.replace_by for entry in found)
+    return 0 if pooled or (found and all(entry.cache for entry in found)) else margin_of(opt, crop)
+
+
 def shares_of(opt: Mapping, terms: Iterable[str]) -> dict[str, float]:
     """The shares that the blocks of terms ask for, by term."""
     found = {}

@@ -16,7 +16,7 @@ from sdakd.compat import UserError
 from sdakd_models.pool import ReusingPool
 from sdakd_models.terms import Answer
 
-CROP, ROOM, SCALE = 8, 8, 2
+CROP, MARGIN, ROOM, SCALE = 8, 2, 8, 2
 
 
 class Network(nn.Module):
@@ -49,20 +49,21 @@ class Teacher:
 
 def pair(number, count=2):
     """Noise, so that every crop tells where it is from; the ground truth is the input enlarged."""
-    lq = torch.rand(count, 3, CROP + ROOM, CROP + ROOM, generator=torch.Generator().manual_seed(number))
+    side = CROP + 2 * MARGIN + ROOM
+    lq = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(number))
     return lq, lq.repeat_interleave(SCALE, -1).repeat_interleave(SCALE, -2)
 
 
 def make(size=8, reuse=4, teacher=None):
     random.seed(1)
-    return ReusingPool(size, reuse, CROP, SCALE, teacher or Teacher())
+    return ReusingPool(size, reuse, CROP, MARGIN, SCALE, teacher or Teacher())
 
 
 def place(crop, images):
     """Which image a crop is from, and where: (number, top, left, whether it is mirrored)."""
     found = []
     for number, image in enumerate(images):
-        for top, left in itertools.product(range(ROOM + 1), repeat=2):
+        for top, left in itertools.product(range(MARGIN, MARGIN + ROOM + 1), repeat=2):
             part = image[:, top : top + CROP, left : left + CROP]
             found += [(number, top, left, False)] * torch.equal(part, crop)
             found += [(number, top, left, True)] * torch.equal(part.flip(-1), crop)
@@ -91,7 +92,8 @@ def test_every_pair_leaves_after_its_draws():
         drawn.update(numbers)
         assert len(pool.entries) <= 8
     full = next(number for number, added in enumerate(adds) if not added) * 2  # pairs until the pool is full
-    gone = set(drawn) - {place(entry.lq[:, :CROP, :CROP], images)[0] for entry in pool.entries}
+    inner = slice(MARGIN, MARGIN + CROP)
+    gone = set(drawn) - {place(entry.lq[:, inner, inner], images)[0] for entry in pool.entries}
     assert len(gone) > 40 and all(drawn[number] == 4 for number in gone if number >= full)
     assert all(1 <= drawn[number] <= 4 for number in drawn) and len({drawn[n] for n in gone if n < full}) > 1
     assert sum(drawn.values()) == 240
@@ -122,7 +124,7 @@ def test_a_crop_is_cut_at_the_same_place_from_everything():
                 half = CROP // 2
                 wanted = maps['half'][0, :, top // 2 : top // 2 + half, left // 2 : left // 2 + half]
                 torch.testing.assert_close(answer.features['half'][number], wanted, rtol=1e-3, atol=1e-4)
-    assert set(itertools.product(range(0, ROOM + 1, 2), repeat=2)) <= seen  # everywhere
+    assert set(itertools.product(range(MARGIN, MARGIN + ROOM + 1, 2), repeat=2)) <= seen  # everywhere
 
 
 def test_answers_without_features_and_then_with_them():

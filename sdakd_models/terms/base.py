@@ -39,7 +39,8 @@ class Context:
     """What one iteration offers to the terms; what costs a forward pass is computed when first asked for.
 
     A teacher's answer near the border of a crop is an artefact of padding: what compares with a teacher takes
-    :meth:`pair`, :meth:`inside` and :meth:`features`, which leave out ``train:teacher_margin`` input pixels.
+    :meth:`pair`, :meth:`inside` and :meth:`features`, which leave out ``train:teacher_margin`` input pixels where the
+    answer has no context (:func:`sdakd_models.wiring.border_of`).
 
     Args:
         model: The model in training; ``model.lq`` holds the input, ``(N, 3, h, w)`` in [0, 1].
@@ -90,8 +91,8 @@ class Context:
         return {tap: self.inside(maps) for tap, maps in self._features[who].items()}
 
     def inside(self, maps: torch.Tensor) -> torch.Tensor:
-        """Images or feature maps ``(N, C, H, W)`` of whatever size without the border of ``train:teacher_margin``."""
-        margin = self.model.teacher_margin
+        """Images or feature maps ``(N, C, H, W)`` of whatever size without the border that teachers' answers lack."""
+        margin = self.model.border
         if not margin:
             return maps
         height, width = maps.shape[2:]
