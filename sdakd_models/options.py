@@ -126,9 +126,9 @@ class Train(Struct, forbid_unknown_fields=True):
     teacher_margin: Annotated[
         Count | None,
         Meta(
-            description='Input pixels at the border of what a teacher is shown where its answer, an artefact of padding, is '
-            "not used: terms and discriminators that see a teacher's answer to a crop leave them out; pairs that are "
-            'reused are larger by them. Default 8, or a quarter of a smaller crop; 0 for faces.',
+            description='Input pixels at the border of what a teacher is shown where its answer is not used: it is an '
+            "artefact of padding there. Terms and discriminators that see a teacher's answer to a crop leave them out, "
+            'and pairs that are reused are larger by them. Default 8, or a quarter of a smaller crop; 0 for faces.',
         ),
     ] = None
     share_freq: Annotated[

@@ -10,7 +10,7 @@ import torch
 
 from sdakd_models.terms.base import Answer
 
-ROOM = 8  # input pixels by which crops of a pair differ, down and to the right
+ROOM = 4  # input pixels by which crops of a pair differ, down and to the right
 
 
 @dataclass

@@ -82,7 +82,7 @@ dB it warns, with a margin or a crop that would do. Real-ESRGAN's x4plus is 33 d
 ## Reusing degraded pairs
 
 Real-ESRGAN's degradation and a large teacher cost more than the step of a narrow student. With `pool_reuse: 4`, pairs
-of the pool are larger than a crop by 8 input pixels and by `teacher_margin` on each side, four crops are drawn of each
+of the pool are larger than a crop by 4 input pixels and by `teacher_margin` on each side, four crops are drawn of each
 before it leaves, and the teacher is asked once about the whole pair. Its maps are kept in half precision. Images are
 mirrored after the pool, but not while feature maps are compared: those of a mirrored input are not the mirrored maps.
 Not for paired data, nor for a teacher that learns along.

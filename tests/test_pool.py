@@ -16,7 +16,7 @@ from sdakd.compat import UserError
 from sdakd_models.pool import ReusingPool
 from sdakd_models.terms import Answer
 
-CROP, MARGIN, ROOM, SCALE = 8, 2, 8, 2
+CROP, MARGIN, ROOM, SCALE = 8, 2, 4, 2
 
 
 class Network(nn.Module):
