@@ -77,8 +77,9 @@ def prepare(folder: Path, scale: int) -> None:
 def options(teacher: Path, teacher_network: dict, data: Path, scale: int, seed: int) -> dict:
     """The option file of the demo, ``options/demo.yml``, for the teacher at hand."""
     from sdakd_arch.width import student_of
+    from sdakd_models.reader import read_run
 
-    opt = yaml.safe_load((ROOT / 'options/demo.yml').read_text())
+    opt = read_run(ROOT / 'options/demo.yml')
     opt.update(scale=scale, manual_seed=seed, network_g=student_of(teacher_network, RATIO))
     opt['teacher'] = {'weights': str(teacher), 'network': teacher_network}
     for phase in ('train', 'val'):

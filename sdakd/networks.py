@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from sdakd.compat import UserError
+from sdakd_arch.plugins import import_entry_points
 from sdakd_arch.weights import describe, infer_network, load_into, read_weights
 from sdakd_arch.width import build, cost, scale_of
 
@@ -161,7 +162,8 @@ def read_metadata(path: Path) -> dict:
 def options_beside(path: Path) -> dict | None:
     """The option file that BasicSR copies into ``experiments/<name>/``, two folders above a checkpoint, if it is there.
 
-    It counts as one if its ``network_g`` names a type.
+    It counts as one if its ``network_g`` names a type. The file is complete, and its ``imports`` are not followed: a
+    network is opened without executing what lies beside it.
     """
     for file in sorted(path.resolve().parent.parent.glob('*.yml')):
         try:
@@ -207,6 +209,7 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
         if not path.is_file():
             raise UserError(f'{where}: the file {path} does not exist.')
         return _open_onnx(path, where, threads)
+    import_entry_points()
     state = read_weights(path, 'params_ema', where)
     metadata = read_metadata(path)
     network = metadata.get('network') or infer_network(state) or (options_beside(path) or {}).get('network_g')

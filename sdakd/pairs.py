@@ -12,12 +12,10 @@ import math
 import os
 import random
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from basicsr.data.realesrgan_dataset import RealESRGANDataset
 from basicsr.data.transforms import mod_crop
 from basicsr.models.realesrgan_model import RealESRGANModel
@@ -26,6 +24,7 @@ from basicsr.utils.matlab_functions import imresize
 from sdakd.compat import UserError
 from sdakd.images import UnusableError, encode_png, is_made, read_image, stem, write_again, write_png
 from sdakd_models.degradation import ContiguousJPEG, Sharpener
+from sdakd_models.reader import read_merged
 
 KERNELS = ['iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso']
 
@@ -86,17 +85,9 @@ def _are_numbers(values: list) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_options(path: str) -> dict[str, Any]:
     """The top level of an option file and the block datasets: train:, in one mapping."""
-    try:
-        options = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except OSError as error:
-        raise UserError(f'-opt: {path} cannot be read ({error.strerror}).') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = ' '.join(str(error).split())
-        raise UserError(f'-opt: {path} is not plain YAML ({reason}).') from None
-    if not isinstance(options, dict):
-        raise UserError(f'-opt: {path} holds no options; give a training option file.')
+    options = read_merged(path)
     datasets = options.get('datasets')
     train = datasets.get('train') if isinstance(datasets, dict) else None
     return {**(train if isinstance(train, dict) else {}), **options}
@@ -130,7 +121,7 @@ def read_settings(
         return {'degradation': degradation, 'scale': scale or 4}
     given: dict[str, Any] = {}
     if opt is not None:
-        options = _read_yaml(opt)
+        options = _read_options(opt)
         given = {key: options[key] for key in PUBLISHED if key in options}
         if not given:
             raise UserError(f'-opt: {opt} holds no Real-ESRGAN degradation (resize_prob, kernel_list, ...).')

@@ -157,10 +157,14 @@ class Run:
         self.record.starts += 1
         self.save()
         environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'MKL_NUM_THREADS': str(threads)}
+        path = [os.environ.get('PYTHONPATH')]
+        if self.options.get('imports'):  # its modules may lie where the user works, and the process works elsewhere
+            path.append(os.getcwd())
         try:
             importlib.metadata.distribution('sdakd')
         except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            environment['PYTHONPATH'] = os.pathsep.join(filter(None, [os.environ.get('PYTHONPATH'), str(ROOT)]))
+            path.append(str(ROOT))
+        environment['PYTHONPATH'] = os.pathsep.join(filter(None, path))
         with open(self.path('log'), 'ab' if self.record.starts > 1 else 'wb') as log:
             return subprocess.Popen(
                 command,

@@ -49,13 +49,48 @@ def student_of(network: Mapping, ratio: float) -> dict:
     if kind in NARROWED:
         return student | {'narrow': _narrow(network, exact)}
     for key, default in WIDTHS[kind].items():
-        channels = network.get(key, default) * exact
-        if channels.denominator != 1:
-            raise UserError(
-                f'{key} of {kind} is {network.get(key, default)}, which {exact} does not divide into channels.'
-            )
+        wide = network.get(key, default)
+        if isinstance(wide, bool) or not isinstance(wide, int) or (wide * exact).denominator != 1:
+            raise UserError(f'{key} of {kind} is {wide!r}, which {exact} does not divide into channels.')
+        channels = wide * exact
         student[key] = int(channels)
     return student
+
+
+def fraction(text: object, where: str) -> Fraction:
+    """A width as YAML writes it, ``1/4`` or ``0.25``.
+
+    Raises:
+        UserError: It is no number greater than 0 and at most 1.
+    """
+    try:
+        value = Fraction(str(text))
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if not 0 < value <= 1:
+        raise UserError(f"{where}: write a share of the teacher's channels such as 1/4, not {text!r}.")
+    return value.limit_denominator(1024)
+
+
+def discriminator_of(generator: Mapping) -> dict:
+    """The discriminator that a generator of this architecture is published with, at its full width.
+
+    Real-ESRGAN trains RRDBNet and SRVGGNetCompact against a U-Net of 64 features, GCFSR has a discriminator of its own.
+
+    Args:
+        generator: Options of the teacher.
+
+    Raises:
+        UserError: An architecture without one.
+    """
+    kind = generator.get('type')
+    if kind in ('RRDBNet', 'SRVGGNetCompact'):
+        colours = generator.get('num_out_ch', 3)
+        return {'type': 'UNetDiscriminatorSN', 'num_in_ch': colours, 'num_feat': 64, 'skip_connection': True}
+    if kind in ('GCFSR', 'GCFSRBlind'):
+        same = {'channel_multiplier': 2, 'narrow': 1} | dict(generator)
+        return {'type': 'GCFSRDiscriminator'} | {key: same[key] for key in ('out_size', 'channel_multiplier', 'narrow')}
+    raise UserError(f'no discriminator is known for the architecture {kind!r}; write its type and keys at full width.')
 
 
 def _narrow(network: Mapping, ratio: Fraction) -> float:

@@ -39,6 +39,7 @@ from sdakd_models.wiring import (
 KNOWN_TOP_LEVEL = {
     'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'teacher',
     'teachers', 'discriminators', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters',
+    'extends', 'imports',
 }  # fmt: skip
 VGG = {'vgg19': 'vgg19-dcbb9e9d.pth', 'vgg16': 'vgg16-397923af.pth'}
 DEGRADATION = (

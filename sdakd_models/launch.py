@@ -1,18 +1,21 @@
 """The one interception point: reads and checks an option file before BasicSR creates or archives any folder.
 
 ``parse_options`` is wrapped wherever BasicSR's training loop finds it. Option files of other models pass through
-untouched; for this plugin's models the YAML is read by PyYAML's safe loader (BasicSR uses the one that can execute
-code), values of ``--force_yml`` are literals, and resuming works from any folder and without a GPU.
+untouched; those of this plugin's models are read by :func:`sdakd_models.reader.read_run` (BasicSR uses the loader that
+can execute code), the archived file is complete, and resuming works from any folder and without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import os
 import random
+import shlex
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import basicsr.utils.options
@@ -22,65 +25,16 @@ from basicsr.utils import check_resume, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from sdakd.compat import UserError, exit_with_sentence, near
+from sdakd.compat import UserError, exit_with_sentence
 from sdakd_arch.width import lookup
 from sdakd_models.check import check_run, resolve_paths
 from sdakd_models.options import read_train
+from sdakd_models.reader import read_run, read_yaml
 from sdakd_models.sdakd_model import SDAKDModel
 from sdakd_models.terms import term_options
 
 _original = basicsr.utils.options.parse_options
-
-
-def read_yaml(path: str) -> dict:
-    """Reads an option file with the safe loader.
-
-    Raises:
-        UserError: Missing file, broken YAML, tags that would execute code, or no mapping.
-    """
-    try:
-        with open(path, encoding='utf-8') as file:
-            content = yaml.safe_load(file)
-    except OSError as error:
-        raise UserError(f'-opt: {path} cannot be read ({error.strerror}).') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, 'problem_mark', None)
-        line = f' in line {mark.line + 1}' if mark else ''
-        raise UserError(f'{path}: broken YAML{line}: {getattr(error, "problem", error)}.') from None
-    if not isinstance(content, dict):
-        raise UserError(f'{path}: this is no option file, it must hold keys and values.')
-    return content
-
-
-def force(opt: dict, entries: list[str] | None) -> None:
-    """Applies ``--force_yml key:key=value``; values are YAML literals, and nothing is executed.
-
-    As in BasicSR the key must exist; unlike there, a list index may be part of it, and optional keys of this plugin's
-    stages may be added.
-
-    Raises:
-        UserError: No ``=``, or a key that does not exist.
-    """
-    for entry in entries or []:
-        keys, equals, text = entry.partition('=')
-        if not equals:
-            raise UserError(f'--force_yml {entry}: write key:key=value.')
-        try:
-            value = yaml.safe_load(text.strip())
-        except yaml.YAMLError:
-            raise UserError(f'--force_yml {entry}: the value is no YAML literal.') from None
-        *parents, last = keys.strip().split(':')
-        block = opt
-        for depth, key in enumerate(parents):
-            if not isinstance(block.get(key), dict):
-                raise UserError(
-                    f'--force_yml {entry}: there is no block {":".join(parents[: depth + 1])}; {near(key, block)}.'
-                )
-            block = block[key]
-        optional = parents[:2] == ['train', 'stages'] or parents in (['train'], ['path'], ['val'], ['teacher'])
-        if last not in block and not optional:
-            raise UserError(f'--force_yml {entry}: there is no key {keys.strip()}; {near(last, block)}.')
-        block[last] = value
+_copy_opt_file = basicsr.utils.options.copy_opt_file
 
 
 def _arguments() -> argparse.Namespace:
@@ -127,13 +81,25 @@ def parse_options(root_path: str, is_train: bool = True):
         UserError: Anything a user can mend; on the main process only, as one sentence with the file's name.
     """
     if _belongs_to_another():
+        _replace_everywhere('copy_opt_file', _copy_opt_file)
         return _original(root_path, is_train)
     sys.excepthook = exit_with_sentence
     args = _arguments()
     _replace_everywhere('load_resume_state', load_resume_state)
     try:
-        opt = read_yaml(args.opt)
-        force(opt, args.force_yml)
+        opt = read_run(args.opt, args.force_yml or (), root_path)
+        _replace_everywhere('copy_opt_file', functools.partial(archive, options=copy.deepcopy(opt)))
+        _check(opt, args, root_path, is_train)
+    except UserError:
+        if int(os.environ.get('RANK', 0)) > 0:
+            raise SystemExit(2) from None
+        raise
+    return opt, args
+
+
+def _check(opt: dict, args: argparse.Namespace, root_path: str, is_train: bool) -> None:
+    """Completes and checks what was read; errors get the file's name."""
+    try:
         _distribute(opt, args)
         _complete(opt, args, root_path, is_train)
         resolve_paths(opt, root_path)
@@ -144,10 +110,31 @@ def parse_options(root_path: str, is_train: bool = True):
         if opt['dist'] and opt['rank'] == 0:
             torch.distributed.barrier()
     except UserError as error:
-        if int(os.environ.get('RANK', 0)) > 0:
-            raise SystemExit(2) from None
         raise UserError(f'{args.opt}: {error}') from None
-    return opt, args
+
+
+def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
+    """Writes a run's options into its folder, where BasicSR would copy the option file.
+
+    A file that extends others or has a ``width``, or whose values the command line changes, is not complete: the
+    resolved options take its place, under its name. Any other file is copied with its comments, as BasicSR does it. A
+    file that was archived before may be the option file: BasicSR has moved it with its folder by now, or would copy it
+    onto itself.
+    """
+    copied = os.path.join(experiments_root, os.path.basename(opt_file))
+    if os.path.isfile(opt_file) and read_yaml(opt_file) == options:
+        if os.path.realpath(opt_file) != os.path.realpath(copied):
+            _copy_opt_file(opt_file, experiments_root)
+        return
+    if get_dist_info()[0] > 0:
+        return
+    command = ' '.join(shlex.join(sys.argv).split())
+    text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True, width=120)
+    with open(copied, 'w', encoding='utf-8') as file:
+        file.write(
+            f'# The options of {os.path.abspath(opt_file)}, complete: with what that file extends and narrows, and\n'
+            f'# with --force_yml. Written on {time.asctime()} by the command\n#   {command}\n\n{text}'
+        )
 
 
 def _distribute(opt: dict, args: argparse.Namespace) -> None:

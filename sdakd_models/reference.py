@@ -26,6 +26,38 @@ total number of iterations and the enlarging of a data set that is needed to rea
 
 `val:` knows four more keys: `tile` (side of a tile in input pixels, default 0 for whole images) with `tile_pad`
 (default 10), `tb_images` (images of each set that go to TensorBoard, default 3), and `noise` (faces only, see below).
+
+## extends
+
+`extends: other.yml` at the top takes everything from another file, which may extend a third; what the file itself says
+goes on top. The path starts from the folder of the file that says so.
+
+- Mappings merge key by key. Inherited stages keep their order, new ones come after them.
+- Lists and plain values replace. So does a mapping with a `type` that the inherited one does not have: nothing of
+  another loss, scheduler or network is left.
+- A null removes an inherited key (`lr_d: ~`), and the run behaves as if it had never been written. Under `train`,
+  `<term>_opt: ~` stays where a stage names the term: it takes the term out of all stages.
+- `--force_yml` comes last.
+
+A key that stands twice in one mapping is refused. `experiments/<name>/` receives the file with everything resolved
+where it extends another, has a `width` or was changed by `--force_yml`: it needs no other file.
+
+## width
+
+`width: 1/4` (or 0.25) in `network_g`, `network_d` or the `network` of an entry of `discriminators` stands for the channels
+of a network that is so much narrower. Alone, it narrows the teacher (`teacher: network`, or what the file of its weights
+tells), in a discriminator the one of the teacher's architecture: a `UNetDiscriminatorSN` of 64 features for RRDBNet
+and SRVGGNetCompact, a `GCFSRDiscriminator` for GCFSR. Beside a `type`, the other keys of the block say the full width:
+`{type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 64, width: 1/4}` has 16 features. `--force_yml network_g:width=1/8`
+changes it; other values inside the block, as `network_g:num_feat=8`, change the narrowed network.
+
+## imports
+
+`imports: [my_package.losses]` imports modules before anything is looked up, so that their architectures, losses, metrics and
+terms are known to this run and to `sdakd compare`. What every run and every command shall know, an installed package names as
+an entry point of the group `sdakd.plugins`. Modules are looked for where Python looks, and last in the current folder; the
+folder of the option file does not count, so that nothing which lies beside a file from elsewhere is executed. An option file
+with `imports` still runs code: read that line before you train with someone else's.
 """
 _TAIL = """\
 ## Terms

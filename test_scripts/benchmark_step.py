@@ -75,15 +75,12 @@ def main() -> int:
     parser.add_argument('--iters', type=int, default=6, help='iterations of each stage')
     parser.add_argument('--force_yml', nargs='+', default=[], help='further changes, as sdakd train takes them')
     args = parser.parse_args()
-    import yaml
-
     from sdakd import compat
 
     compat.import_basicsr()
-    from sdakd_models.launch import force
+    from sdakd_models.reader import read_run
 
-    opt = yaml.safe_load(Path(args.opt).read_text())
-    force(opt, args.force_yml)
+    opt = read_run(args.opt, args.force_yml)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_world(folder, opt)

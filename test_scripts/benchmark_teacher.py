@@ -30,6 +30,7 @@ from basicsr.data import build_dataset  # noqa: E402
 
 import sdakd_models  # noqa: E402, F401  it registers models
 from sdakd_models import launch  # noqa: E402
+from sdakd_models.reader import read_run  # noqa: E402
 
 REUSE = 4
 GAN, IMAGE, FEATURE = ['pixel', 'gan'], ['output', 'gan'], ['pixel', 'feature']
@@ -51,7 +52,7 @@ BASES = {True: 'GAN without teacher', False: 'GAN without teacher, pairs'}
 
 def options(args: argparse.Namespace, terms: list[str], degrades: bool, reuse: int, precision: str) -> dict:
     """The option file of a variant: one stage that lasts."""
-    opt = yaml.safe_load((ROOT / 'options/zoo/sdakd_x4plus_rrdbnet_1_4.yml').read_text())
+    opt = read_run(ROOT / 'options/zoo/sdakd_x4plus_rrdbnet_1_4.yml')
     train = opt['train']
     loss = {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}
     opt['train'] = {

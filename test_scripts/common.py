@@ -109,18 +109,10 @@ def read_config(path: str, config: type[T]) -> T:
     Raises:
         UserError: No such file, no YAML, an unknown key, a missing key or a value of the wrong kind.
     """
-    import yaml
-
     from sdakd_models.options import typed
+    from sdakd_models.reader import read_yaml
 
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'-opt: {path} cannot be read ({getattr(error, "strerror", None) or error}).') from None
-    except yaml.YAMLError as error:
-        reason = ' '.join(str(error).split())
-        raise UserError(f'-opt: {path} is no YAML file ({reason[:200]}).') from None
-    return typed(config, content, path)
+    return typed(config, read_yaml(path), path)
 
 
 def fraction(text: str | int | float, where: str) -> Fraction:

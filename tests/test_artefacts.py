@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from sdakd.compat import UserError
 from sdakd.results import write_section
+from sdakd_models.reader import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / 'test_scripts'
@@ -476,7 +477,7 @@ def test_full_size_files_name_checkpoints_that_their_option_files_write(path):
         if name.startswith('demo'):
             continue
         (file,) = (ROOT / 'options').rglob(f'{name}.yml')
-        options = yaml.safe_load(file.read_text())
+        options = read_run(file)
         learning = {
             'd_' + key for key, entry in (options.get('discriminators') or {}).items() if entry.get('learns', 1)
         }
@@ -553,7 +554,13 @@ def test_a_mistake_by_the_real_command(sample, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('text', 'sentence'), [(None, 'no.yml cannot be read'), ('a: [', 'is no YAML file'), ('- 1', 'write a mapping')]
+    ('text', 'sentence'),
+    [
+        (None, 'no.yml cannot be read'),
+        ('a: [', 'no.yml: broken YAML in line 1'),
+        ('a: 1\na: 2', "no.yml: broken YAML in line 2: the key 'a' stands in line 1 already"),
+        ('- 1', 'no.yml: this is no option file, it must hold keys and values'),
+    ],
 )
 def test_files_that_are_no_configuration(text, sentence, call, tmp_path):
     if text is not None:

@@ -11,6 +11,7 @@ import yaml
 from sdakd.compat import UserError
 from sdakd_arch import zoo
 from sdakd_models import launch
+from sdakd_models.reader import force
 
 
 def change(options, path, value):
@@ -267,7 +268,7 @@ def test_official_teacher_is_downloaded_when_its_release_answers(world, parse, m
 
 def test_forced_values_are_literals(shared_world):
     options = shared_world.options()
-    launch.force(options, ['train:stages:supervised:iters=7', 'path:resume_state=~', 'name=__import__("os").getcwd()',
+    force(options, ['train:stages:supervised:iters=7', 'path:resume_state=~', 'name=__import__("os").getcwd()',
                            'train:optim_g={type: Adam, betas: [0.5, 0.9]}'])  # fmt: skip
     assert options['train']['stages']['supervised']['iters'] == 7
     assert options['name'] == '__import__("os").getcwd()'
@@ -280,7 +281,7 @@ def test_forced_values_are_literals(shared_world):
     ):
         before = copy.deepcopy(options)
         with pytest.raises(UserError, match=sentence):
-            launch.force(options, [entry])
+            force(options, [entry])
         assert options == before
 
 

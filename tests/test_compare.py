@@ -20,6 +20,7 @@ import yaml
 
 from sdakd import cli
 from sdakd.compat import UserError
+from sdakd_models.reader import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / 'options/compare/smoke.yml'
@@ -221,6 +222,24 @@ def test_a_broken_cell_is_reported_and_the_rest_goes_on(finished, here, capsys):
     assert 'Written to OUT' in capsys.readouterr().out
 
 
+def test_a_method_of_ones_own_extends_and_imports(here, capsys):
+    """Its loss lies in the current folder; the training runs in another one."""
+    (here / 'my_loss.py').write_text(
+        'from basicsr.utils.registry import LOSS_REGISTRY\n\n'
+        "@LOSS_REGISTRY.register()\nclass MyComparedLoss(LOSS_REGISTRY.get('L1Loss')):\n    pass\n"
+    )
+    base = os.path.relpath(ROOT / 'options/methods/l1.yml', here)
+    own = {'extends': base, 'imports': ['my_loss'], 'train': {'pixel_opt': {'type': 'MyComparedLoss'}}}
+    (here / 'own.yml').write_text(yaml.safe_dump(own))
+    options = {**smoke(), 'methods': {'own': {'file': 'own.yml', 'weight': []}}, 'reference': 'own', 'seeds': [0]}
+    for length in options['budget']['stages'].values():
+        length['iters'] = 1
+    assert compare('-opt', write(here, options), '-o', 'OWN') == 0, capsys.readouterr().out
+    (cell,) = (here / 'OWN/cells').glob('*.yml')
+    content = read_run(cell)
+    assert content['imports'] == ['my_loss'] and content['train']['pixel_opt'] == {'type': 'MyComparedLoss'}
+
+
 def test_dry_run_shows_the_matrix_and_writes_nothing(here, capsys):
     before = sorted(here.rglob('*'))
     assert compare('-opt', SMOKE, '-o', 'NEW', '--dry_run') == 0
@@ -330,8 +349,7 @@ def test_option_files_differ_only_in_the_method(matrix):
 
 
 def made_terms(name):
-    content = yaml.safe_load((ROOT / f'options/methods/{name}.yml').read_text())
-    return content['train']['stages']['adversarial']['terms']
+    return read_run(ROOT / f'options/methods/{name}.yml')['train']['stages']['adversarial']['terms']
 
 
 def test_discriminators_are_as_wide_as_the_method_says(matrix):

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,9 +16,9 @@ from torch.nn import functional as F
 
 from sdakd.compat import UserError
 from sdakd_arch.width import build, student_of
-from sdakd_models import launch
 from sdakd_models.face_dataset import FaceDataset, degrade
 from sdakd_models.players import r1_penalty
+from sdakd_models.reader import force, read_run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZE = 32
@@ -570,7 +569,7 @@ def test_faces_of_another_size_are_named_on_the_command_line(faces):
 @pytest.mark.parametrize(('ending', 'ratio'), [('', 0.25), ('_1_2', 0.5), ('_1_8', 0.125)])
 def test_option_files_differ_in_the_width_only(size, ending, ratio):
     files = [f'{ROOT}/options/sdakd_gcfsr_{size}{end}.yml' for end in ('', ending)]
-    quarter, opt = (yaml.safe_load(Path(file).read_text()) for file in files)
+    quarter, opt = (read_run(file) for file in files)
     for block in ('network_g', 'network_d'):
         assert opt[block] == student_of({**opt[block], 'narrow': 1}, ratio)
         quarter[block]['narrow'] = opt[block]['narrow']
@@ -580,9 +579,8 @@ def test_option_files_differ_in_the_width_only(size, ending, ratio):
 @pytest.mark.parametrize('name', ['sdakd_gcfsr_1024', 'sdakd_gcfsr_512', 'sdakd_gcfsr_128'])
 @pytest.mark.parametrize('ratio', [0.5, 0.25, 0.125])
 def test_option_files_hold_the_narrowed_teacher(name, ratio):
-    with open(f'{ROOT}/options/{name}.yml', encoding='utf-8') as stream:
-        opt = yaml.safe_load(stream)
+    opt = read_run(f'{ROOT}/options/{name}.yml')
     narrow = ratio * opt['teacher']['network']['narrow']
-    launch.force(opt, [f'network_g:narrow={narrow}', f'network_d:narrow={narrow}'])
+    force(opt, [f'network_g:narrow={narrow}', f'network_d:narrow={narrow}'])
     assert opt['network_g'] == student_of(opt['teacher']['network'], ratio)
     assert opt['network_g']['out_size'] == opt['network_d']['out_size'] == int(name.split('_')[2])

@@ -3,9 +3,9 @@
 import os
 
 import pytest
-import yaml
 
 from sdakd_models.options import read_train
+from sdakd_models.reader import read_run
 from sdakd_models.terms import term_options
 from sdakd_models.wiring import active_terms, needed_teachers, used_discriminators
 
@@ -47,8 +47,7 @@ CHANGES = {
 
 
 def load(file):
-    with open(os.path.join(ROOT, 'options', file), encoding='utf-8') as stream:
-        return yaml.safe_load(stream)
+    return read_run(os.path.join(ROOT, 'options', file))
 
 
 def differences(base, other, path=''):

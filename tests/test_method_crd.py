@@ -9,15 +9,14 @@ import sys
 
 import pytest
 import torch
-import yaml
 from basicsr.models import build_model
 
 from sdakd.compat import UserError
 from sdakd_losses import crd_loss
 from sdakd_losses.crd_loss import ContentRelationLoss
 from sdakd_models.check import check_terms
-from sdakd_models.launch import force
 from sdakd_models.options import read_train
+from sdakd_models.reader import force, read_run
 from sdakd_models.terms import Context, term_options
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -286,8 +285,7 @@ def test_memory_at_real_size():
 
 def crd_file(name):
     folder = 'options/methods' if name == 'crd' else 'options/methods/crd'
-    with open(os.path.join(ROOT, folder, f'{name}.yml'), encoding='utf-8') as stream:
-        return yaml.safe_load(stream)
+    return read_run(os.path.join(ROOT, folder, f'{name}.yml'))
 
 
 def test_the_regimes_differ_in_the_discriminator_only():

@@ -10,13 +10,13 @@ import sys
 
 import pytest
 import torch
-import yaml
 from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
 from basicsr.models import build_model
 
 from sdakd.compat import UserError
 from sdakd_losses.overlap import overlap
 from sdakd_models import launch
+from sdakd_models.reader import force, read_run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PATHS = sorted(glob.glob(f'{ROOT}/options/methods/**/*.yml', recursive=True))
@@ -62,8 +62,7 @@ def regime(name):
 
 
 def load(path):
-    with open(path, encoding='utf-8') as stream:
-        return yaml.safe_load(stream)
+    return read_run(path)
 
 
 def small(world, opt):
@@ -372,7 +371,7 @@ def test_dgl_gan_guides_at_its_share_and_goes_on():
 def test_dgl_gan_of_the_uncompressed_student():
     """The flags of its page widen generator and discriminator to the teacher's, and nothing else."""
     opt, base = load(FILES['dgl_gan']), load(FILES['dgl_gan'])
-    launch.force(opt, ['name=dgl_gan_ratio_1', 'network_g:num_feat=64', 'network_d:num_feat=64'])
+    force(opt, ['name=dgl_gan_ratio_1', 'network_g:num_feat=64', 'network_d:num_feat=64'])
     assert opt['network_g'] == base['teacher']['network']
     assert opt['network_d'] == base['discriminators']['teacher']['network']
     assert {key for key in opt if opt[key] != base[key]} == {'name', 'network_g', 'network_d'}

@@ -4,7 +4,6 @@ import glob
 import os
 
 import pytest
-import yaml
 
 from sdakd.pairs import PUBLISHED
 from sdakd_arch.taps import default_taps
@@ -12,6 +11,7 @@ from sdakd_arch.width import build, scale_of, student_of
 from sdakd_arch.zoo import URLS
 from sdakd_models.check import check_degradation, check_optimizers, check_terms, check_validation
 from sdakd_models.options import read_discriminators, read_teachers, read_train
+from sdakd_models.reader import read_run
 from sdakd_models.terms import TERMS, term_options
 from sdakd_models.terms.feature import read_features, tap_channels
 from sdakd_models.wiring import active_terms, needed_teachers, used_discriminators
@@ -25,8 +25,7 @@ PRE_GAN = 200_000
 
 
 def load(file):
-    with open(os.path.join(ROOT, file), encoding='utf-8') as stream:
-        return yaml.safe_load(stream)
+    return read_run(os.path.join(ROOT, file))
 
 
 def networks(opt, names):

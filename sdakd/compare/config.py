@@ -16,6 +16,7 @@ from sdakd.compat import UserError, near
 from sdakd.link import options_folder
 from sdakd.metrics import METRICS
 from sdakd.runs import ROOT
+from sdakd_arch.width import fraction
 
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
 Count = Annotated[int, Meta(ge=1)]
@@ -136,7 +137,7 @@ class Config(Struct, forbid_unknown_fields=True):
 
     def ratios(self) -> list[Fraction]:
         """The widths as fractions of the teacher's channels."""
-        return [_fraction(width) for width in self.widths]
+        return [fraction(width, 'widths') for width in self.widths]
 
     def stand_in(self) -> StandIn | None:
         """The backbone of ``perceptual``, or None where it is ``as published`` or ``none``."""
@@ -146,26 +147,16 @@ class Config(Struct, forbid_unknown_fields=True):
         return StandIn(kind, file) if colon else None
 
 
-def _fraction(text: str | int | float) -> Fraction:
-    try:
-        value = Fraction(str(text))
-    except (ValueError, ZeroDivisionError):
-        value = Fraction(0)
-    if not 0 < value <= 1:
-        raise UserError(f"widths: write a share of the teacher's channels such as 1/4, not {text!r}.")
-    return value.limit_denominator(1024)
-
-
 def read_config(path: str) -> Config:
     """Reads and checks an option file; files and folders that it names are looked for later.
 
     Raises:
         UserError: The first mistake, with the file's name and the key.
     """
-    from sdakd_models.launch import read_yaml
     from sdakd_models.options import typed
+    from sdakd_models.reader import read_merged
 
-    content = read_yaml(path)
+    content = read_merged(path)
     try:
         for block, struct in BLOCKS.items():  # one by one, innermost first: the sentence then names where exactly
             for where, entry in _entries(content, block.split(':')):

@@ -151,7 +151,7 @@ class Matrix:
                 options['path'] |= {key: own.get(key) for key in ('pretrain_network_d', 'param_key_d')}
             else:
                 options['network_d'] = self._judge(method['network_d'], method, student)
-        for block in ('discriminators', 'teachers'):
+        for block in ('discriminators', 'teachers', 'imports'):
             if method.get(block):
                 options[block] = deepcopy(method[block])
         trained = self.judge_run()

@@ -10,7 +10,7 @@ import msgspec
 
 from sdakd.compare.config import Config, Length, StandIn, method_file
 from sdakd.compat import UserError, near
-from sdakd_models.launch import read_yaml
+from sdakd_models.reader import read_run
 
 FREE = ('train:', 'discriminators:', 'teachers:', 'network_d:', 'path:pretrain_network_d')  # a method's own keys
 
@@ -118,7 +118,7 @@ def read_rows(config: Config, base: Path) -> list[Row]:
     rows = []
     for name, method in config.methods.items():
         where, file = f'methods:{name}', method_file(name, method, base)
-        options = read_yaml(str(file))
+        options = read_run(file)
         for key in ('network_g', 'train', 'teacher'):
             if not isinstance(options.get(key), Mapping):
                 raise UserError(f'{where}: {file} has no block {key}, as an option file of a method must.')
