@@ -44,20 +44,21 @@ where it extends another, has a `width` or was changed by `--force_yml`: it need
 
 ## width
 
-`width: 1/4` (or 0.25) in `network_g`, `network_d` or the `network` of an entry of `discriminators` stands for the channels
-of a network that is so much narrower. Alone, it narrows the teacher (`teacher: network`, or what the file of its weights
-tells), in a discriminator the one of the teacher's architecture: a `UNetDiscriminatorSN` of 64 features for RRDBNet
-and SRVGGNetCompact, a `GCFSRDiscriminator` for GCFSR. Beside a `type`, the other keys of the block say the full width:
-`{type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 64, width: 1/4}` has 16 features. `--force_yml network_g:width=1/8`
-changes it; other values inside the block, as `network_g:num_feat=8`, change the narrowed network.
+`width: 1/4` (or 0.25) in `network_g`, `network_d` or the `network` of an entry of `discriminators` stands for the
+channels of a network that is so much narrower. Alone, it narrows the teacher (`teacher: network`, or what the file
+of its weights tells), in a discriminator the one of the teacher's architecture: a `UNetDiscriminatorSN` of 64
+features for RRDBNet and SRVGGNetCompact, a `GCFSRDiscriminator` for GCFSR. Beside a `type`, the other keys of the
+block say the full width: `{type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 64, width: 1/4}` has 16 features.
+`--force_yml network_g:width=1/8` changes it; other values inside the block, as `network_g:num_feat=8`, change the
+narrowed network.
 
 ## imports
 
-`imports: [my_package.losses]` imports modules before anything is looked up, so that their architectures, losses, metrics and
-terms are known to this run and to `sdakd compare`. What every run and every command shall know, an installed package names as
-an entry point of the group `sdakd.plugins`. Modules are looked for where Python looks, and last in the current folder; the
-folder of the option file does not count, so that nothing which lies beside a file from elsewhere is executed. An option file
-with `imports` still runs code: read that line before you train with someone else's.
+`imports: [my_package.losses]` imports modules before anything is looked up, so that their architectures, losses,
+metrics and terms are known to this run and to `sdakd compare`. A package that every command shall know is installed
+with an entry point of the group `sdakd.plugins`. Modules are looked for where Python looks, and last in the current
+folder; the folder of the option file does not count, so that nothing which lies beside a file from elsewhere is
+executed. An option file with `imports` still runs code: read that line before you train with someone else's.
 """
 _TAIL = """\
 ## Terms
