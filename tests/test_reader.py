@@ -217,6 +217,37 @@ def test_width_of_a_teacher_that_its_file_tells(world, parse, monkeypatch, tmp_p
     assert parse(world.write(options), world.root)['network_g'] == wanted
 
 
+SHIPPED = {  # option file: the width that it stands for, the channels of student and discriminator written out
+    'sdakd_realesrgan_x4': ('1/4', {'num_feat': 16, 'num_grow_ch': 8}, {'num_feat': 16}),
+    'sdakd_realesrgan_x4_1_2': ('1/2', {'num_feat': 32, 'num_grow_ch': 16}, {'num_feat': 32}),
+    'sdakd_realesrgan_x4_1_8': ('1/8', {'num_feat': 8, 'num_grow_ch': 4}, {'num_feat': 8}),
+    'sdakd_realesrgan_x2': ('1/4', {'num_feat': 16, 'num_grow_ch': 8}, {'num_feat': 16}),
+    'sdakd_realesr_general_x4v3': ('1/4', {'num_feat': 16}, {'num_feat': 16}),
+    'sdakd_gcfsr_1024': ('1/4', {'narrow': 0.25}, {'narrow': 0.25}),
+    'sdakd_gcfsr_1024_1_2': ('1/2', {'narrow': 0.5}, {'narrow': 0.5}),
+    'sdakd_gcfsr_1024_1_8': ('1/8', {'narrow': 0.125}, {'narrow': 0.125}),
+    'sdakd_gcfsr_512': ('1/4', {'narrow': 0.25}, {'narrow': 0.25}),
+    'sdakd_gcfsr_512_1_2': ('1/2', {'narrow': 0.5}, {'narrow': 0.5}),
+    'sdakd_gcfsr_512_1_8': ('1/8', {'narrow': 0.125}, {'narrow': 0.125}),
+    'sdakd_gcfsr_128': ('1/4', {'narrow': 0.0625}, {'narrow': 0.0625}),
+    'methods/sdakd': ('1/4', {'num_feat': 16}, {'num_feat': 16}),
+    'methods/none_student_d': ('1/4', {'num_feat': 16}, {'num_feat': 16}),
+    'zoo/sdakd_x4plus_rrdbnet_1_4': ('1/4', {'num_feat': 16, 'num_grow_ch': 8}, {'num_feat': 16}),
+}
+
+
+@pytest.mark.parametrize(('file', 'shipped'), SHIPPED.items())
+def test_widths_of_the_files_that_ship(tmp_path, file, shipped):
+    """What the files resolve to are these numbers, and a width alone stands for them."""
+    width, student, judge = shipped
+    opt = read_run(ROOT / f'options/{file}.yml')
+    networks = opt['network_g'], opt['network_d']
+    assert networks == (opt['teacher']['network'] | student, opt['network_d'] | judge)
+    put(tmp_path, run={**opt, 'network_g': {'width': width}, 'network_d': {'width': width}})
+    again = read_run(tmp_path / 'run.yml')
+    assert (again['network_g'], again['network_d']) == networks
+
+
 WIDTH_MISTAKES = [
     ({'network_g': {'width': 'quarter'}}, "network_g:width: write a share of the teacher's channels such as 1/4, not"),
     ({'network_g': {'width': 2}}, "network_g:width: write a share of the teacher's channels such as 1/4, not 2."),
