@@ -68,6 +68,17 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
+def weighted(value: object) -> object:
+    """Options with weights in place of shares, whose search takes a pass for every term in few of a stage's steps."""
+    if isinstance(value, list):
+        return [weighted(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        ('loss_weight' if key == 'share' else key): 1.0 if key == 'share' else weighted(v) for key, v in value.items()
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-opt', required=True)
@@ -75,6 +86,8 @@ def main() -> int:
     parser.add_argument('--iters', type=int, default=6, help='iterations of each stage')
     parser.add_argument('--force_yml', nargs='+', default=[], help='further changes, as sdakd train takes them')
     args = parser.parse_args()
+    import yaml
+
     from sdakd import compat
 
     compat.import_basicsr()
@@ -92,10 +105,8 @@ def main() -> int:
         if 'queue_size' in opt:  # Real-ESRGAN's degradation
             changes += ['datasets:train:meta_info=meta.txt', f'queue_size={args.batch * 2}']
         changes += [f'datasets:train:dataset_enlarge_ratio={args.batch * args.iters}', 'logger:use_tb_logger=false']
-        changes += args.force_yml
-        # looking for the weights of shares takes a pass for every term, in few of a stage's steps
         file = folder / 'options.yml'
-        file.write_text(re.sub(r'\bshare: [\d.]+', 'loss_weight: 1.0', Path(args.opt).read_text()))
+        file.write_text(yaml.safe_dump(weighted(opt), sort_keys=False))
         command = [
             sys.executable,
             '-m',

@@ -1,6 +1,9 @@
 """How an option file is read: inheritance, widths, plug-ins, the archived file; and every mistake in one sentence."""
 
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +19,7 @@ from sdakd_models import launch
 from sdakd_models.reader import merge, read_merged, read_run, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+RESOLVED = Path(__file__).with_name('resolved_options.json')
 
 
 def put(folder, **files):
@@ -473,3 +477,37 @@ def test_the_degradation_of_a_file_that_extends_another(tmp_path):
     put(tmp_path, run={'extends': 'base.yml', 'gray_noise_prob': 0.75, 'network_g': {'width': '1/4'}})
     settings = read_settings('realesrgan', None, str(tmp_path / 'run.yml'), 0)
     assert (settings['scale'], settings['blur_sigma'], settings['gray_noise_prob']) == (3, [0.5, 1], 0.75)
+
+
+# ------------------------------------------------ the files that ship ------------------------------------------------
+
+ORDERED = ('stages', 'discriminators', 'teachers', 'layers', 'metrics')  # where the order of keys means something
+
+
+def canonical(value, key=''):
+    if isinstance(value, dict):
+        items = [[str(k), canonical(v, k)] for k, v in value.items()]
+        return items if key in ORDERED else sorted(items)
+    return [canonical(entry) for entry in value] if isinstance(value, list) else value
+
+
+def test_every_file_resolves_to_what_it_was(tmp_path):
+    """Digests of all that the runs' option files hold: an edit to one file shows here which others it changes.
+
+    They were made from files that were written out in full, before any of them extended another.
+    """
+    digests = {}
+    for path in sorted((ROOT / 'options').rglob('*.yml')):
+        if path.parent.name != 'compare':
+            content = json.dumps(canonical(read_run(path))).encode()
+            digests[path.relative_to(ROOT / 'options').as_posix()] = hashlib.sha256(content).hexdigest()
+    new = tmp_path / 'resolved_options.json'
+    new.write_text(json.dumps(digests, indent=1) + '\n')
+    assert digests == json.loads(RESOLVED.read_text()), f'if these changes are meant, copy {new} to {RESOLVED}'
+
+
+def test_the_files_resolve_wherever_they_are_copied(tmp_path):
+    """`sdakd link` copies the folder into a checkout of BasicSR, a wheel holds it as a package."""
+    shutil.copytree(ROOT / 'options', tmp_path / 'options')
+    for path in (ROOT / 'options').rglob('*.yml'):
+        assert read_merged(tmp_path / 'options' / path.relative_to(ROOT / 'options')) == read_merged(path)
