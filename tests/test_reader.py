@@ -485,8 +485,13 @@ ORDERED = ('stages', 'discriminators', 'teachers', 'layers', 'metrics')  # where
 
 
 def canonical(value, key=''):
+    """A null is left out, as if it had not been written, but for that of a term, which takes it out of all stages."""
     if isinstance(value, dict):
-        items = [[str(k), canonical(v, k)] for k, v in value.items()]
+        items = [
+            [str(k), canonical(v, k)]
+            for k, v in value.items()
+            if v is not None or (key == 'train' and str(k).endswith('_opt'))
+        ]
         return items if key in ORDERED else sorted(items)
     return [canonical(entry) for entry in value] if isinstance(value, list) else value
 
