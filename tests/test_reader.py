@@ -499,7 +499,7 @@ def canonical(value, key=''):
 def test_every_file_resolves_to_what_it_was(tmp_path):
     """Digests of all that the runs' option files hold: an edit to one file shows here which others it changes.
 
-    They were made from files that were written out in full, before any of them extended another.
+    The first of them were made from files that were written out in full.
     """
     digests = {}
     for path in sorted((ROOT / 'options').rglob('*.yml')):
