@@ -52,8 +52,7 @@ def student_of(network: Mapping, ratio: float) -> dict:
         wide = network.get(key, default)
         if isinstance(wide, bool) or not isinstance(wide, int) or (wide * exact).denominator != 1:
             raise UserError(f'{key} of {kind} is {wide!r}, which {exact} does not divide into channels.')
-        channels = wide * exact
-        student[key] = int(channels)
+        student[key] = int(wide * exact)
     return student
 
 
@@ -89,7 +88,8 @@ def discriminator_of(generator: Mapping) -> dict:
         return {'type': 'UNetDiscriminatorSN', 'num_in_ch': colours, 'num_feat': 64, 'skip_connection': True}
     if kind in ('GCFSR', 'GCFSRBlind'):
         same = {'channel_multiplier': 2, 'narrow': 1} | dict(generator)
-        return {'type': 'GCFSRDiscriminator'} | {key: same[key] for key in ('out_size', 'channel_multiplier', 'narrow')}
+        keys = [key for key in ('out_size', 'channel_multiplier', 'narrow') if key in same]
+        return {'type': 'GCFSRDiscriminator'} | {key: same[key] for key in keys}
     raise UserError(f'no discriminator is known for the architecture {kind!r}; write its type and keys at full width.')
 
 

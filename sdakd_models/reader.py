@@ -226,7 +226,8 @@ def read_run(path: str | os.PathLike, overrides: Iterable[str] = (), root_path: 
     try:
         force(opt, [entry for entry in overrides if entry not in late])
         import_entry_points()
-        import_modules(opt.get('imports', []))
+        if opt.get('imports') is not None:
+            import_modules(opt['imports'])
         resolve_widths(opt, root_path)
         force(opt, late)
     except UserError as error:

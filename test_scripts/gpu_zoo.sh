@@ -108,23 +108,27 @@ run() {
   local option name pids=() changes
   for option in "${options[@]}"; do
     name=$(basename "$option" .yml)
-    changes=("${common[@]}" train:precision=$precision)
-    if grep -q '^  imitation_opt' "$option"; then changes+=(train:imitation_opt:weights="$carry/weights/vgg16.pth"); fi
-    if grep -q '^  perceptual_opt' "$option"; then changes+=(train:perceptual_opt:weights="$carry/weights/vgg16.pth"); fi
+    # the file's stages, in proportion
+    mapfile -t changes < <("$PYTHON" - "$option" "$iters" "$carry" <<'PY'
+import sys
+from sdakd import compat
+compat.import_basicsr()
+from sdakd_models.reader import read_run
+option, iters, carry = sys.argv[1:]
+train = read_run(option)['train']
+for block in ('imitation_opt', 'perceptual_opt'):
+    if train.get(block):
+        print(f'train:{block}:weights={carry}/weights/vgg16.pth')
+total = sum(stage['iters'] for stage in train['stages'].values())
+for name, stage in train['stages'].items():
+    print(f'train:stages:{name}:iters={max(1, round(int(iters) * stage["iters"] / total))}')
+PY
+    )
+    changes+=("${common[@]}" train:precision=$precision)
     if [ -f "$carry/start/$name.safetensors" ]; then
       changes+=(path:pretrain_network_g="$carry/start/$name.safetensors")
     fi
-    # the file's stages, in proportion
-    local stages
-    mapfile -t stages < <("$PYTHON" - "$option" "$iters" <<'PY'
-import sys, yaml
-stages = yaml.safe_load(open(sys.argv[1]))['train']['stages']
-total = sum(stage['iters'] for stage in stages.values())
-for name, stage in stages.items():
-    print(f'train:stages:{name}:iters={max(1, round(int(sys.argv[2]) * stage["iters"] / total))}')
-PY
-    )
-    (cd "$work" && exec "$PYTHON" -m sdakd.cli train -opt "$option" --auto_resume --force_yml "${changes[@]}" "${stages[@]}") \
+    (cd "$work" && exec "$PYTHON" -m sdakd.cli train -opt "$option" --auto_resume --force_yml "${changes[@]}") \
       >"$out/$name.log" 2>&1 &
     pids+=($!)
   done

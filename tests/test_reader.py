@@ -266,6 +266,7 @@ WIDTH_MISTAKES = [
      'network_g:width: teacher:weights: the file gone.pth does not exist; correct the path, or write teacher:network.'),
     ({'network_d': {'width': '1/4'}, 'teacher': {'network': {'type': 'EDSR'}}},
      "network_d:width: no discriminator is known for the architecture 'EDSR'; write its type"),
+    ({'network_d': {'width': '1/4'}, 'teacher': {'network': {'type': 'GCFSR'}}}, 'network_d:width: narrow of GCFSR'),
     ({'discriminators': {'t': {'network': {'width': '1/4', 'num_feat': 'x'}}}}, 'discriminators:t:network:width: '),
 ]  # fmt: skip
 
