@@ -67,6 +67,13 @@ def apart(a, b):
     return np.abs(a.astype(int) - b.astype(int)).max()
 
 
+def is_rounded(result, exact):
+    """Whether these levels are the nearest to exact ones, but for the rounding of float32, which convolutions of other
+    sizes do in another order: a value that ends in .5 may then go either way."""
+    assert result.shape == exact.shape and result.dtype == np.uint8
+    return np.abs(result - exact).max() <= 0.5 + 1e-3
+
+
 def save(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), image)
@@ -105,7 +112,7 @@ def test_result_is_the_networks(tmp_path, model, picture, capsys):
 
 def test_without_a_model_the_shipped_student_enlarges(tmp_path, picture):
     run('-i', save(tmp_path / 'a.png', picture), '-o', tmp_path / 'out')
-    assert apart(load(tmp_path / 'out/a_out.png'), direct(STUDENT, picture).round().astype(np.uint8)) == 0
+    assert is_rounded(load(tmp_path / 'out/a_out.png'), direct(STUDENT, picture))
 
 
 @pytest.mark.parametrize('outscale', [None, 2.5])
@@ -172,7 +179,7 @@ def test_alpha(tmp_path, model, picture):
         resized = cv2.resize(alpha, (152, 180), interpolation=cv2.INTER_CUBIC)
         # the network sharpens the edge, and agrees everywhere else
         assert np.abs(result[..., 3].astype(int) - resized).mean() < (0.001 if folder == 'bicubic' else 6)
-        assert apart(result[..., :3], direct(STUDENT, picture).round().astype(np.uint8)) == 0
+        assert is_rounded(result[..., :3], direct(STUDENT, picture))
 
 
 @pytest.mark.parametrize(
