@@ -65,7 +65,7 @@ class Shares:
     at weight 1, ``N`` the sum of the norms of the terms with a weight of their own, GAN losses left out. Without
     GAN losses, its share is ``s`` then. The weight is the median over :data:`WINDOW` batches of each stage: of every
     iteration at first, then of every tenth up to the 200th, because adapters that begin with random weights have other
-    gradients than a little later. From then on it stays. The gradient of a discriminator grows a thousandfold while it
+    gradients than a little later. From then on it stays. The gradient of a discriminator grows many times while it
     learns: a GAN loss follows the last :data:`QUICK` batches up to the 2,000th iteration and takes its median there.
 
     Args:
