@@ -1,4 +1,4 @@
-"""The `sdakd` command; a subcommand is a module of this package with `add_arguments(parser)` and `run(args) -> int`."""
+"""The `sdakd` command; a subcommand is a module of `sdakd.commands` with `add_arguments(parser)` and `run(args)`."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, description in COMMANDS.items():
         command = commands.add_parser(name, help=description, description=description)
         if argv[:1] == [name]:
-            importlib.import_module(f'sdakd.{name}').add_arguments(command)
+            importlib.import_module(f'sdakd.commands.{name}').add_arguments(command)
     args = parser.parse_args(argv)
-    return importlib.import_module(f'sdakd.{args.command}').run(args)
+    return importlib.import_module(f'sdakd.commands.{args.command}').run(args)
 
 
 if __name__ == '__main__':

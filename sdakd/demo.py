@@ -20,8 +20,8 @@ from pathlib import Path
 import yaml
 
 from sdakd import cli, compat
-from sdakd.results import read_results, write_tables
-from sdakd.results import table as results_table
+from sdakd.files.results import read_results, write_tables
+from sdakd.files.results import table as results_table
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ('astronaut', 'coffee', 'rocket', 'hubble_deep_field', 'retina', 'immunohistochemistry')

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdakd.compat import UserError, near
-from sdakd_arch.gcfsr_arch import channels_of
+from sdakd_arch.gcfsr.gcfsr_arch import channels_of
 
 # architecture -> its options that count channels, with BasicSR's defaults
 WIDTHS: dict[str, dict[str, int]] = {

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdakd_arch.width import lookup
-from sdakd_models.pool import ROOM
+from sdakd_data.pool import ROOM
 from sdakd_models.wiring import crop_of
 
 if TYPE_CHECKING:

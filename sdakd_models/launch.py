@@ -27,7 +27,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from sdakd.compat import UserError, exit_with_sentence
 from sdakd_arch.width import lookup
-from sdakd_models.check import check_run, resolve_paths
+from sdakd_models.checks.run import check_run, resolve_paths
 from sdakd_models.options import read_train
 from sdakd_models.reader import read_run, read_yaml
 from sdakd_models.sdakd_model import SDAKDModel

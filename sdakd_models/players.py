@@ -10,7 +10,7 @@ from basicsr.losses import build_loss
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from sdakd_losses.overlap import overlap
+from sdakd_metrics.overlap import overlap
 from sdakd_models.options import Discriminator, gan_term
 from sdakd_models.stages import Stage
 

@@ -14,7 +14,7 @@ from sdakd_models.sdakd_model import SDAKDModel
 
 @MODEL_REGISTRY.register()
 class SDAKDGCFSRModel(SDAKDModel):
-    """:class:`SDAKDModel` on faces, for :class:`sdakd_arch.gcfsr_arch.GCFSR`.
+    """:class:`SDAKDModel` on faces, for :class:`sdakd_arch.gcfsr.gcfsr_arch.GCFSR`.
 
     Images, and with them all losses, are in [0, 1], as for every model here; the networks see [-1, 1]. A difference of
     images is half of what it is in GCFSR's recipe, so its L1 weight of 1 is 2 here. Teacher and student get the same
@@ -27,7 +27,7 @@ class SDAKDGCFSRModel(SDAKDModel):
     discriminators_first = True
 
     def feed_data(self, data: Mapping) -> None:
-        """Takes a batch of :class:`sdakd_models.face_dataset.FaceDataset` and, in training, draws its noise."""
+        """Takes a batch of :class:`sdakd_data.face_dataset.FaceDataset` and, in training, draws its noise."""
         super().feed_data(data)
         self.in_size = data['in_size'].to(self.device)
         self.paths = data.get('gt_path')

@@ -16,11 +16,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdakd.compat import UserError
+from sdakd_arch.inference.tiling import run_tiled
 from sdakd_arch.taps import FeatureTaps
-from sdakd_arch.tiling import run_tiled
 from sdakd_arch.weights import describe, fingerprint, infer_network, load_into, read_weights
 from sdakd_arch.width import build, initialise, scale_of
-from sdakd_models.cached_dataset import answers_in
+from sdakd_data.answers import Answer
+from sdakd_data.cache_filling import fill
+from sdakd_data.cached_dataset import answers_in
 from sdakd_models.checkpoints import Checkpoints
 from sdakd_models.context_error import check_context
 from sdakd_models.cotraining import CotrainedTeacher
@@ -28,8 +30,7 @@ from sdakd_models.options import Discriminator, gan_term, read_teachers, read_tr
 from sdakd_models.players import Adversary, Player, freeze
 from sdakd_models.shares import Shares, own_terms
 from sdakd_models.stages import Moment, StageMark
-from sdakd_models.teacher_cache import fill
-from sdakd_models.terms import TERMS, Answer, Context, term_options
+from sdakd_models.terms import TERMS, Context, term_options
 from sdakd_models.wiring import (
     active_terms,
     border_of,
@@ -118,7 +119,7 @@ class SDAKDModel(Checkpoints, SRModel):
             self.shares = Shares(self, shares_of(opt, names), own, every)
         if opt['rank'] == 0 and not self.path.get('resume_state') and self.teachers and self.has_borders:
             check_context(self)
-        fill(self)
+        fill(opt['datasets'].get('train') or {}, self.teachers, self.fingerprints, opt['rank'] == 0)
 
     def add_player(
         self, name: str, network: nn.Module, side: Literal['g', 'd'], terms: Iterable[str], optim: Mapping | None = None

@@ -9,10 +9,10 @@ import torch
 from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from sdakd_models.degradation import ContiguousJPEG, Sharpener
-from sdakd_models.pool import ROOM, ReusingPool
+from sdakd_data.answers import Answer
+from sdakd_data.degradation import ContiguousJPEG, Sharpener
+from sdakd_data.pool import ROOM, ReusingPool
 from sdakd_models.sdakd_model import SDAKDModel
-from sdakd_models.terms import Answer
 from sdakd_models.wiring import active_terms
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from sdakd.networks import Opened
+    from sdakd.files.generators import Opened
 
 T = TypeVar('T')
 
@@ -82,7 +82,7 @@ def main(description: str, config: type[T], work: Callable[[T, Path], Sequence[P
     sys.excepthook = compat.exit_with_sentence
     compat.import_basicsr()
     sys.path.append(ROOT)
-    from sdakd.results import output_folder
+    from sdakd.files.results import output_folder
 
     options = read_config(args.opt, config)
     folder = args.output or options.output
@@ -154,7 +154,7 @@ def read_rgb(path: str | Path, where: str) -> np.ndarray:
     """
     import numpy as np
 
-    from sdakd.images import UnusableError, read_image
+    from sdakd.files.images import UnusableError, read_image
 
     try:
         return np.ascontiguousarray(read_image(path)[..., ::-1])
@@ -166,7 +166,7 @@ def enlarge(generator: Opened, image: np.ndarray) -> torch.Tensor:
     """A generator's output as its discriminator saw it in training: neither clipped nor rounded.
 
     Args:
-        generator: From :func:`sdakd.networks.open_network`.
+        generator: From :func:`sdakd.files.generators.open_network`.
         image: uint8 ``(h, w, 3)``, RGB.
 
     Returns:
@@ -177,7 +177,7 @@ def enlarge(generator: Opened, image: np.ndarray) -> torch.Tensor:
     """
     import torch
 
-    from sdakd_arch.tiling import run_tiled
+    from sdakd_arch.inference.tiling import run_tiled
 
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
@@ -211,7 +211,7 @@ def new_figure(width: float, height: float) -> matplotlib.figure.Figure:
 
 def save_figure(figure: matplotlib.figure.Figure, folder: Path, name: str) -> list[Path]:
     """Writes ``name.pdf`` and ``name.png`` (300 dpi); equal figures give equal files."""
-    from sdakd.images import write
+    from sdakd.files.images import write
 
     paths = []
     for kind, metadata in (('pdf', {'CreationDate': None}), ('png', {})):
@@ -224,7 +224,7 @@ def save_figure(figure: matplotlib.figure.Figure, folder: Path, name: str) -> li
 
 def save_json(content: Any, folder: Path, name: str) -> Path:
     """Writes ``name.json``."""
-    from sdakd.images import write
+    from sdakd.files.images import write
 
     path = folder / f'{name}.json'
     write(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n').encode())
@@ -235,8 +235,8 @@ def save_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], folder: Path, name: str
 ) -> list[Path]:
     """Writes a table as Markdown, CSV and LaTeX, and shows it; the notes stand below it on screen and in Markdown."""
-    from sdakd.images import write
-    from sdakd.results import table, write_tables
+    from sdakd.files.images import write
+    from sdakd.files.results import table, write_tables
 
     paths = write_tables(folder, name, header, rows)
     write(paths[0], (table(header, rows, 'md') + ''.join(f'\n{note}\n' for note in notes)).encode())

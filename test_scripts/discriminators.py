@@ -16,7 +16,7 @@ import torch
 from common import COLOURS, DASHES, UserError
 from torch import nn
 
-from sdakd.networks import options_beside
+from sdakd.files.generators import options_beside
 from sdakd_arch.weights import describe, infer_network, load_into, read_weights
 from sdakd_arch.width import build
 

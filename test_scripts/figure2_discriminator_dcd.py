@@ -54,8 +54,8 @@ def work(config: Config, folder: Path) -> list[Path]:
     from discriminators import densities, draw_densities, open_discriminator, statistics, style
     from tqdm import tqdm
 
-    from sdakd.images import list_images
-    from sdakd.networks import open_network
+    from sdakd.files.generators import open_network
+    from sdakd.files.images import list_images
 
     labels = [run.label for run in config.runs]
     check_distinct(labels, 'runs')

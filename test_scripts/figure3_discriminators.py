@@ -91,7 +91,7 @@ def read_inputs(row: Row, where: str) -> dict[str, np.ndarray]:
     Raises:
         UserError: One is missing, damaged or of another size than the first.
     """
-    from sdakd.images import list_images
+    from sdakd.files.images import list_images
 
     if not Path(row.input).is_dir():
         return {Path(row.input).name: read_rgb(row.input, where)}
@@ -146,7 +146,7 @@ def work(config: Config, folder: Path) -> list[Path]:
     from discriminators import densities, open_discriminator, statistics
     from tqdm import tqdm
 
-    from sdakd.networks import open_network
+    from sdakd.files.generators import open_network
 
     check_distinct([row.label for row in config.rows], 'rows')
     players = []

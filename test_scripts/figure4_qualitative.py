@@ -76,7 +76,7 @@ def made_before(folder: str, row: Row, shape: tuple[int, ...], where: str) -> np
     Raises:
         UserError: There is none, or it has another size.
     """
-    from sdakd.images import list_images, stem
+    from sdakd.files.images import list_images, stem
 
     wanted = {Path(row.gt).stem, Path(row.lq).stem}
     names = [name for name in list_images(folder, where) if Path(stem(name)).name in wanted]
@@ -124,8 +124,8 @@ def draw(cells: list[list[tuple[str, np.ndarray]]], rows: list[Row]):
 
 def work(config: Config, folder: Path) -> list[Path]:
     """Enlarges every row's input with every model and cuts the crops."""
-    from sdakd.images import write_png
-    from sdakd.networks import open_network
+    from sdakd.files.generators import open_network
+    from sdakd.files.images import write_png
 
     labels = [INPUT, *(model.label for model in config.models), TRUTH]
     check_distinct(labels, 'models')

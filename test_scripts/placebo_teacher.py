@@ -26,7 +26,7 @@ def main() -> int:
     from torch import nn
     from torch.nn import functional as F
 
-    from sdakd.images import read_image
+    from sdakd.files.images import read_image
     from sdakd_arch.weights import infer_network, read_weights, save_whole
     from sdakd_arch.width import build
 

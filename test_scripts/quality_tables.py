@@ -47,7 +47,7 @@ def read_scores(folders: list[str]) -> dict[tuple, dict]:
     Raises:
         UserError: A file is missing or damaged, or two files measured the same and differ.
     """
-    from sdakd.results import NAME, read_results
+    from sdakd.files.results import NAME, read_results
 
     found: dict[tuple, dict] = {}
     for folder in folders:

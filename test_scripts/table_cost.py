@@ -60,7 +60,7 @@ class Bench:
     """
 
     def __init__(self, folder: str, size: int) -> None:
-        from sdakd.results import NAME, read_results
+        from sdakd.files.results import NAME, read_results
 
         path = Path(folder) / NAME
         content = read_results(folder, 'run `sdakd bench` again').get('bench')

@@ -21,8 +21,8 @@ from common import ROOT, UserError, compat
 if TYPE_CHECKING:
     import numpy as np
 
-    from sdakd.contenders import Contender
-    from sdakd.testsets import TestSet
+    from sdakd.commands.evaluate.contenders import Contender
+    from sdakd.files.testsets import TestSet
 
 GAP, LINE, LETTER = 4, 20, 11  # pixels: between crops, height of a line of text, about a letter's width
 
@@ -85,7 +85,7 @@ def make(
     Raises:
         UserError: An image cannot be read.
     """
-    from sdakd.images import UnusableError
+    from sdakd.files.images import UnusableError
 
     lines = []
     for name, left, top in rows:
@@ -116,10 +116,10 @@ def main() -> int:
     sys.excepthook = compat.exit_with_sentence
     compat.import_basicsr()
     sys.path.append(ROOT)
-    from sdakd.contenders import open_contenders
-    from sdakd.images import write_png
-    from sdakd.results import output_folder
-    from sdakd.testsets import open_sets
+    from sdakd.commands.evaluate.contenders import open_contenders
+    from sdakd.files.images import write_png
+    from sdakd.files.results import output_folder
+    from sdakd.files.testsets import open_sets
 
     for flag in ('count', 'crop', 'zoom', 'scale'):
         if getattr(args, flag) < 1:

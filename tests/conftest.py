@@ -63,7 +63,7 @@ class World:
         from basicsr.archs.srvgg_arch import SRVGGNetCompact
         from basicsr.utils.matlab_functions import imresize
 
-        from sdakd.pairs import PUBLISHED
+        from sdakd.commands.prepare.synthesis import PUBLISHED
 
         self.root = root
         self.degradation = {**PUBLISHED, 'gt_size': 64, 'queue_size': 4}

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from sdakd.compat import UserError
 from sdakd_arch.adapter_arch import AdapterBank, ChannelMLP
+from sdakd_arch.inference.tiling import run_tiled
 from sdakd_arch.taps import FeatureTaps, default_taps
-from sdakd_arch.tiling import run_tiled
 from sdakd_arch.width import WIDTHS, build, cost, initialise, lookup, scale_of, student_of
 from sdakd_models.options import Features
 from sdakd_models.terms.feature import tap_channels

@@ -22,7 +22,7 @@ from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from safetensors.torch import save_file
 
 from sdakd.compat import UserError
-from sdakd.results import write_section
+from sdakd.files.results import write_section
 from sdakd_models.reader import read_run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -289,7 +289,7 @@ def test_a_run_says_which_backbones_it_has(world, options, files):
         assert text.count(line) == 1
     names = {'l_g_pix', 'l_g_percep_squeezenet', 'l_g_imit_style_vgg16', 'l_g_imit_feature_vgg16'}
     assert set(re.findall(r'\b(l_g_\w+): \d', text)) == names
-    from sdakd.report.curves import read_run
+    from sdakd.commands.report.curves import read_run
 
     series = read_run(log.parent).series
     shares = {'share_pixel', 'share_perceptual', 'share_imitation'}

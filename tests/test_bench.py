@@ -12,10 +12,10 @@ from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.archs.srvgg_arch import SRVGGNetCompact
 
 from sdakd import cli
-from sdakd.backends import keep_sums_precise, open_model
+from sdakd.commands.bench.backends import keep_sums_precise, open_model
+from sdakd.commands.bench.memory import peak_growth
 from sdakd.compat import UserError
-from sdakd.memory import peak_growth
-from sdakd.networks import Opened
+from sdakd.files.generators import Opened
 
 
 @pytest.fixture(scope='module')
@@ -89,7 +89,7 @@ def test_only_some_backends_still_refer_to_the_teacher(files, tmp_path):
 
 
 def test_an_exported_model_runs_where_it_can(files, tmp_path):
-    from sdakd.export import to_onnx
+    from sdakd.commands.export import to_onnx
 
     to_onnx(open_model(f'{files}/student.pth'), tmp_path / 'graph.onnx')
     flags = ['--size', '16', '--rounds', '1', '--backends', 'eager', 'onnxruntime']
@@ -137,7 +137,7 @@ def test_memory_grows_with_the_largest_layers():
 def test_sums_of_the_trunk_and_the_tail_are_kept_precise(tmp_path):
     import openvino
 
-    from sdakd.export import to_onnx
+    from sdakd.commands.export import to_onnx
 
     torch.manual_seed(0)
     network = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_block': 2, 'num_grow_ch': 4}

@@ -14,8 +14,8 @@ from basicsr.models import build_model
 
 from sdakd import cli
 from sdakd.compat import UserError
-from sdakd_models import teacher_cache
-from sdakd_models.teacher_cache import FeatureTaps, answer
+from sdakd_data import cache_filling
+from sdakd_data.cache_filling import FeatureTaps, answer
 
 TAPS = ('body.3', 'body.5', 'body.7', 'body.9')
 
@@ -46,11 +46,11 @@ def counted(model):
 
 def start(options, world, parse, monkeypatch):
     """The parsed options, the model and the shapes of the inputs that filling the cache runs the teacher on."""
-    runs, original = [], teacher_cache.answer
-    monkeypatch.setattr(teacher_cache, 'answer', lambda *a: runs.append(a[2].shape) or original(*a))
+    runs, original = [], cache_filling.answer
+    monkeypatch.setattr(cache_filling, 'answer', lambda *a: runs.append(a[2].shape) or original(*a))
     opt = parse(world.write(options), world.root)
     model = build_model(opt)
-    monkeypatch.setattr(teacher_cache, 'answer', original)
+    monkeypatch.setattr(cache_filling, 'answer', original)
     return opt, model, runs
 
 
@@ -236,7 +236,7 @@ def test_further_taps_are_added(options, world, parse, monkeypatch):
 
 
 def test_an_interrupted_filling_goes_on(options, world, parse, monkeypatch):
-    original = teacher_cache.answer
+    original = cache_filling.answer
     runs = []
 
     def interrupted(*arguments):
@@ -245,12 +245,12 @@ def test_an_interrupted_filling_goes_on(options, world, parse, monkeypatch):
         runs.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(teacher_cache, 'answer', interrupted)
+    monkeypatch.setattr(cache_filling, 'answer', interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_model(parse(world.write(options), world.root))
     made = {path: path.read_bytes() for path in (world.root / 'cache/images').iterdir()}
     assert len(made) == 3
-    monkeypatch.setattr(teacher_cache, 'answer', original)
+    monkeypatch.setattr(cache_filling, 'answer', original)
     _, _, rest = start(options, world, parse, monkeypatch)
     assert len(rest) == 5 and all(path.read_bytes() == content for path, content in made.items())
     whole = {path.name: path.read_bytes() for path in (world.root / 'cache/images').iterdir()}
@@ -359,7 +359,7 @@ def test_a_full_disk_is_seen_in_advance(options, world, parse, monkeypatch):
     needed = 8 * 128 * 64 * 3 * 2  # eight images of 128 x 64 pixels, three channels, two bytes
     for free, good in ((needed, True), (needed - 1, False)):
         usage = type('Usage', (), {'free': free})
-        monkeypatch.setattr('sdakd_models.check_cache.shutil.disk_usage', lambda _path, usage=usage: usage)
+        monkeypatch.setattr('sdakd_models.checks.cache.shutil.disk_usage', lambda _path, usage=usage: usage)
         if good:
             parse(world.write(options), world.root)
         else:
@@ -372,9 +372,9 @@ def test_tiles_equal_the_whole_image(monkeypatch):
     from basicsr.archs.rrdbnet_arch import RRDBNet
     from basicsr.archs.srvgg_arch import SRVGGNetCompact
 
-    monkeypatch.setattr(teacher_cache, 'LARGEST', 20 * 20)
-    monkeypatch.setattr(teacher_cache, 'TILE', 12)
-    monkeypatch.setattr(teacher_cache, 'CONTEXT', 8)
+    monkeypatch.setattr(cache_filling, 'LARGEST', 20 * 20)
+    monkeypatch.setattr(cache_filling, 'TILE', 12)
+    monkeypatch.setattr(cache_filling, 'CONTEXT', 8)
     for network, taps, scale in (
         (SRVGGNetCompact(num_feat=4, num_conv=3), ['body.3', 'body.5:input'], 4),
         (RRDBNet(3, 3, scale=2, num_feat=4, num_block=0, num_grow_ch=2), ['conv_up2'], 2),
@@ -412,14 +412,14 @@ def test_a_relative_folder_is_absolute_in_the_run(options, world, parse, monkeyp
 def test_what_another_process_has_made_meanwhile_is_left_out(options, world, parse, monkeypatch):
     start(options, world, parse, monkeypatch)
     options['teacher']['cache'] = str(world.root / 'second')
-    original, runs = teacher_cache.answer, []
+    original, runs = cache_filling.answer, []
 
     def overtaken(*arguments):
         runs.append(1)
         shutil.copytree(world.root / 'cache', world.root / 'second', dirs_exist_ok=True)
         return original(*arguments)
 
-    monkeypatch.setattr(teacher_cache, 'answer', overtaken)
+    monkeypatch.setattr(cache_filling, 'answer', overtaken)
     state = random.getstate()
     opt = parse(world.write(options), world.root)
     random.setstate(state)

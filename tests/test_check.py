@@ -208,7 +208,7 @@ def test_missing_vgg_is_announced_with_url_path_and_remedy(world, parse, monkeyp
     monkeypatch.setattr('basicsr.archs.vgg_arch.VGG_PRETRAIN_PATH', 'nowhere/vgg19-dcbb9e9d.pth')
     monkeypatch.setattr('torch.hub.get_dir', lambda: str(world.root / 'hub'))
     monkeypatch.setitem(
-        __import__('sdakd_models.check', fromlist=['URLS']).URLS, 'vgg19-dcbb9e9d.pth', 'http://127.0.0.1:9/v'
+        __import__('sdakd_models.checks.run', fromlist=['URLS']).URLS, 'vgg19-dcbb9e9d.pth', 'http://127.0.0.1:9/v'
     )
     options = world.options()
     options['train']['perceptual_opt'] = {'type': 'PerceptualLoss', 'layer_weights': {'conv1_2': 1}}
@@ -228,7 +228,7 @@ def test_each_vgg_finds_its_own_file_beside_the_other(world, monkeypatch, kind, 
     """BasicSR loads one path into whatever VGG is asked for."""
     from basicsr.archs import vgg_arch
 
-    from sdakd_models.check import check_vgg
+    from sdakd_models.checks.run import check_vgg
 
     monkeypatch.setattr(vgg_arch, 'VGG_PRETRAIN_PATH', 'experiments/pretrained_models/vgg19-dcbb9e9d.pth')
     folder = world.root / 'experiments/pretrained_models'

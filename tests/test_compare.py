@@ -46,7 +46,7 @@ def ground(tmp_path_factory, photographs):
     """The folder that the smoke comparison's relative paths are meant for."""
     from basicsr.archs.srvgg_arch import SRVGGNetCompact
 
-    from sdakd.pairs import downscale
+    from sdakd.commands.prepare.synthesis import downscale
 
     root = tmp_path_factory.mktemp('compare')
     smoke = root / 'datasets/smoke'
@@ -78,7 +78,7 @@ def records(output):
 @pytest.fixture(scope='module')
 def finished(ground):
     """The smoke comparison, killed after its first cell and given again; with what was there in between."""
-    from sdakd.runs import alone_in
+    from sdakd.files.runs import alone_in
 
     output = ground / 'OUT'
     command = [*COMMAND, '-opt', str(SMOKE), '-o', 'OUT', '--jobs', '2']
@@ -255,7 +255,7 @@ def test_dry_run_shows_the_matrix_and_writes_nothing(here, capsys):
 
 
 def test_an_interrupted_run_resumes_from_its_checkpoint(shared_world):
-    from sdakd.runs import Run, key_of, train_all
+    from sdakd.files.runs import Run, key_of, train_all
 
     options = shared_world.options()
     options['train']['stages'] = {'supervised': {'iters': 400, 'lr_g': 1e-3, 'terms': ['pixel']}}
@@ -300,10 +300,10 @@ def test_an_interrupted_run_resumes_from_its_checkpoint(shared_world):
 @pytest.fixture
 def matrix(here):
     """The matrix of more methods, two widths and a schedule of its own; nothing is trained."""
-    from sdakd.compare.config import read_config
-    from sdakd.compare.data import open_images
-    from sdakd.compare.matrix import Matrix
-    from sdakd.compare.rows import read_rows
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.data import open_images
+    from sdakd.commands.compare.matrix import Matrix
+    from sdakd.commands.compare.rows import read_rows
 
     def make(**changes):
         options = {**smoke(), **changes}
@@ -422,8 +422,8 @@ def leaves(value, at=''):
 
 
 def test_stages_share_the_budget():
-    from sdakd.compare.config import Length
-    from sdakd.compare.rows import schedule
+    from sdakd.commands.compare.config import Length
+    from sdakd.commands.compare.rows import schedule
 
     lengths = {name: Length(iters, 1e-3, 1e-4) for name, iters in (('a', 10), ('b', 20), ('c', 31))}
 
@@ -466,7 +466,7 @@ def test_a_backbone_stands_in_for_all_methods_alike(matrix, here):
 
 def test_a_backbone_with_its_conventions(matrix, here):
     """Written out instead of KIND:FILE; what a method's file says of its own backbone does not stay."""
-    from sdakd.compare.summary import perceptual_line
+    from sdakd.commands.compare.summary import perceptual_line
 
     (here / 'hed.pth').write_bytes(b'')
     wanted = {'backbone': 'vgg16', 'weights': 'hed.pth', 'input': 'imagenet', 'units': 'measured', 'shift': 16}
@@ -525,7 +525,7 @@ def test_keys_follow_content_and_not_place(matrix, here):
 
 
 def test_cells_share_the_teachers_answers(matrix, here, tmp_path):
-    from sdakd.compare import rehearsal
+    from sdakd.commands.compare import rehearsal
 
     made = matrix(teacher_cache='answers')
     key = made.run(made.rows[0], Fraction(1, 2), 0, 1).key
@@ -556,8 +556,8 @@ def test_cells_share_the_teachers_answers(matrix, here, tmp_path):
 
 
 def test_photographs_are_split_and_paired(here, photographs, capfd):
-    from sdakd.compare.config import read_config
-    from sdakd.compare.data import hold_out, make_pairs, open_images
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.data import hold_out, make_pairs, open_images
 
     assert hold_out(list('abcdefghij'), 3) == ['b', 'f', 'i']
     folder = here / 'photographs'
@@ -675,8 +675,8 @@ def test_the_command_line_refuses_with_status_2(here):
 
 def test_the_real_comparison_names_what_there_is():
     """Methods, keys and stages of options/compare/realesr_general_x4.yml, without its photographs and weights."""
-    from sdakd.compare.config import read_config
-    from sdakd.compare.rows import read_rows
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.rows import read_rows
 
     config = read_config(str(ROOT / 'options/compare/realesr_general_x4.yml'))
     rows = read_rows(config, ROOT / 'options/compare')
@@ -690,8 +690,8 @@ def test_the_real_comparison_names_what_there_is():
 @pytest.mark.parametrize('name', ['crd', 'sdakd'])
 def test_ablations_name_what_there_is_and_differ_from_the_method(name):
     """Every row of options/compare/*_ablations.yml is another training than the method's own."""
-    from sdakd.compare.config import read_config
-    from sdakd.compare.rows import read_rows
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.rows import read_rows
 
     config = read_config(str(ROOT / f'options/compare/{name}_ablations.yml'))
     rows = read_rows(config, ROOT / 'options/compare')

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from sdakd import cli
 from sdakd.compat import UserError
-from sdakd.metrics import Settings, open_metrics
 from sdakd_arch.efficientnet import SameConv2d, efficientnet_lite0, own_keys
-from sdakd_losses import distance
-from sdakd_losses.distance import open_distance
-from sdakd_losses.distribution import open_backbone
+from sdakd_metrics import distance
+from sdakd_metrics.distance import open_distance
+from sdakd_metrics.distribution import open_backbone
+from sdakd_metrics.metrics import Settings, open_metrics
 
 # ---------------------------------------------- EfficientNet-lite0 --------------------------------------------------
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from sdakd import cli, results
+from sdakd import cli
 from sdakd.compat import UserError
+from sdakd.files import results
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -288,7 +289,7 @@ def test_tiles_change_nothing_within_the_receptive_field(ground, tmp_path):
 
 def test_large_images_are_tiled_unasked(monkeypatch, ground, tmp_path):
     """What is run at once stays small, and the image is that of the whole."""
-    from sdakd import contenders
+    from sdakd.commands.evaluate import contenders
 
     monkeypatch.setattr(contenders, 'WHOLE', 100)
     monkeypatch.setattr(contenders, 'TILE', 8)
@@ -451,10 +452,10 @@ def test_memory_does_not_grow_with_the_number_of_images(ground, tmp_path):
     """Of an image that was measured, only numbers and paths stay."""
     import tracemalloc
 
-    from sdakd.contenders import open_contenders
-    from sdakd.measurement import Measurement
-    from sdakd.metrics import Settings, open_metrics
-    from sdakd.testsets import open_sets
+    from sdakd.commands.evaluate.contenders import open_contenders
+    from sdakd.commands.evaluate.measurement import Measurement
+    from sdakd.files.testsets import open_sets
+    from sdakd_metrics.metrics import Settings, open_metrics
 
     (tmp_path / 'many').mkdir()
     for number in range(24):

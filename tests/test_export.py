@@ -23,10 +23,11 @@ from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sdakd import cli, export
+from sdakd import cli
+from sdakd.commands import export
 from sdakd.compat import UserError
-from sdakd.networks import open_network
-from sdakd_arch.tiling import run_tiled
+from sdakd.files.generators import open_network
+from sdakd_arch.inference.tiling import run_tiled
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZES = (20, 36), (44, 28)

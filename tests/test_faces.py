@@ -19,12 +19,13 @@ import yaml
 from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from onnx import TensorProto, helper
 
-from sdakd import cli, identity
+from sdakd import cli
 from sdakd.compat import UserError
-from sdakd.metrics import Settings, open_metrics
-from sdakd.networks import FaceNetwork, open_network
+from sdakd.files.generators import FaceNetwork, open_network
 from sdakd_arch.width import build
-from sdakd_models.face_dataset import degrade
+from sdakd_data.face_dataset import degrade
+from sdakd_metrics import identity
+from sdakd_metrics.metrics import Settings, open_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 64
@@ -652,7 +653,7 @@ def test_identity_is_the_cosine_of_what_an_onnx_gives(tmp_path, size):
 
 
 def test_the_crop_is_where_arcface_wants_faces():
-    from sdakd.prepare.alignment import TEMPLATE
+    from sdakd.commands.prepare.alignment import TEMPLATE
 
     # ArcFace's landmarks in 112 x 112 pixels, as insightface has them
     arcface = [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]

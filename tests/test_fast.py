@@ -10,11 +10,11 @@ from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from torch import nn
 from torch.nn import functional as F
 
-from sdakd.networks import open_network
-from sdakd.upscale import PRETRAINED
-from sdakd_arch import fast
-from sdakd_arch.fast import Convolution, Plain, accelerate
-from sdakd_arch.regroup import regroup
+from sdakd.commands.upscale import PRETRAINED
+from sdakd.files.generators import open_network
+from sdakd_arch.inference import fast
+from sdakd_arch.inference.fast import Convolution, Plain, accelerate
+from sdakd_arch.inference.regroup import regroup
 
 ONEDNN = torch.backends.mkldnn.is_available()
 BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -11,8 +11,8 @@ from basicsr.archs.stylegan2_arch import StyleGAN2Discriminator, UpFirDnSmooth, 
 from torch.nn import functional as F
 
 from sdakd.compat import UserError
-from sdakd_arch.gcfsr_arch import GCFSR, GCFSRBlind, GCFSRDiscriminator
-from sdakd_arch.stylegan_layers import Blur, ModulatedConv2d, Upsample
+from sdakd_arch.gcfsr.gcfsr_arch import GCFSR, GCFSRBlind, GCFSRDiscriminator
+from sdakd_arch.gcfsr.stylegan_layers import Blur, ModulatedConv2d, Upsample
 from sdakd_arch.taps import FeatureTaps, default_taps
 from sdakd_arch.weights import infer_network, load_into, read_weights, save_whole
 from sdakd_arch.width import build, cost, example_inputs, initialise, scale_of, student_of

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sdakd.compat import UserError
 from sdakd_arch.width import build, student_of
-from sdakd_models.face_dataset import FaceDataset, degrade
+from sdakd_data.face_dataset import FaceDataset, degrade
 from sdakd_models.players import r1_penalty
 from sdakd_models.reader import force, read_run
 

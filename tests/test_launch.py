@@ -27,7 +27,7 @@ def command(*arguments, cwd=ROOT, python=sys.executable, **environment):
 def checkout(tmp_path):
     """This project's files that the literal command needs, in a folder of their own: runs write beside them."""
     folder = tmp_path / 'checkout'
-    for package in ('sdakd', 'sdakd_arch', 'sdakd_losses', 'sdakd_models'):
+    for package in ('sdakd', 'sdakd_arch', 'sdakd_data', 'sdakd_losses', 'sdakd_metrics', 'sdakd_models'):
         shutil.copytree(os.path.join(ROOT, package), folder / package, ignore=shutil.ignore_patterns('__pycache__'))
     (folder / 'basicsr').mkdir()
     shutil.copy(os.path.join(ROOT, 'basicsr/train.py'), folder / 'basicsr/train.py')

@@ -17,7 +17,8 @@ import yaml
 from basicsr.archs.srvgg_arch import SRVGGNetCompact
 
 import basicsr
-from sdakd import cli, compat, link
+from sdakd import cli, compat
+from sdakd.commands import link
 from sdakd.compat import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -339,7 +340,7 @@ def test_a_mistake_is_one_sentence(python, tmp_path):
 def test_option_files_are_part_of_a_wheel(bare, python, tmp_path):
     """What is installed without this checkout can link, too."""
     source = tmp_path / 'source'
-    for name in ('sdakd', 'sdakd_arch', 'sdakd_losses', 'sdakd_models', 'options'):
+    for name in ('sdakd', 'sdakd_arch', 'sdakd_data', 'sdakd_losses', 'sdakd_metrics', 'sdakd_models', 'options'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('pyproject.toml', 'setup.py', 'README.md'):
         if (ROOT / name).exists():

@@ -14,7 +14,7 @@ from basicsr.models import build_model
 from sdakd.compat import UserError
 from sdakd_losses import crd_loss
 from sdakd_losses.crd_loss import ContentRelationLoss
-from sdakd_models.check import check_terms
+from sdakd_models.checks.run import check_terms
 from sdakd_models.options import read_train
 from sdakd_models.reader import force, read_run
 from sdakd_models.terms import Context, term_options

@@ -14,7 +14,7 @@ from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
 from basicsr.models import build_model
 
 from sdakd.compat import UserError
-from sdakd_losses.overlap import overlap
+from sdakd_metrics.overlap import overlap
 from sdakd_models import launch
 from sdakd_models.reader import force, read_run
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sdakd import metrics
 from sdakd.compat import UserError
-from sdakd.intervals import mean_interval
-from sdakd.metrics import FrechetCollector, KernelCollector, Settings, lpips_measure, open_metrics
-from sdakd_losses import distribution
-from sdakd_losses.distribution import Moments, PatchBackbone, frechet_distance, kernel_distance
+from sdakd_metrics import distribution, metrics
+from sdakd_metrics.distribution import Moments, PatchBackbone, frechet_distance, kernel_distance
+from sdakd_metrics.intervals import mean_interval
+from sdakd_metrics.metrics import FrechetCollector, KernelCollector, Settings, lpips_measure, open_metrics
 
 
 def moments(mean, covariance, count=100):
@@ -335,7 +334,7 @@ def test_frechet_distance_as_a_validation_metric(world, parse, squeezenet):
 
 def test_fid_sums_features_of_all_images():
     """With the sum of three images BasicSR divides by three; that must be the set's distance, not an average."""
-    from sdakd_models import set_metrics
+    from sdakd_metrics import set_metrics
 
     generator = np.random.default_rng(8)
     features = generator.normal(size=(2, 3, 5))
@@ -363,7 +362,7 @@ def test_option_files_with_set_metrics(world, parse, hub, squeezenet):
 
 
 def test_fid_of_a_single_validation_image():
-    from sdakd_models.set_metrics import check_set_size
+    from sdakd_metrics.set_metrics import check_set_size
 
     opt = {'val': {'metrics': {'fid': {'type': 'calculate_fid'}}}}
     check_set_size(opt, 'val', 2)

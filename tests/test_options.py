@@ -5,11 +5,11 @@ import os
 
 import pytest
 
-from sdakd.pairs import PUBLISHED
+from sdakd.commands.prepare.synthesis import PUBLISHED
 from sdakd_arch.taps import default_taps
 from sdakd_arch.width import build, scale_of, student_of
 from sdakd_arch.zoo import URLS
-from sdakd_models.check import check_degradation, check_optimizers, check_terms, check_validation
+from sdakd_models.checks.run import check_degradation, check_optimizers, check_terms, check_validation
 from sdakd_models.options import read_discriminators, read_teachers, read_train
 from sdakd_models.reader import read_run
 from sdakd_models.terms import TERMS, term_options

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sdakd.compat import UserError
-from sdakd_models.pool import ReusingPool
-from sdakd_models.terms import Answer
+from sdakd_data.answers import Answer
+from sdakd_data.pool import ReusingPool
 
 CROP, MARGIN, ROOM, SCALE = 8, 2, 4, 2
 

@@ -17,8 +17,8 @@ from PIL import Image
 from skimage import data
 
 from sdakd import cli, compat
+from sdakd.commands.prepare import database, jobs
 from sdakd.compat import UserError
-from sdakd.prepare import database, jobs
 
 compat.import_basicsr()
 
@@ -332,7 +332,7 @@ def test_realesrgan_degradation_is_basicsr_own():
     from basicsr.models.realesrgan_model import RealESRGANModel
     from basicsr.utils import DiffJPEG, USMSharp
 
-    from sdakd import pairs
+    from sdakd.commands.prepare import synthesis as pairs
 
     settings = pairs.read_settings('realesrgan', 4, None, 0)
     degrader = pairs.Degrader(settings)
@@ -366,7 +366,7 @@ def test_realesrgan_degradation_is_basicsr_own():
 
 @pytest.mark.parametrize('scale', [1, 2, 3, 4])
 def test_realesrgan_degrades_the_smallest_image(monkeypatch, scale):
-    from sdakd import pairs
+    from sdakd.commands.prepare import synthesis as pairs
 
     settings = {
         **pairs.read_settings('realesrgan', scale, None, 0),
@@ -430,7 +430,7 @@ def test_pairs_train_with_basicsr(photos):
         assert [tuple(sample['lq'].shape) for sample in samples] == [(3, 64, 80), (3, 60, 66)]
         assert np.array_equal(samples[0]['gt'].permute(1, 2, 0).numpy()[..., ::-1] * 255, photo())
 
-    from sdakd import pairs
+    from sdakd.commands.prepare import synthesis as pairs
 
     del dataset, sets  # LMDB opens a database once per process
     kernels = {**pairs.PUBLISHED, 'blur_kernel_size': 21, 'blur_kernel_size2': 21, 'use_hflip': True, 'use_rot': False}
@@ -511,7 +511,7 @@ def test_second_run_makes_only_what_is_missing(cut_off, job, capsys):
 
 
 def test_a_file_is_absent_or_complete(tmp_path, monkeypatch):
-    from sdakd import images
+    from sdakd.files import images
 
     def interrupted(source, target):
         raise KeyboardInterrupt
@@ -523,7 +523,7 @@ def test_a_file_is_absent_or_complete(tmp_path, monkeypatch):
 
 
 def test_jpeg_that_opencv_fills_with_grey_is_unreadable(cut_off, monkeypatch):
-    from sdakd import images
+    from sdakd.files import images
 
     monkeypatch.setattr(images.cv2, 'imdecode', lambda data, flags: photo())  # OpenCV 4 returns a full image
     with pytest.raises(images.UnusableError, match='truncated'):

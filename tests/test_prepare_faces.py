@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from sdakd import cli, compat, upscale
+from sdakd import cli, compat
+from sdakd.commands import upscale
+from sdakd.commands.prepare import alignment
 from sdakd.compat import UserError
-from sdakd.prepare import alignment
 
 compat.import_basicsr()
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import basicsr.train
+from sdakd.commands.prepare.synthesis import read_settings
 from sdakd.compat import UserError
-from sdakd.pairs import read_settings
 from sdakd_arch import plugins
 from sdakd_models import launch
 from sdakd_models.reader import merge, read_merged, read_run, read_yaml

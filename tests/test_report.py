@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from sdakd import cli
+from sdakd.commands.report import curves, svg
+from sdakd.commands.report.pictures import _show, choose_region
 from sdakd.compat import UserError
-from sdakd.report import curves, svg
-from sdakd.report.pictures import _show, choose_region
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STUDENT = 'student <script>window.hacked = 1</script> & "x"'
@@ -385,7 +385,7 @@ def test_region_of_most_detail():
 
 def test_max_images_and_budget(out, tmp_path, monkeypatch):
     assert '1 of 2 images shown' in Page(make(tmp_path, out, flags=['--max_images', '1'])).text
-    monkeypatch.setattr('sdakd.report.pictures.BUDGET', 1)  # at least one is shown, however large it is
+    monkeypatch.setattr('sdakd.commands.report.pictures.BUDGET', 1)  # at least one is shown, however large it is
     assert '1 of 2 images shown' in Page(make(tmp_path, out)).text
 
 

@@ -14,7 +14,7 @@ from basicsr.models import build_model
 from torch.utils.data import DataLoader
 
 from sdakd.compat import UserError
-from sdakd_models.check import finish
+from sdakd_models.checks.run import finish
 from sdakd_models.stages import Plan, Stage
 
 

@@ -17,11 +17,12 @@ from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from PIL import Image, ImageCms, ImageOps
 from realesrgan import RealESRGANer
 
-from sdakd import cli, upscale
+from sdakd import cli
+from sdakd.commands import upscale
+from sdakd.commands.upscale.upscaler import Upscaler
 from sdakd.compat import UserError
-from sdakd.images import UnusableError
-from sdakd.networks import Opened, open_network
-from sdakd.upscaler import Upscaler
+from sdakd.files.generators import Opened, open_network
+from sdakd.files.images import UnusableError
 
 STUDENT = Path(upscale.__file__).parent / 'pretrained/demo_student_x4.pth'
 

@@ -10,7 +10,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -25,14 +24,6 @@ from sdakd_models.options import check_share
 
 if TYPE_CHECKING:
     from sdakd_models.sdakd_model import SDAKDModel
-
-
-@dataclass
-class Answer:
-    """What a teacher makes of a batch: its image ``(N, 3, H, W)`` and, where they were asked for, its maps by tap."""
-
-    image: torch.Tensor
-    features: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Context:

@@ -1,0 +1,200 @@
+"""Ways to run a generator, as `sdakd bench` measures them: backends and precisions."""
+
+from __future__ import annotations
+
+import copy
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sdakd.compat import UserError, near
+
+if TYPE_CHECKING:
+    from sdakd.files.generators import Opened
+
+Runner = Callable[[], torch.Tensor]
+RANDOM = 'random:'
+GENERATORS = {kind: {'type': kind, 'num_in_ch': 3, 'num_out_ch': 3} for kind in ('RRDBNet', 'SRVGGNetCompact')} | {
+    f'{kind}{size}': {'type': kind, 'out_size': size}
+    for kind in ('GCFSR', 'GCFSRBlind')
+    for size in (128, 256, 512, 1024)
+}
+SLICES = ('Slice', 'StridedSlice')  # as OpenVINO calls them
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def open_model(source: str, threads: int = 0) -> Opened:
+    """Opens a generator's file, or makes one with random weights from ``random:TYPE`` or ``random:TYPE:WIDTH``.
+
+    ``random:RRDBNet:1/4`` is BasicSR's RRDBNet with its default options and a quarter of the channels, ``GCFSR512`` is
+    GCFSR at 512 pixels; the weights are the architecture's own initial ones, seed 0.
+
+    Raises:
+        UserError: See :func:`sdakd.files.generators.open_network`; or an unknown architecture or width.
+    """
+    from sdakd.files.generators import FaceNetwork, Opened, open_network
+    from sdakd_arch.width import build, scale_of, student_of
+
+    if not source.startswith(RANDOM):
+        return open_network(source, '-m', threads, faces=True)
+    kind, _, width = source.removeprefix(RANDOM).partition(':')
+    if kind not in GENERATORS:
+        raise UserError(f'-m: {source}: no generator is called {kind!r}; {near(kind, GENERATORS)}.')
+    try:
+        ratio = float(Fraction(width or '1'))
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f'-m: {source}: {width!r} is no width; write for example {RANDOM}{kind}:1/4.') from None
+    network = student_of(GENERATORS[kind], ratio)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = build(network, '-m').eval().requires_grad_(False)
+    if 'out_size' in network:
+        return Opened(source.removeprefix(RANDOM), Path(source), FaceNetwork(module).eval(), None, network)
+    scale = scale_of(build(network, '-m'), '-m')
+    return Opened(source.removeprefix(RANDOM), Path(source), module, scale, network)
+
+
+def noise(size: int, device: str = 'cpu') -> torch.Tensor:
+    """The image that is measured with: ``(1, 3, size, size)``, uniform in [0, 1), always the same."""
+    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+# ----------------------------------------------------- backends ------------------------------------------------------
+
+
+def _eager(opened: Opened, image: torch.Tensor, dtype: torch.dtype) -> Runner:
+    network = copy.deepcopy(opened.module).to(image.device, dtype)
+    image = image.to(dtype)
+    return lambda: network(image)
+
+
+def _channels_last(opened: Opened, image: torch.Tensor, dtype: torch.dtype) -> Runner:
+    network = copy.deepcopy(opened.module).to(image.device, dtype, memory_format=torch.channels_last)
+    image = image.to(dtype, memory_format=torch.channels_last)
+    return lambda: network(image)
+
+
+def _fast(opened: Opened, image: torch.Tensor, dtype: torch.dtype) -> Runner:
+    from sdakd_arch.inference.fast import Plain, accelerate
+
+    network = accelerate(opened.module, dtype)
+    if isinstance(network, Plain):
+        raise UserError(f'this torch or processor offers nothing faster than channels_last for {opened.describe()}.')
+    return lambda: network(image)
+
+
+def _compile(opened: Opened, image: torch.Tensor, dtype: torch.dtype) -> Runner:
+    network = copy.deepcopy(opened.module).to(image.device, dtype, memory_format=torch.channels_last)
+    image = image.to(dtype, memory_format=torch.channels_last)
+    compiled = torch.compile(network)
+    with torch.no_grad():
+        compiled(image)
+    return lambda: compiled(image)
+
+
+def _onnxruntime(graph: Path, image: torch.Tensor, dtype: torch.dtype, threads: int) -> Runner:
+    from sdakd_arch.inference.onnx_network import OnnxNetwork
+
+    network = OnnxNetwork(graph, 'onnxruntime', threads)
+    if image.device.type == 'cuda' and 'CUDAExecutionProvider' not in network.session.get_providers():
+        raise UserError('this ONNX Runtime cannot use the GPU: pip install onnxruntime-gpu.')
+    return lambda: network(image)
+
+
+def keep_sums_precise(path: Path) -> None:
+    """Marks layers of an OpenVINO model (``.xml``) that stay in float32 whatever the inference precision.
+
+    These are the sums of a residual network's trunk, which would be rounded again at every one of them, and all that
+    follows an interpolation, which is few layers. The trunk's sums are additions of two computed tensors of which none
+    is a slice of another. The attribute is the one that OpenVINO's own converters use (``precise``, read by its
+    processor plug-in).
+    """
+    tree = ET.parse(path)
+    layers = {layer.get('id'): layer for layer in tree.getroot().find('layers')}
+    inputs: dict[str, list[str]] = {}
+    followers: dict[str, list[str]] = {}
+    for edge in sorted(tree.getroot().find('edges'), key=lambda edge: int(edge.get('to-port'))):
+        inputs.setdefault(edge.get('to-layer'), []).append(edge.get('from-layer'))
+        followers.setdefault(edge.get('from-layer'), []).append(edge.get('to-layer'))
+
+    def computed(key: str) -> bool:
+        """Whether a layer's output is a feature map: no bias, whose shape is computed, and no slice."""
+        kind = layers[key].get('type')
+        return computed(inputs[key][0]) if kind == 'Reshape' else kind not in ('Const', *SLICES)
+
+    marked = {
+        key
+        for key, layer in layers.items()
+        if layer.get('type') == 'Add' and all(computed(source) for source in inputs[key])
+    }
+    reached = [key for key, layer in layers.items() if layer.get('type') == 'Interpolate']
+    behind: set[str] = set()
+    while reached:
+        key = reached.pop()
+        if key not in behind:
+            behind.add(key)
+            reached.extend(followers.get(key, []))
+    for key in marked | behind:
+        layer = layers[key]
+        if layer.get('type') != 'Result':
+            info = layer.find('rt_info')
+            if info is None:
+                info = ET.Element('rt_info')
+                layer.insert(0 if layer.find('data') is None else 1, info)
+            ET.SubElement(info, 'attribute', {'name': 'precise', 'version': '0', 'value': ''})
+    tree.write(path)
+
+
+def _openvino(graph: Path, image: torch.Tensor, dtype: torch.dtype, threads: int) -> Runner:
+    try:
+        import openvino
+    except ImportError:
+        raise UserError('the package openvino is not installed: pip install openvino.') from None
+    core = openvino.Core()
+    if dtype == torch.bfloat16 and 'BF16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+        raise UserError('OpenVINO has no bfloat16 on this processor.')
+    model = core.read_model(graph)
+    model.reshape(list(image.shape))
+    if dtype == torch.bfloat16:
+        path = graph.with_name(f'{graph.stem}_{image.shape[-1]}.xml')
+        openvino.serialize(model, str(path))
+        keep_sums_precise(path)
+        model = core.read_model(path)
+    hints = {'INFERENCE_PRECISION_HINT': 'bf16' if dtype == torch.bfloat16 else 'f32', 'PERFORMANCE_HINT': 'LATENCY'}
+    request = core.compile_model(model, 'CPU', {**hints, 'INFERENCE_NUM_THREADS': threads}).create_infer_request()
+    array = image.numpy()
+    return lambda: torch.from_numpy(request.infer({0: array})[0])
+
+
+PLAIN = ('eager', 'channels_last', 'compile')  # for any network; the others know some architectures only
+TORCH = {'eager': _eager, 'channels_last': _channels_last, 'fast': _fast, 'compile': _compile}
+GRAPHS = {'onnxruntime': _onnxruntime, 'openvino': _openvino}
+BACKENDS = (*TORCH, *GRAPHS)
+
+
+def precisions(backend: str, device: str) -> tuple[str, ...]:
+    """At which precisions a backend is measured on ``cpu`` or ``cuda``; none where it does not exist."""
+    if device == 'cpu':
+        return ('fp32',) if backend == 'onnxruntime' else ('fp32', 'bf16')  # its processor kernels know no bfloat16
+    return () if backend in ('openvino', 'fast') else ('fp32', 'fp16')  # on a GPU, fast is channels_last
+
+
+def start(
+    backend: str, precision: str, opened: Opened | None, graph: Path | None, image: torch.Tensor, threads: int
+) -> Runner:
+    """Prepares a backend; the runner it returns runs it once on ``image`` ``(N, 3, h, w)``.
+
+    Args:
+        opened: For backends of PyTorch.
+        graph: The ONNX file for the others.
+
+    Raises:
+        UserError: The backend is not to be had here.
+    """
+    if backend in TORCH:
+        return TORCH[backend](opened, image, DTYPES[precision])
+    return GRAPHS[backend](graph, image, DTYPES[precision], threads)

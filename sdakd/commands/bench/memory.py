@@ -1,0 +1,67 @@
+"""The memory that a model takes on a processor, measured in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from sdakd.compat import import_basicsr
+
+import_basicsr()  # here, because a server process imports this module once for all measurements
+
+from sdakd.commands.bench.backends import GRAPHS, noise, open_model, start  # noqa: E402
+
+
+def _status(key: str) -> int:
+    """A size in KiB from Linux's account of this process."""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(f'{key}:'):
+            return int(line.split()[1])
+    raise OSError(f'no {key}')
+
+
+def _measure_growth(
+    source: str, graph: str | None, backend: str, precision: str, size: int, threads: int
+) -> float | None:
+    """In a process of its own: see :func:`peak_growth`."""
+    try:
+        Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew (proc(5)); also tells whether it can
+    except OSError:
+        return None
+    torch.set_num_threads(threads)
+    import sdakd_arch.inference.fast  # noqa: F401  what is imported is not the model's
+
+    if backend in GRAPHS:
+        __import__(backend)
+    before = _status('VmRSS')
+    opened = None if backend in GRAPHS else open_model(source)
+    with torch.no_grad():
+        run = start(backend, precision, opened, Path(graph) if graph else None, noise(size), threads)
+        del opened  # the backend has its own weights
+        Path('/proc/self/clear_refs').write_text('5')
+        for _ in range(2):
+            run()
+    return (_status('VmHWM') - before) / 1024
+
+
+def peak_growth(source: str, graph: Path | None, backend: str, precision: str, size: int, threads: int) -> float | None:
+    """By how much a process's resident memory has grown at its peak while a ready model runs, in MiB.
+
+    Measured in a process of its own, from before the model is opened (its packages are imported already) to the peak of
+    two runs: weights, what the runtime keeps, and activations. None where it cannot be told: not Linux; torch.compile,
+    whose compiler lives in the same process; or the process ends.
+    """
+    if backend == 'compile' or not sys.platform.startswith('linux'):
+        return None
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['sdakd.commands.bench.memory', 'sdakd.files.generators'])  # imported once for all
+    arguments = (source, str(graph) if graph else None, backend, precision, size, threads)
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(_measure_growth, *arguments).result()
+    except Exception:  # the same failure has been reported where it was timed
+        return None

@@ -1,0 +1,327 @@
+"""`sdakd compare`: methods x widths x seeds on one teacher and data set, as runs that can be stopped and continued."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdakd import compat
+from sdakd.compat import UserError
+
+if TYPE_CHECKING:  # imported where they are used, so that --help is quick
+    from sdakd.commands.compare.config import Config
+    from sdakd.commands.compare.matrix import Matrix
+    from sdakd.commands.compare.rows import Row
+    from sdakd.commands.compare.summary import Cell
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags."""
+    add = parser.add_argument
+    add('-opt', required=True, metavar='FILE', help="the comparison's YAML; examples are in options/compare")
+    add('-o', '--output', metavar='FOLDER', help="folder for runs, tables and figures, instead of the YAML's")
+    add('--jobs', default='1', metavar='N', help='trainings at a time, which share the cores (default: 1)')
+    add('--dry_run', action='store_true', help='show the cells and what they would cost; train nothing')
+
+
+# ----------------------------------------------------- the parts -----------------------------------------------------
+
+
+def _check_measures(config: Config, matrix: Matrix) -> None:
+    """Opens metrics and test sets before any training."""
+    from sdakd.files.testsets import open_sets
+    from sdakd_metrics.metrics import Settings, open_metrics
+
+    try:
+        open_metrics(config.metrics, Settings(matrix.scale, backbone=_fd_backbone(config)))
+    except UserError as error:
+        raise UserError(str(error).replace('--metrics', 'metrics', 1).replace('--backbone', 'fd_backbone')) from None
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # what it says is said when the sets are measured
+            open_sets([f'{name}={source}' for name, source in matrix.images.test.items()], matrix.scale)
+    except UserError as error:
+        raise UserError(str(error).replace('-d:', 'data:test:', 1).replace('--scale', 'the scale')) from None
+
+
+def _fd_backbone(config: Config) -> str | None:
+    from sdakd.commands.compare.config import locate
+
+    if config.fd_backbone is None or ':' not in config.fd_backbone:
+        return config.fd_backbone
+    kind, _, file = config.fd_backbone.partition(':')
+    return f'{kind}:{locate(file, "fd_backbone")}'
+
+
+def _measure(
+    config: Config, matrix: Matrix, folder: Path, cells: Sequence[Cell], sets: dict[str, str], metrics: Sequence[str],
+    others: Sequence[str], images: bool,
+) -> dict:  # fmt: skip
+    """`sdakd evaluate` on the cells' students; kept where the same files were measured before.
+
+    Returns:
+        The section ``evaluate`` of the folder's results.json.
+    """
+    from sdakd.commands import evaluate
+    from sdakd.files.results import read_results
+    from sdakd.files.runs import digest
+
+    plain = {'teacher': str(matrix.teacher), 'bicubic': 'bicubic'}
+    models = {name: plain[name] for name in others} | {cell.run.name: str(cell.run.result) for cell in cells}
+    words = ['-m', *(f'{name}={path}' for name, path in models.items())]
+    words += ['-d', *(f'{name}={source}' for name, source in sets.items())]
+    words += ['-o', str(folder), '--scale', str(matrix.scale), '--metrics', *metrics]
+    words += ['--backbone', _fd_backbone(config)] if 'fd' in metrics else []
+    words += ['--teacher', 'teacher'] if 'teacher' in others else []
+    words += [] if images else ['--no_images']
+
+    known = read_results(folder).get('evaluate') or {}
+    wanted = {name: None if path == 'bicubic' else digest(path) for name, path in models.items()}
+    same = {model['name']: model['sha256'] for model in known.get('models', ())} == wanted
+    same = same and {s['name']: s['source'] for s in known['sets']} == {n: f'{n}={s}' for n, s in sets.items()}
+    if same and [metric['name'] for metric in known['metrics']] == list(dict.fromkeys(metrics)):
+        return known
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    with contextlib.redirect_stdout(io.StringIO()):
+        if evaluate.run(parser.parse_args(words)) == 130:
+            raise KeyboardInterrupt
+    return read_results(folder)['evaluate']
+
+
+def _choose(config: Config, matrix: Matrix, cells: Sequence[Cell]) -> tuple[dict[str, float], list[dict]]:
+    """The factor of every row that has a finished trial: the best by the primary metric on the validation split."""
+    done = [cell for cell in cells if cell.run.done]
+    primary, scores = config.primary, {}
+    trials = [
+        {'row': cell.row.name, 'factor': cell.factor, 'value': None, 'state': cell.run.record.state} for cell in cells
+    ]
+    if done and len(config.search.factors) > 1:
+        gt, lq = matrix.images.validation
+        others = ['teacher'] if primary.against == 'teacher' else []
+        section = _measure(config, matrix, matrix.output / 'validation', done, {'validation': f'{gt}:{lq}'},
+                           [primary.metric], others, images=False)  # fmt: skip
+        scores = {s['model']: s['mean'] for s in section['scores'] if s['reference'] in (primary.against, None)}
+        sign = -1 if section['metrics'][0]['higher_is_better'] else 1
+        for cell, trial in zip(cells, trials, strict=True):
+            trial['value'] = scores.get(cell.run.name)
+    best: dict[str, float] = {}
+    for row in matrix.rows:
+        mine = [c for c in done if c.row is row]
+        if len(config.search.factors) > 1:
+            mine = sorted((c for c in mine if scores.get(c.run.name) is not None),
+                          key=lambda c: sign * scores[c.run.name])  # fmt: skip
+        if mine:
+            best[row.name] = mine[0].factor
+    return best, trials
+
+
+def _factors(config: Config, row: Row) -> list[float]:
+    return list(config.search.factors) if row.weights else [1.0]
+
+
+def _dry_run(matrix: Matrix, jobs: int, threads: int) -> int:
+    """Shows the matrix, with the time of every cell as a few of its steps foretell it."""
+    from tqdm import tqdm
+
+    from sdakd.commands.compare import rehearsal
+    from sdakd.commands.compare.progress import duration
+    from sdakd.commands.compare.summary import budget_line
+    from sdakd.files import results
+
+    config = matrix.config
+    judge, rows, total, count = matrix.judge_run(), [], 0.0, 0
+    with tempfile.TemporaryDirectory() as place:
+        parsed = rehearsal.check_rows(matrix, Path(place), real_data=False)
+        for row in tqdm(matrix.rows, desc='timing', unit='method'):
+            for number, ratio in enumerate(config.ratios()):
+                seconds = rehearsal.time_row(parsed[row.name, ratio], row, threads)
+                cells = len(config.seeds) + (len(_factors(config, row)) - 1 if number == 0 else 0)
+                total, count = total + cells * seconds, count + cells
+                times = [duration(seconds), duration(cells * seconds)]
+                rows.append([row.name, str(ratio), str(cells), f'{row.iterations:,d}', *times])
+    sys.stdout.write(results.table(['Method', 'Width', 'Cells', 'Iterations', 'One cell', 'All'], rows))
+    sys.stdout.write(f'{budget_line(config.budget)}\n')
+    if judge is not None:
+        sys.stdout.write(f"The teacher's discriminator, trained before them, is not counted: {judge.iterations:,d}.\n")
+    sys.stdout.write(
+        f'{count} cells, about {duration(total / jobs)} with {jobs} at a time, {threads} thread{"s" * (threads > 1)} '
+        'each, by a few steps of every stage; measuring comes on top. Nothing was written.\n'
+    )
+    return 0
+
+
+def _train(matrix: Matrix, jobs: int, threads: int, lock: int) -> tuple[list[Cell], list[Cell], list[dict], list[str]]:
+    """Trains trials and cells.
+
+    Returns:
+        The cells of the tables, all cells, the trials of the search, and rows without any finished trial.
+    """
+    from sdakd.commands.compare.progress import Progress
+    from sdakd.commands.compare.summary import Cell
+    from sdakd.files.runs import train_all
+
+    config, ratios, seeds = matrix.config, matrix.config.ratios(), matrix.config.seeds
+
+    def cell(row: Row, ratio, seed: int, factor: float) -> Cell:
+        return Cell(row, ratio, seed, factor, matrix.run(row, ratio, seed, factor))
+
+    judge = matrix.judge_run()
+    counts = {row.name: len(_factors(config, row)) + len(ratios) * len(seeds) - 1 for row in matrix.rows}
+    iterations = sum(counts[row.name] * row.iterations for row in matrix.rows) + (judge.iterations if judge else 0)
+    progress = Progress(sum(counts.values()) + (judge is not None), iterations)
+    try:
+        train_all([judge] if judge else [], 1, threads * jobs, (lock,), progress)
+        trials = [cell(row, ratios[0], seeds[0], f) for row in matrix.rows for f in _factors(config, row)]
+        train_all([trial.run for trial in trials], jobs, threads, (lock,), progress)
+        best, tried = _choose(config, matrix, trials)
+        every = {trial.run.name: trial for trial in trials}
+        final = []
+        for seed in seeds:  # seed by seed: a comparison that is stopped early is one of all methods
+            for ratio in ratios:
+                for row in matrix.rows:
+                    if row.name in best:
+                        one = cell(row, ratio, seed, best[row.name])
+                        final.append(every.setdefault(one.run.name, one))
+        train_all([one.run for one in final if one not in trials], jobs, threads, (lock,), progress)
+    finally:
+        progress.bar.close()
+    return final, list(every.values()), tried, [row.name for row in matrix.rows if row.name not in best]
+
+
+def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], tried: list[dict], jobs: int) -> None:
+    """Measures the students and writes tables, figures, results.json and the page."""
+    from sdakd import __version__
+    from sdakd.commands import report
+    from sdakd.commands.compare import summary
+    from sdakd.commands.compare.figures import draw_all
+    from sdakd.files import results
+    from sdakd.files.images import write
+
+    config, output = matrix.config, matrix.output
+    done, broken = [c for c in final if c.run.done], [c for c in every if not c.run.done]
+    section = _measure(config, matrix, output, done, matrix.images.test, config.metrics, ['bicubic', 'teacher'], True)
+    scores, differences = summary.over_seeds(section, done, config.reference)
+    spent = summary.costs(done)
+    named = {model['name']: model for model in section['models']}
+    models = {(c.row.name, str(c.ratio)): named[c.run.name] for c in done}
+    notes = summary.notes(matrix, section, done, broken, jobs)
+    content = {
+        'version': __version__,
+        'options': name,
+        'exploratory': [line for line in notes if line.startswith('Exploratory')],
+        'notes': notes,
+        'primary': {'metric': config.primary.metric, 'against': config.primary.against},
+        'reference': config.reference,
+        'perceptual': stand_in.backbone if (stand_in := config.stand_in()) else config.perceptual,
+        'search': tried,
+        'cells': [
+            {'name': c.run.name, 'row': c.row.name, 'width': str(c.ratio), 'seed': c.seed, 'factor': c.factor}
+            | {key: getattr(c.run.record, key) for key in c.run.record.__dataclass_fields__}
+            for c in every
+        ],
+        'scores': scores,
+        'differences': differences,
+        'costs': spent,
+    }
+    results.write_section(output, 'compare', content)
+    tables = {
+        'compare_quality': ('', *summary.quality_table(section, scores, ('gt', None), ('bicubic', 'teacher'))),
+        'compare_teacher': ('Compared with the images of the teacher:',
+                            *summary.quality_table(section, scores, ('teacher',), ('bicubic',))),
+        'compare_differences': (f'Differences to {config.reference}:', *summary.difference_table(section, differences)),
+        'compare_cost': ('Training and network:', *summary.cost_table(spent, models)),
+    }  # fmt: skip
+    page = '# Comparison\n\n' + ''.join(f'- {line}\n' for line in notes)
+    for table, (title, header, rows) in tables.items():
+        if not rows:
+            for kind in ('md', 'csv', 'tex'):
+                (output / f'{table}.{kind}').unlink(missing_ok=True)  # of an earlier call
+            continue
+        results.write_tables(output, table, header, rows)
+        sys.stdout.write(f'\n{title}\n'.lstrip('\n' if not title else '') + results.table(header, rows))
+        page += f'\n{title}\n\n'.replace('\n\n\n', '\n') + results.table(header, rows, 'md')
+    figures = draw_all(matrix, scores, spent, section)
+    page += ''.join(f'\n![{path.stem}]({path.name})\n' for path in figures if path.suffix == '.png')
+    write(output / 'comparison.md', page.encode())
+    with contextlib.redirect_stdout(io.StringIO()):
+        report.run(argparse.Namespace(input=[str(output)], output=str(output / 'report.html'), max_images=None))
+    sys.stdout.write('\n' + ''.join(f'{line}\n' for line in notes))
+
+
+# ------------------------------------------------------ the command ---------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains what is missing, measures, and writes.
+
+    Returns:
+        0, or 130 when it was interrupted.
+
+    Raises:
+        UserError: A mistake in the option file or in a file that it names, found before any training; or, after all
+            else was written, cells that broke.
+    """
+    if not re.fullmatch(r'[1-9]\d*', str(args.jobs)):
+        raise UserError(f'--jobs: write a whole number of at least 1, not {args.jobs!r}.')
+    jobs = int(args.jobs)
+    threads = max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // jobs)
+    compat.import_basicsr()
+    import sdakd_models  # noqa: F401  registers models and terms
+    from sdakd.commands.compare import data, rehearsal
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.matrix import Matrix
+    from sdakd.commands.compare.rows import read_rows
+    from sdakd.files import runs
+    from sdakd.files.results import output_folder, read_results
+
+    config = read_config(args.opt)
+    folder = args.output or config.output
+    if not folder:
+        raise UserError(f'{args.opt}: output: no folder is named; name one here, or give -o FOLDER.')
+    output = Path(folder).absolute()
+    try:
+        rows = read_rows(config, Path(args.opt).parent)
+        images, splits = data.open_images(config)
+        matrix = Matrix(config, rows, images, output)
+        _check_measures(config, matrix)
+        if args.dry_run:
+            return _dry_run(matrix, jobs, threads)
+        read_results(output)
+        output_folder(output)
+        with runs.alone_in(output, '-o') as lock:
+            data.make_pairs(config, images, splits, output, matrix.scale)
+            with tempfile.TemporaryDirectory() as place:
+                rehearsal.check_rows(matrix, Path(place), real_data=True)
+            for ratio in config.ratios():
+                for seed in config.seeds:
+                    matrix.make_start(ratio, seed)
+            final, every, tried, lost = _train(matrix, jobs, threads, lock)
+            if any(cell.run.done for cell in final):
+                _summarise(Path(args.opt).name, matrix, final, every, tried, jobs)
+    except UserError as error:
+        raise UserError(f'{args.opt}: {str(error).removeprefix(f"{args.opt}: ")}') from None
+    except KeyboardInterrupt:
+        sys.stderr.write('\nInterrupted: give the same command again to go on.\n')
+        return 130
+    if any(cell.run.done for cell in final):
+        sys.stdout.write(f'Written to {folder}: comparison.md, tables, figures, results.json, report.html\n')
+    judge = matrix.judge_run()
+    broken = [run for run in [judge, *(cell.run for cell in every)] if run is not None and not run.done]
+    if broken:
+        first = '; '.join(f'{run.name}: {run.record.reason.rstrip(".")}' for run in broken[:3])
+        more = '; ...' if len(broken) > 3 else ''
+        without = f' (no trial of {", ".join(lost)} was finished)' if lost else ''
+        total = len(every) + (judge is not None)
+        raise UserError(
+            f'{args.opt}: {len(broken)} of {total} cells broke{without}: {first}{more}; mend that and give the same '
+            'command again, which keeps the others.'
+        )
+    return 0

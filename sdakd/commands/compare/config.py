@@ -1,0 +1,294 @@
+"""What a comparison's option file holds: typed, checked, and refused with one sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from sdakd.commands.link import options_folder
+from sdakd.compat import UserError, near
+from sdakd.files.runs import ROOT
+from sdakd_arch.width import fraction
+from sdakd_metrics.metrics import METRICS
+
+Positive = Annotated[float, Meta(gt=0, le=1e9)]
+Count = Annotated[int, Meta(ge=1)]
+NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
+
+
+class Pairs(Struct, forbid_unknown_fields=True):
+    """Two folders of images of the same names."""
+
+    gt: str
+    lq: str
+
+
+class Photographs(Struct, forbid_unknown_fields=True):
+    """A folder of photographs, from which pairs are made; some of them are held out for validation."""
+
+    folder: str
+    validation: Count
+    degradation: Literal['bicubic', 'realesrgan'] = 'bicubic'
+
+
+class Data(Struct, forbid_unknown_fields=True):
+    """Either ``photographs``, or ``train`` and ``validation``; and the test sets by name, as ``sdakd evaluate -d``."""
+
+    test: Annotated[dict[str, str], Meta(min_length=1)]
+    photographs: Photographs | None = None
+    train: Pairs | None = None
+    validation: Pairs | None = None
+
+
+class Length(Struct, forbid_unknown_fields=True):
+    """Length and rates of a stage."""
+
+    iters: Count
+    lr_g: Positive
+    lr_d: Positive | None = None
+    warmup_iter: Annotated[int, Meta(ge=0)] = 0
+
+
+class Budget(Struct, forbid_unknown_fields=True):
+    """What is equal for all methods."""
+
+    stages: Annotated[dict[str, Length], Meta(min_length=1)]
+    batch: Count
+    crop: Count
+    workers: Count = 1
+    ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.999
+    precision: Literal['fp32', 'bf16'] = 'fp32'
+    flips: bool = True  # mirrored and turned crops; false where a teacher's cache is to hold feature maps
+    checkpoints: Count = 10  # in a run: an interrupted one goes on from the last
+
+
+class Method(Struct, forbid_unknown_fields=True):
+    """One method: an option file, and the weights that the search scales."""
+
+    weight: str | list[str]
+    file: str | None = None
+    options: dict[str, Any] = {}
+
+
+class Schedule(Struct, forbid_unknown_fields=True):
+    """A further row: a method with stages of its own."""
+
+    method: str
+    stages: Annotated[dict[str, Length], Meta(min_length=1)]
+
+
+class Judge(Struct, forbid_unknown_fields=True):
+    """The teacher's discriminator, trained once on the comparison's images against the teacher's."""
+
+    iters: Count
+    lr_d: Positive
+
+
+class Primary(Struct, forbid_unknown_fields=True):
+    """The metric that chooses weights on the validation split."""
+
+    metric: str
+    against: Literal['gt', 'teacher'] = 'gt'
+
+
+class Search(Struct, forbid_unknown_fields=True):
+    """Factors for the weights of every method's own terms."""
+
+    factors: Annotated[list[Positive], Meta(min_length=1)] = field(default_factory=lambda: [1.0])
+
+
+class StandIn(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """The backbone that takes the place of every method's own in perceptual terms, as their blocks write it."""
+
+    backbone: str
+    weights: str
+    input: str | None = None
+    units: str | None = None
+    shift: int = 0
+
+
+class Config(Struct, forbid_unknown_fields=True):
+    """The option file of a comparison."""
+
+    teacher: str
+    data: Data
+    budget: Budget
+    methods: Annotated[dict[str, Method], Meta(min_length=1)]
+    reference: str
+    primary: Primary
+    widths: Annotated[list[str | int | float], Meta(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)]
+    metrics: Annotated[list[str], Meta(min_length=1)] = field(default_factory=lambda: ['psnr', 'ssim', 'niqe'])
+    search: Search = field(default_factory=Search)
+    schedules: dict[str, Schedule] = {}
+    teacher_discriminator: Judge | None = None  # takes the place of the files that methods name
+    perceptual: str | StandIn = 'as published'  # or none, or a backbone, of which KIND:FILE is the short form
+    fd_backbone: str | None = None
+    teacher_cache: str | None = None  # a folder of the teacher's answers, the same for all cells
+    exploratory: str | None = None
+    output: str | None = None
+
+    def ratios(self) -> list[Fraction]:
+        """The widths as fractions of the teacher's channels."""
+        return [fraction(width, 'widths') for width in self.widths]
+
+    def stand_in(self) -> StandIn | None:
+        """The backbone of ``perceptual``, or None where it is ``as published`` or ``none``."""
+        if isinstance(self.perceptual, StandIn):
+            return self.perceptual
+        kind, colon, file = self.perceptual.partition(':')
+        return StandIn(kind, file) if colon else None
+
+
+def read_config(path: str) -> Config:
+    """Reads and checks an option file; files and folders that it names are looked for later.
+
+    Raises:
+        UserError: The first mistake, with the file's name and the key.
+    """
+    from sdakd_models.options import typed
+    from sdakd_models.reader import read_merged
+
+    content = read_merged(path)
+    try:
+        for block, struct in BLOCKS.items():  # one by one, innermost first: the sentence then names where exactly
+            for where, entry in _entries(content, block.split(':')):
+                typed(struct, entry, where)
+        if isinstance(content.get('perceptual'), Mapping):
+            typed(StandIn, content['perceptual'], 'perceptual')
+        if isinstance(content.get('widths'), list):
+            content['widths'] = [str(width) for width in content['widths']]
+        if isinstance(content.get('methods'), Mapping):
+            content['methods'] = {str(name): entry for name, entry in content['methods'].items()}
+        missing = [field for field in Config.__struct_fields__[:8] if field not in content]
+        if missing:
+            raise UserError(f'{missing[0]}: the key is missing.')
+        config = typed(Config, content, 'the comparison')
+        _check(config)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
+    return config
+
+
+BLOCKS = {
+    'data:photographs': Photographs,
+    'data:train': Pairs,
+    'data:validation': Pairs,
+    'data': Data,
+    'budget:stages:*': Length,
+    'budget': Budget,
+    'primary': Primary,
+    'search': Search,
+    'teacher_discriminator': Judge,
+    'methods:*': Method,
+    'schedules:*:stages:*': Length,
+    'schedules:*': Schedule,
+}
+
+
+def _entries(content: object, parts: list[str], at: str = '') -> Iterator[tuple[str, object]]:
+    """What stands under a key, with its full name; ``*`` is every key of a mapping."""
+    if not parts:
+        yield at, content
+    elif isinstance(content, Mapping):
+        for key in content if parts[0] == '*' else {parts[0]} & content.keys():
+            yield from _entries(content[key], parts[1:], f'{at}:{key}' if at else str(key))
+
+
+def _distinct(values: Iterable[object], where: str) -> None:
+    values = list(values)
+    double = next((value for value in values if values.count(value) > 1), None)
+    if double is not None:
+        raise UserError(f'{where}: {double} stands there twice; write it once.')
+
+
+def _check(config: Config) -> None:
+    """What the types cannot say."""
+    data = config.data
+    if (data.photographs is None) == (data.train is None or data.validation is None) or (
+        data.photographs is not None and (data.train or data.validation)
+    ):
+        raise UserError('data: write either photographs, or both train and validation.')
+    _distinct(config.ratios(), 'widths')
+    _distinct(config.seeds, 'seeds')
+    _distinct(config.search.factors, 'search:factors')
+    for name in (*config.methods, *config.schedules):
+        if not NAME.fullmatch(name):
+            raise UserError(f'methods: {name!r} cannot name files; write letters, digits, dots, hyphens, underscores.')
+    for name, schedule in config.schedules.items():
+        if name in config.methods:
+            raise UserError(f'schedules:{name}: a method has this name; choose another one.')
+        if schedule.method not in config.methods:
+            raise UserError(
+                f'schedules:{name}:method: no method is called {schedule.method!r}; '
+                f'{near(schedule.method, config.methods)}.'
+            )
+    rows = (*config.methods, *config.schedules)
+    if config.reference not in rows:
+        raise UserError(f'reference: no method is called {config.reference!r}; {near(config.reference, rows)}.')
+    for where, name in (('primary:metric', config.primary.metric), *(('metrics', name) for name in config.metrics)):
+        if name not in METRICS:
+            raise UserError(f'{where}: there is no metric {name!r}; {near(name, METRICS)}.')
+    if config.primary.metric not in config.metrics:
+        raise UserError(f'primary:metric: {config.primary.metric} is not among the metrics; add it there.')
+    if ('fd' in config.metrics) != (config.fd_backbone is not None):
+        raise UserError('fd_backbone: name it, as KIND:FILE, just where fd is among the metrics.')
+    perceptual = config.perceptual
+    if isinstance(perceptual, str) and perceptual not in ('as published', 'none') and ':' not in perceptual:
+        raise UserError(
+            f'perceptual: write as published, none, or KIND:FILE such as squeezenet:FILE, not {perceptual!r}.'
+        )
+    if stand_in := config.stand_in():
+        from sdakd_arch.backbones import check_backbone
+
+        check_backbone(msgspec.to_builtins(stand_in), 'perceptual')
+
+
+def locate(path: str, where: str, folder: bool = False) -> Path:
+    """The absolute path of what an option file names: from the current folder, or from the checkout of this project.
+
+    Raises:
+        UserError: There is neither; an official weights file is fetched where the machine is online.
+    """
+    from sdakd_arch.zoo import ensure_file
+
+    given = Path(os.path.expanduser(path))
+    for found in (given.absolute(), ROOT / given):
+        if found.is_dir() if folder else found.is_file():
+            return found
+    if folder:
+        raise UserError(f'{where}: the folder {path} does not exist; correct the path.')
+    ensure_file(given.absolute(), where)
+    return given.absolute()
+
+
+def locate_set(source: str, where: str) -> str:
+    """A test set as ``sdakd evaluate -d`` takes it, ``HR`` or ``HR:LR``, with absolute paths."""
+    if Path(os.path.expanduser(source)).exists() or (ROOT / source).exists() or ':' not in source:
+        return str(locate(source, where, folder=True))
+    return ':'.join(str(locate(part, where, folder=True)) if part else '' for part in source.split(':', 1))
+
+
+def method_file(name: str, method: Method, base: Path) -> Path:
+    """The option file of a method: its ``file`` beside the comparison's, or ``options/methods/<name>.yml``.
+
+    Raises:
+        UserError: There is none.
+    """
+    if method.file is not None:
+        found = base / method.file
+        if not found.is_file():
+            raise UserError(f'methods:{name}:file: {found} does not exist; correct the path.')
+        return found
+    folder = options_folder() / 'methods'
+    if not (folder / f'{name}.yml').is_file():
+        known = [path.stem for path in folder.glob('*.yml')]
+        raise UserError(f'methods:{name}: there is no method of this name; {near(name, known)}.')
+    return folder / f'{name}.yml'

@@ -1,0 +1,251 @@
+"""The cells of a comparison, method x width x seed, and the option file of each: equal but for what a method is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdakd import __version__
+from sdakd.commands.compare.config import Config, locate
+from sdakd.commands.compare.data import Images
+from sdakd.commands.compare.rows import Row, look_up
+from sdakd.compat import UserError
+from sdakd.files.runs import Run, digest, key_of
+from sdakd_arch.weights import infer_network, read_weights, save_whole
+from sdakd_arch.width import WIDTHS, build, initialise, scale_of, student_of
+
+OPTIMIZER = {'type': 'Adam', 'weight_decay': 0, 'betas': [0.9, 0.99]}
+
+
+@dataclass
+class Matrix:
+    """Everything that the option files of cells are made from.
+
+    Args:
+        config: The comparison.
+        rows: Its methods.
+        images: Its data.
+        output: Its folder.
+    """
+
+    config: Config
+    rows: list[Row]
+    images: Images
+    output: Path
+    stand_ins: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.teacher = locate(self.config.teacher, 'teacher')
+        state = read_weights(self.teacher, where='teacher')
+        self.network = infer_network(state)
+        if self.network is None or self.network['type'] not in ('RRDBNet', 'SRVGGNetCompact'):
+            raise UserError(f'teacher: {self.teacher} is no RRDBNet or SRVGGNetCompact with PReLU; give one of these.')
+        folder = self.config.teacher_cache
+        self.cache = {'cache': str(Path(folder).expanduser().absolute())} if folder else {}
+        self.scale = scale_of(build(self.network, 'teacher'), 'teacher')
+        judge = self.config.teacher_discriminator
+        self.longest = max(judge.iters if judge else 1, *(row.iterations for row in self.rows))
+        for ratio in self.config.ratios():
+            student_of(self.network, float(ratio))
+        if self.config.budget.crop % self.scale:
+            raise UserError(f'budget:crop: {self.config.budget.crop} must be a multiple of the scale {self.scale}.')
+        self.judged = [row.name for row in self.rows if _named(row.options)]
+
+    # ------------------------------------------------------------------------------------------------ option files
+
+    def _shared(self, iterations: int, seed: int) -> dict:
+        """What all option files have."""
+        budget, (gt, lq) = self.config.budget, self.images.train
+        return {
+            'model_type': 'SDAKDModel',
+            'scale': self.scale,
+            'num_gpu': 'auto',
+            'manual_seed': seed,
+            'datasets': {
+                'train': {
+                    'name': 'train',
+                    'type': 'PairedImageDataset',
+                    'dataroot_gt': str(gt),
+                    'dataroot_lq': str(lq),
+                    'io_backend': {'type': 'disk'},
+                    'gt_size': budget.crop,
+                    'use_hflip': budget.flips,
+                    'use_rot': budget.flips,
+                    'num_worker_per_gpu': budget.workers,
+                    'batch_size_per_gpu': budget.batch,
+                    'dataset_enlarge_ratio': self.enlarged(gt),
+                    'prefetch_mode': None,
+                }
+            },
+            'teacher': {'weights': str(self.teacher), 'network': dict(self.network), **self.cache},
+            'logger': {
+                'print_freq': max(1, min(100, iterations // 50)),
+                'save_checkpoint_freq': max(1, math.ceil(iterations / budget.checkpoints)),
+                'use_tb_logger': False,
+            },
+        }
+
+    def judge_run(self) -> Run | None:
+        """The training of the teacher's discriminator, where the comparison has one and a method needs it."""
+        wanted = self.config.teacher_discriminator
+        if wanted is None or not self.judged:
+            return None
+        row = next(row for row in self.rows if row.name == self.judged[0])
+        network = self._judge(next(iter(_named(row.options)))['network'], row.options, self.network)
+        entry = {'network': network, 'real': 'gt', 'fake': ['teacher'], 'listens': False}
+        options = self._shared(wanted.iters, self.config.seeds[0]) | {
+            'discriminators': {'teacher': entry},
+            'path': {'resume_state': None},
+            'train': {
+                'precision': self.config.budget.precision,
+                'optim_d': deepcopy(OPTIMIZER),
+                'stages': {'discriminator': {'iters': wanted.iters, 'lr_d': wanted.lr_d, 'terms': ['gan:teacher']}},
+                'gan_opt': deepcopy(row.options['train']['gan_opt']),
+            },
+        }
+        key = key_of(options, self._digests(options), (__version__, self.images.identity))
+        return Run('teacher_discriminator', options, self.output / 'cells', self.output, wanted.iters, key,
+                   'net_d_teacher_latest.pth')  # fmt: skip
+
+    def options(self, row: Row, ratio: Fraction, seed: int, factor: float) -> dict:
+        """The option file of a cell without its name: terms and discriminators are the row's, all else is shared."""
+        method, budget = deepcopy(row.options), self.config.budget
+        for key in row.weights if factor != 1 else ():
+            block, last = look_up(method, key, f'methods:{row.method}:weight')
+            block[last] = float(f'{_scaled(block[last], factor, last == "share"):.6g}')
+        student = student_of(self.network, float(ratio))
+        terms = {key: value for key, value in method['train'].items() if key.endswith('_opt')}
+        mine = dict(self.network, num_feat=None, num_grow_ch=None)
+        theirs = dict(method['teacher'].get('network') or method['network_g'], num_feat=None, num_grow_ch=None)
+        if any(mine.get(key) != theirs.get(key) for key in ('type', 'num_conv', 'num_block')):
+            for block in terms.values():  # layers of a network of another depth: the terms know good ones themselves
+                if isinstance(block, dict):
+                    block.pop('layers', None)
+        options = self._shared(row.iterations, seed) | {
+            'network_g': student,
+            'path': {
+                'pretrain_network_g': str(self.start(ratio, seed)),
+                'param_key_g': 'params',
+                'resume_state': None,
+            },
+            'train': {
+                'ema_decay': budget.ema_decay,
+                'precision': budget.precision,
+                'optim_g': deepcopy(OPTIMIZER),
+                'optim_d': deepcopy(OPTIMIZER),
+                'stages': deepcopy(row.stages),
+                **terms,
+            },
+        }
+        if method.get('network_d'):
+            own = method.get('path') or {}
+            options['network_d'] = dict(method['network_d'])
+            if own.get('pretrain_network_d'):
+                options['path'] |= {key: own.get(key) for key in ('pretrain_network_d', 'param_key_d')}
+            else:
+                options['network_d'] = self._judge(method['network_d'], method, student)
+        for block in ('discriminators', 'teachers', 'imports'):
+            if method.get(block):
+                options[block] = deepcopy(method[block])
+        trained = self.judge_run()
+        for entry in (options.get('discriminators') or {}).values():
+            if trained is not None and entry.get('weights'):
+                entry['weights'] = str(trained.result)
+                self.stand_ins[str(trained.result)] = trained.key
+            if trained is not None or not entry.get('weights'):
+                entry['network'] = self._judge(entry['network'], method, student)
+        self._absolute(options, f'methods:{row.method}')
+        return options
+
+    def enlarged(self, folder: Path) -> int:
+        """How often the sampler repeats the images: one epoch outlasts every run, in the same order for all.
+
+        A power of two, so that a slightly longer run leaves the order of the others alone.
+        """
+        images = sum(1 for entry in folder.iterdir() if entry.name[0] != '.') if folder.is_dir() else 1
+        return 1 << math.ceil(math.log2(self.longest * self.config.budget.batch / max(1, images) + 2))
+
+    def _judge(self, network: Mapping, method: Mapping, student: Mapping) -> dict:
+        """A discriminator as wide as the method's file says: as its student, as its teacher, or neither of them."""
+        judge, kind = dict(network), network.get('type')
+        teacher = method['teacher'].get('network') or {}
+        key = next(iter(WIDTHS.get(kind, {'num_feat': 64})))
+        width = network.get(key, 64)
+        if width == method['network_g'].get('num_feat', 64):
+            judge[key] = student.get('num_feat', 64)
+        elif width == teacher.get('num_feat', 64):
+            judge[key] = self.network.get('num_feat', 64)
+        return judge
+
+    def _absolute(self, options: dict, where: str) -> None:
+        """Finds the files that a method's options name; the process runs in another folder."""
+        blocks = {f'train:{key}': block for key, block in options['train'].items()}
+        for name in ('discriminators', 'teachers'):
+            blocks |= {f'{name}:{key}': block for key, block in (options.get(name) or {}).items()}
+        named = [(block, 'weights', key) for key, block in blocks.items() if isinstance(block, dict)]
+        for block, key, at in [*named, (options['path'], 'pretrain_network_d', 'path')]:
+            if isinstance(block.get(key), str) and block[key] not in self.stand_ins:
+                block[key] = str(locate(block[key], f'{where}: {at}:{key}'))
+
+    def start(self, ratio: Fraction, seed: int) -> Path:
+        """The student that every method of this width and seed starts from."""
+        return self.output / 'starts' / f'w{_text(ratio)}_s{seed}.pth'
+
+    def make_start(self, ratio: Fraction, seed: int) -> None:
+        path = self.start(ratio, seed)
+        if path.is_file():
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = build(student_of(self.network, float(ratio)), 'network_g')
+            initialise(network)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_whole({'params': network.state_dict()}, path)
+
+    # ------------------------------------------------------------------------------------------------------- cells
+
+    def run(self, row: Row, ratio: Fraction, seed: int, factor: float) -> Run:
+        """The training run of a cell."""
+        options = self.options(row, ratio, seed, factor)
+        changed = '' if factor == 1 else f'_x{factor:g}'
+        name = f'{row.name}_w{_text(ratio)}_s{seed}{changed}'
+        key = key_of(options, self._digests(options), (__version__, self.images.identity))
+        return Run(name, options, self.output / 'cells', self.output, row.iterations, key)
+
+    def _digests(self, options: Mapping) -> dict[str, str]:
+        """What stands for each path in a key: the content."""
+        for text in _texts(options):
+            if text not in self.stand_ins and Path(text).is_absolute() and Path(text).is_file():
+                self.stand_ins[text] = digest(text)
+        found = {str(folder): side for folder, side in zip(self.images.train, ('gt', 'lq'), strict=True)}
+        found |= {folder: 'cache' for folder in self.cache.values()}
+        return {**self.stand_ins, **found, options['path'].get('pretrain_network_g', ''): 'start'}
+
+
+def _scaled(value: float, factor: float, is_share: bool) -> float:
+    """A weight times a factor, or the share whose calibrated weight is so many times larger: its odds are scaled."""
+    return factor * value / (1 - value + factor * value) if is_share else value * factor
+
+
+def _named(options: Mapping) -> list[dict]:
+    """The discriminators of a method that start from a file."""
+    return [entry for entry in (options.get('discriminators') or {}).values() if entry.get('weights')]
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [text for inner in value.values() for text in _texts(inner)]
+    if isinstance(value, list):
+        return [text for inner in value for text in _texts(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+def _text(ratio: Fraction) -> str:
+    return str(ratio).replace('/', '-')

@@ -1,0 +1,129 @@
+"""Before the long work: every row's option file is checked as training would check it, and its steps can be timed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from copy import deepcopy
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from basicsr.models import build_model
+from basicsr.utils import get_root_logger
+
+from sdakd.commands.compare.matrix import Matrix, Row
+from sdakd.compat import UserError
+from sdakd_arch.width import build
+from sdakd_models import launch
+
+STEPS = 3  # of each stage; the first warms up
+OWN_KEYS = {  # of a comparison's file, for those of training
+    'teacher:cache': 'teacher_cache',
+    'use_hflip: false and use_rot: false under datasets:train': 'flips: false under budget',
+}
+START = 6.0  # seconds until a process trains: imports, checks, data
+
+
+def parse(options: dict, name: str, folder: Path) -> dict:
+    """What training makes of a row's options, after all of its checks.
+
+    Raises:
+        UserError: One of them fails.
+    """
+    file = folder / f'{name}.yml'
+    file.write_text(yaml.safe_dump({**options, 'name': name}, sort_keys=False), encoding='utf-8')
+    before, hook = sys.argv, sys.excepthook
+    sys.argv = ['train', '-opt', str(file)]
+    try:
+        return launch.parse_options(str(folder))[0]
+    except UserError as error:
+        sentence = str(error).removeprefix(f'{file}: ')
+        for key, ours in OWN_KEYS.items():
+            sentence = sentence.replace(key, ours)
+        raise UserError(f'methods:{name}: {sentence}') from None
+    finally:
+        sys.argv, sys.excepthook = before, hook
+
+
+def _pairs(folder: Path, crop: int, scale: int) -> tuple[Path, Path]:
+    """A pair of grey images that the data checks accept; a rehearsal needs no photographs."""
+    for side, size in (('gt', crop), ('lq', crop // scale)):
+        (folder / side).mkdir()
+        cv2.imwrite(str(folder / side / 'grey.png'), np.full((size, size, 3), 128, np.uint8))
+    return folder / 'gt', folder / 'lq'
+
+
+def _stand_in(options: dict, matrix: Matrix, folder: Path) -> None:
+    """A file for the teacher's discriminator where it has yet to be trained."""
+    trained = matrix.judge_run()
+    for entry in (options.get('discriminators') or {}).values():
+        if trained is not None and entry.get('weights') == str(trained.result) and not trained.result.is_file():
+            entry['weights'] = str(folder / 'judge.pth')
+            torch.save({'params': build(entry['network'], 'discriminators').state_dict()}, entry['weights'])
+
+
+def check_rows(matrix: Matrix, folder: Path, real_data: bool) -> dict[tuple[str, Fraction], dict]:
+    """Checks the options of every row and width; returns what training makes of them.
+
+    Args:
+        folder: A folder for what the checks need, empty and the caller's to remove.
+        real_data: Whether the pairs are there; else grey images stand for them.
+
+    Raises:
+        UserError: The first mistake.
+    """
+    found = {}
+    pairs = None if real_data else _pairs(folder, matrix.config.budget.crop, matrix.scale)
+    for row in matrix.rows:
+        for ratio in matrix.config.ratios():
+            options = matrix.options(row, ratio, matrix.config.seeds[0], 1)
+            options['path']['pretrain_network_g'] = None
+            _stand_in(options, matrix, folder)
+            if pairs:
+                options['datasets']['train'].update(
+                    dataroot_gt=str(pairs[0]), dataroot_lq=str(pairs[1]), dataset_enlarge_ratio=1
+                )
+                if 'cache' in options['teacher']:
+                    options['teacher']['cache'] = str(folder / 'cache')  # it has no answers to grey images
+            found[row.name, ratio] = parse(options, row.name, folder)
+    return found
+
+
+def time_row(options: dict, row: Row, threads: int) -> float:
+    """Seconds that a run of the row takes: a few steps of every stage on random images, times its iterations."""
+    # one thread's processor time is its time on an idle machine; of several threads it would be the sum
+    clock = time.perf_counter if threads > 1 or torch.cuda.is_available() else time.process_time
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    logger = get_root_logger()
+    logger.setLevel(logging.ERROR)  # every training warns of what it sees itself
+    try:
+        options = deepcopy(options)
+        options['datasets']['train'].pop('caches', None)  # a rehearsal computes no answers in advance
+        model = build_model(options)
+        crop, batch = options['datasets']['train']['gt_size'], options['datasets']['train']['batch_size_per_gpu']
+        gt = torch.rand(batch, 3, crop, crop)
+        lq = torch.nn.functional.avg_pool2d(gt, options['scale'])
+        seconds, first = START, 1
+        for stage in row.stages.values():
+            times = []
+            last = first + stage['iters']  # a stage's first steps also calibrate shares
+            for iteration in range(max(first, last - STEPS), last):
+                begun = clock()
+                model.update_learning_rate(iteration)
+                model.feed_data({'lq': lq, 'gt': gt})
+                model.optimize_parameters(iteration)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                times.append(clock() - begun)
+            seconds += stage['iters'] * min(times[1:] or times)  # the least: other programs only ever add
+            first = last
+        return seconds
+    finally:
+        torch.set_num_threads(before)
+        logger.setLevel(logging.INFO)

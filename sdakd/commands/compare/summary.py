@@ -1,0 +1,304 @@
+"""From what was measured to what is said: means over seeds, paired differences, costs, tables and their notes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import msgspec
+
+from sdakd.commands.compare.config import Budget, Config
+from sdakd.commands.compare.matrix import Matrix
+from sdakd.commands.compare.rows import Row
+from sdakd.files.runs import Run, digest
+from sdakd_metrics.intervals import mean_interval
+
+DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 5, 'fd': 1, 'identity': 4}
+
+
+@dataclass
+class Cell:
+    """One cell with its run; ``factor`` scales the weights of the row's own terms."""
+
+    row: Row
+    ratio: Fraction
+    seed: int
+    factor: float
+    run: Run
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (n - 1); no deviation for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def over_seeds(
+    section: Mapping, cells: Sequence[Cell], reference_row: str, seed: int = 0
+) -> tuple[list[dict], list[dict]]:
+    """Means over seeds, and differences between rows whose seeds were paired.
+
+    Args:
+        section: The section ``evaluate`` of results.json; its models are named after the cells' runs.
+        cells: The final cells that are done.
+        reference_row: What the others are compared with.
+        seed: Of the bootstrap.
+
+    Returns:
+        Entries ``row, width, set, metric, reference, mean, sd, n, values``; and ``a, b, ...`` for every row ``a`` of a
+        width minus the reference row ``b`` on the same seeds; ``low`` and ``high`` are limits of the 95% bootstrap
+        interval over images, of the difference averaged over seeds, where the metric belongs to images.
+    """
+    found = {(s['model'], s['set'], s['metric'], s['reference']): s for s in section['scores']}
+    columns = dict.fromkeys((s['set'], s['metric'], s['reference']) for s in section['scores'])
+    groups: dict[tuple[str, Fraction], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.row.name, cell.ratio), []).append(cell)
+    scores, differences = [], []
+    for column in columns:
+        of, metric, reference = column
+        taken = {}
+        for (name, ratio), members in groups.items():
+            entries = {c.seed: found.get((c.run.name, *column)) for c in members}
+            entries = {s: e for s, e in sorted(entries.items()) if e is not None and _finite(e['mean'])}
+            if not entries:
+                continue
+            taken[name, ratio] = entries
+            values = {s: e['mean'] for s, e in entries.items()}
+            mean, sd = spread(list(values.values()))
+            scores.append(
+                {'row': name, 'width': str(ratio), 'set': of, 'metric': metric, 'reference': reference}
+                | {'mean': mean, 'sd': sd, 'n': len(values), 'values': {str(s): v for s, v in values.items()}}
+            )
+        for (a, ratio), mine in taken.items():
+            its = taken.get((reference_row, ratio), {})
+            seeds = [s for s in mine if s in its]
+            if a == reference_row or not seeds:
+                continue
+            mean, sd = spread([mine[s]['mean'] - its[s]['mean'] for s in seeds])
+            low, high = _over_images([(mine[s]['per_image'], its[s]['per_image']) for s in seeds], seed)
+            differences.append(
+                {'a': a, 'b': reference_row, 'width': str(ratio), 'set': of, 'metric': metric, 'reference': reference}
+                | {'mean': mean, 'sd': sd, 'n': len(seeds), 'low': low, 'high': high}
+            )
+    return scores, differences
+
+
+def _over_images(pairs: Sequence[tuple[dict | None, dict | None]], seed: int) -> tuple[float | None, float | None]:
+    if any(not mine or not its for mine, its in pairs):
+        return None, None
+    names = [n for n in pairs[0][0] if all(_finite(one.get(n)) for pair in pairs for one in pair)]
+    values = [statistics.fmean(mine[n] - its[n] for mine, its in pairs) for n in names]
+    return mean_interval(values, seed)[1:] if len(values) > 1 else (None, None)
+
+
+def costs(cells: Sequence[Cell]) -> list[dict]:
+    """What training a cell of each row and width took: wall time and the most memory that its process held."""
+    groups: dict[tuple[str, Fraction], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.row.name, cell.ratio), []).append(cell)
+    entries = []
+    for (name, ratio), members in groups.items():
+        records = [cell.run.record for cell in members]
+        mean, sd = spread([record.seconds for record in records])
+        peaks, gpu = ([p for r in records if (p := getattr(r, key)) is not None] for key in ('peak_mib', 'gpu_mib'))
+        entries.append(
+            {'row': name, 'width': str(ratio), 'iterations': members[0].row.iterations, 'factor': members[0].factor}
+            | {'seconds': mean, 'seconds_sd': sd, 'n': len(members)}
+            | {'peak_mib': max(peaks, default=None), 'gpu_mib': max(gpu, default=None)}
+        )
+    return entries
+
+
+# ------------------------------------------------------ tables -------------------------------------------------------
+
+
+def plus_minus(mean: float | None, sd: float | None, digits: int) -> str:
+    """``28.10 ± 0.05``."""
+    if not _finite(mean):
+        return '-'
+    return f'{mean:.{digits}f}' + (f' ± {sd:.{digits}f}' if sd is not None else '')
+
+
+def quality_table(
+    section: Mapping, scores: Sequence[dict], references: tuple[str | None, ...], others: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a row per set, width and method; ``others`` are models without seeds, shown first."""
+    found = {(s['set'], s['width'], s['row'], s['metric']): s for s in scores if s['reference'] in references}
+    plain = {(s['set'], s['model'], s['metric']): s for s in section['scores'] if s['reference'] in references}
+    metrics = [m for m in section['metrics'] if any(key[3] == m['name'] for key in found)]
+    rows = []
+    for of in dict.fromkeys(key[0] for key in found):
+        for model in others:
+            cells = [(plain.get((of, model, m['name'])) or {}).get('mean') for m in metrics]
+            if any(_finite(cell) for cell in cells):
+                shown = [plus_minus(c, None, DIGITS[m['name']]) for c, m in zip(cells, metrics, strict=True)]
+                rows.append([of, '1' if model == 'teacher' else '-', model, '-', *shown])
+        for width, name in dict.fromkeys(key[1:3] for key in found if key[0] == of):
+            entries = [found.get((of, width, name, m['name'])) for m in metrics]
+            shown = [
+                plus_minus(entry['mean'], entry['sd'], DIGITS[m['name']]) if entry else '-'
+                for entry, m in zip(entries, metrics, strict=True)
+            ]
+            rows.append([of, width, name, str(max(e['n'] for e in entries if e)), *shown])
+    return ['Set', 'Width', 'Method', 'Seeds', *(m['label'] for m in metrics)], rows
+
+
+def difference_table(section: Mapping, differences: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: every method minus the reference method, on the same seeds."""
+    metrics = [m for m in section['metrics'] if any(d['metric'] == m['name'] for d in differences)]
+    against = {'gt': 'ground truth', 'teacher': 'teacher', None: 'ground truth'}
+    found, rows = {}, []
+    for d in differences:
+        found[d['set'], d['width'], f'{d["a"]} - {d["b"]}', against[d['reference']], d['metric']] = d
+    for key in dict.fromkeys(key[:4] for key in found):
+        cells = []
+        for m in metrics:
+            d = found.get((*key, m['name']))
+            digits = DIGITS[m['name']]
+            text = plus_minus(d['mean'], d['sd'], digits) if d else '-'
+            if d and d['low'] is not None:
+                text += f' [{d["low"]:.{digits}f}, {d["high"]:.{digits}f}]'
+            cells.append(text)
+        rows.append([*key, *cells])
+    return ['Set', 'Width', 'Difference', 'Measured against', *(m['label'] for m in metrics)], rows
+
+
+def cost_table(entries: Sequence[dict], models: Mapping[tuple[str, str], dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: training and network of every method and width.
+
+    Args:
+        models: An entry of ``evaluate``'s models for each row and width.
+    """
+    on_gpu = any(entry['gpu_mib'] is not None for entry in entries)
+    header = ['Width', 'Method', 'Weight', 'Iterations', 'Minutes', 'Peak memory, MiB']
+    header += ['on the GPU, MiB'] * on_gpu + ['Parameters', 'GMACs']
+    rows = []
+    for e in entries:
+        sd = None if e['seconds_sd'] is None else e['seconds_sd'] / 60
+        model = models.get((e['row'], e['width'])) or {}
+        row = [e['width'], e['row'], f'x{e["factor"]:g}', f'{e["iterations"]:,d}', plus_minus(e['seconds'] / 60, sd, 1)]
+        for key in ('peak_mib', 'gpu_mib') if on_gpu else ('peak_mib',):
+            row.append('-' if e[key] is None else f'{e[key]:,.0f}')
+        row.append('-' if not model.get('parameters') else f'{model["parameters"]:,d}')
+        row.append('-' if not model.get('macs') else f'{model["macs"] / 1e9:.3f}')
+        rows.append(row)
+    return header, rows
+
+
+# ------------------------------------------------------- notes -------------------------------------------------------
+
+
+def label_of(config: Config) -> str:
+    """The primary metric in words."""
+    name = config.primary.metric
+    if name == 'niqe':
+        return 'NIQE'
+    kind = (config.fd_backbone or '').partition(':')[0].removesuffix('-caffe')
+    label = {'psnr': 'PSNR-Y', 'ssim': 'SSIM-Y', 'fd': f'FD-{kind}'}.get(name, name.upper())
+    return f'{label} to the {"teacher" if config.primary.against == "teacher" else "ground truth"}'
+
+
+def budget_line(budget: Budget) -> str:
+    """The budget in words."""
+    stages = ', '.join(
+        f'{name} {stage.iters:,d} (rate {stage.lr_g:g}' + (f', discriminators {stage.lr_d:g})' if stage.lr_d else ')')
+        for name, stage in budget.stages.items()
+    )
+    precision = '' if budget.precision == 'fp32' else f', {budget.precision}'
+    return f'Iterations: {stages}; batch {budget.batch}, crop {budget.crop} of the ground truth{precision}.'
+
+
+def perceptual_line(config: Config) -> str:
+    """The backbone of perceptual terms in words."""
+    stand_in = config.stand_in()
+    if stand_in is None:
+        published = config.perceptual == 'as published'
+        return f'Perceptual terms: {"VGG, as published" if published else "none, for all methods alike"}.'
+    stated = msgspec.to_builtins(stand_in)
+    file = stand_in.weights.rpartition('/')[2]
+    facts = ', '.join([file, *(f'{key} {stated[key]}' for key in ('input', 'units', 'shift') if key in stated)])
+    return f'Perceptual terms: {stand_in.backbone} ({facts}) stands in for VGG, for all methods alike.'
+
+
+def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Sequence[Cell], jobs: int) -> list[str]:
+    """What was equal and what was not, a sentence each."""
+    config = matrix.config
+    why = [config.exploratory.rstrip('.')] if config.exploratory else []
+    if len(config.seeds) < 3:
+        why.append(f'{len(config.seeds)} seed{"s" * (len(config.seeds) > 1)}')
+    found = [f'Exploratory: {"; ".join(why)}.'] if why else []
+    found.append(f'Primary metric, named before the run: {label_of(config)}.')
+    found.append(
+        f'Equal for all methods: the teacher ({matrix.teacher.name}, SHA-256 {digest(matrix.teacher)[:8]}), images and '
+        'their order, crops and flips and the first weights of the student for a seed, iterations, batch, crop, rates, '
+        'Adam, averaging.'
+    )
+    found += [*matrix.images.facts, budget_line(config.budget)]
+    factors = ', '.join(f'{factor:g}' for factor in config.search.factors)
+    if len(config.search.factors) > 1:
+        found.append(
+            f"Weights: those of a method's own terms in its file, times one of {factors}, the same number of "
+            f'trials for every method; chosen on the validation split by the primary metric, at width '
+            f'{config.ratios()[0]} with seed {config.seeds[0]}.'
+        )
+    else:
+        found.append(f"Weights: those of the methods' files, times {factors}; none were searched.")
+    free = [row.name for row in matrix.rows if not row.weights]
+    if free and len(config.search.factors) > 1:
+        found.append(f'Without a weight of its own to search: {", ".join(free)}.')
+    found.append(perceptual_line(config))
+    for row in matrix.rows:
+        if row.own_schedule:
+            stages = ', '.join(f'{name} {stage["iters"]:,d}' for name, stage in row.stages.items())
+            found.append(f'{row.name}: {row.method} with a schedule of its own ({stages}).')
+    found += _files(matrix)
+    again = [cell.run.name for cell in cells if cell.run.record.starts > 1]
+    if again:
+        found.append(
+            'Continued after an interruption, from where the images came in another order than for the others: '
+            f'{", ".join(again)}.'
+        )
+    found += [f'Broken: {cell.run.name}: {cell.run.record.reason}' for cell in broken]
+    threads = sorted({cell.run.record.threads for cell in cells})
+    found.append(
+        'Minutes: wall time of a training process with its start, mean over seeds; '
+        f'{jobs} at a time in the last call, {"/".join(map(str, threads))} thread{"s" * (threads != [1])} each. '
+        'Peak memory: the largest process. GMACs: for 64x64 input pixels.'
+    )
+    for better in (True, False):
+        labels = [metric['label'] for metric in section['metrics'] if metric['higher_is_better'] is better]
+        found += [f'{"Higher" if better else "Lower"} is better: {", ".join(labels)}.'] if labels else []
+    found.append(
+        '±: standard deviation over seeds (n - 1). Differences: same seed minus same seed; in brackets the 95% '
+        'bootstrap interval over images of their mean over seeds.'
+    )
+    return found
+
+
+def _files(matrix: Matrix) -> list[str]:
+    """Which methods start from a discriminator's file, and what it cost."""
+    if (trained := matrix.judge_run()) is not None:
+        record = trained.record
+        return [
+            f"The teacher's discriminator, trained once on the same images ({trained.iterations:,d} iterations, "
+            f'{record.seconds / 60:.1f} minutes, on top of those below): {", ".join(matrix.judged)}.'
+        ]
+    users: dict[str, list[str]] = {}
+    for row in matrix.rows:
+        entries = [*(row.options.get('discriminators') or {}).values()]
+        files = [entry.get('weights') for entry in entries] + [
+            (row.options.get('path') or {}).get('pretrain_network_d')
+        ]
+        for file in filter(None, files):
+            users.setdefault(file, []).append(row.name)
+    return [
+        f'Trained before, which is not counted here: the discriminator {file.rpartition("/")[2]} of {", ".join(names)}.'
+        for file, names in users.items()
+    ]

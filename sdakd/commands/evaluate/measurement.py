@@ -1,0 +1,172 @@
+"""What `sdakd evaluate` measures on one test set, image by image."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdakd.files.images import write_png
+from sdakd_metrics.intervals import mean_interval
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sdakd.commands.evaluate.contenders import Contender
+    from sdakd.files.testsets import Sample, TestSet
+    from sdakd_metrics.metrics import Metric
+
+Key = tuple[str, str, str | None]  # model, metric, and reference: 'gt', 'teacher' or None
+
+
+class Measurement:
+    """The values of one test set.
+
+    Args:
+        testset: The set.
+        contenders: The rows.
+        metrics: The columns.
+        teacher: The row that the others are compared with, or None.
+        output: Folder for images, None to keep none.
+    """
+
+    def __init__(
+        self,
+        testset: TestSet,
+        contenders: list[Contender],
+        metrics: list[Metric],
+        teacher: Contender | None,
+        output: Path | None,
+    ) -> None:
+        self.testset, self.contenders, self.metrics, self.teacher = testset, contenders, metrics, teacher
+        self.output = output
+        self.values: dict[Key, dict[str, float]] = {}
+        self.measured = 0
+        self.collectors: dict[tuple[str, str], object] = {}
+        self.unreadable: list[str] = []
+        self.pictures: dict[str, dict] = {}
+
+    def references(self, metric: Metric, contender: Contender) -> Iterator[str | None]:
+        """What a row is compared with in a column."""
+        if metric.blind:
+            yield None
+            return
+        if self.testset.hr is not None:
+            yield 'gt'
+        if self.teacher is not None and contender is not self.teacher:
+            yield 'teacher'
+
+    def take(self, name: str) -> None:
+        """Enlarges one image with every model and measures it.
+
+        Raises:
+            UnusableError: A file of it is damaged; then no model is measured on it, so that all see the same images.
+        """
+        sample = self.testset.read(name)
+        large = {row.name: row.enlarge(self.testset, name, sample) for row in self.contenders}
+        images = {'gt': sample.gt, **large}
+        for metric in self.metrics:
+            if metric.measure is None:
+                continue
+            for row in self.contenders:
+                for reference in self.references(metric, row):
+                    other = images[self.teacher.name if reference == 'teacher' else 'gt'] if reference else None
+                    value = metric.measure(large[row.name], other)
+                    if not math.isnan(value):
+                        self.values.setdefault((row.name, metric.name, reference), {})[name] = value
+        self._collect(images)
+        self.measured += 1
+        if self.output is not None:
+            self._keep(name, sample, large)
+
+    def _collect(self, images: dict[str, np.ndarray | None]) -> None:
+        """Takes the features of one image and its enlarged versions; FID and KID share theirs."""
+        collecting = [metric for metric in self.metrics if metric.collector is not None]
+        for owner, image in images.items():
+            found: dict[int, np.ndarray] = {}
+            for metric in collecting if image is not None else ():
+                if id(metric.features) not in found:
+                    found[id(metric.features)] = metric.features(image)
+                key = (metric.name, owner)
+                if key not in self.collectors:
+                    self.collectors[key] = metric.collector(len(self.testset.names))
+                self.collectors[key].add(found[id(metric.features)])
+
+    def _keep(self, name: str, sample: Sample, large: dict[str, np.ndarray]) -> None:
+        """Saves enlarged images, and ground truth and input where no file holds just them."""
+
+        def place(folder: str, image: np.ndarray) -> str:
+            relative = Path('images', self.testset.name, folder, f'{name}.png')
+            write_png(self.output / relative, image)
+            return relative.as_posix()
+
+        def original(path: Path | None, folder: str, image: np.ndarray) -> str:
+            if path is None:
+                return place(folder, image)
+            path, root = path.resolve(), self.output.resolve()
+            return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+        picture = {} if sample.gt is None else {'gt': original(sample.gt_file, 'gt', sample.gt)}
+        picture['lq'] = original(sample.lq_file, 'lq', sample.lq)
+        picture['models'] = {model: place(model, image) for model, image in large.items()}
+        self.pictures[name] = picture
+
+    def scores(self, seed: int) -> list[dict]:
+        """The set's entries of ``scores`` in ``results.json``; PSNR of equal images is infinite."""
+        found = []
+        for row, metric in itertools.product(self.contenders, self.metrics):
+            for reference in self.references(metric, row):
+                entry = {'model': row.name, 'set': self.testset.name, 'metric': metric.name, 'reference': reference}
+                if metric.measure is None:
+                    own = self.collectors[(metric.name, row.name)]
+                    other = self.collectors[(metric.name, self.teacher.name if reference == 'teacher' else 'gt')]
+                    enough = min(own.extent[0], other.extent[0]) >= 2
+                    mean, low, high = (own.distance(other) if enough else None), None, None
+                    values, number = None, self.measured
+                else:
+                    values = self.values.get((row.name, metric.name, reference), {})
+                    mean, low, high = mean_interval(list(values.values()), seed) if values else (None, None, None)
+                    number = len(values)
+                found.append(entry | {'mean': mean, 'low': low, 'high': high, 'n': number, 'per_image': values})
+        return found
+
+    def differences(self, seed: int) -> list[dict]:
+        """The set's entries of ``differences``: every model minus every earlier one, and each minus the teacher."""
+        rows = sorted(self.contenders, key=lambda row: row is not self.teacher)  # so that the teacher is subtracted
+        found = []
+        for metric in (metric for metric in self.metrics if metric.measure is not None):
+            for b, a in itertools.combinations(rows, 2):
+                for reference in self.references(metric, b):
+                    of_a, of_b = (self.values.get((row.name, metric.name, reference), {}) for row in (a, b))
+                    pairs = [(of_a[name], of_b[name]) for name in of_a if name in of_b]
+                    # two infinite values differ by nothing that could be averaged
+                    values = [x - y for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+                    if values:
+                        mean, low, high = mean_interval(values, seed)
+                        entry = {'a': a.name, 'b': b.name, 'set': self.testset.name, 'metric': metric.name}
+                        entry |= {'reference': reference, 'mean': mean, 'low': low, 'high': high, 'n': len(values)}
+                        found.append(entry)
+        return found
+
+    def notes(self) -> Iterator[str]:
+        """Where a number stands on less than its name promises, one sentence each."""
+        first = self.contenders[0].name
+        for metric in self.metrics:
+            if metric.collector is None:
+                kept = max((len(v) for (_, name, _), v in self.values.items() if name == metric.name), default=0)
+                if kept < self.measured:
+                    yield (
+                        f'{self.testset.name}: {self.measured - kept} of {self.measured} images are too small or too '
+                        f'flat for {metric.label} and left out of it.'
+                    )
+                continue
+            samples, channels = self.collectors[(metric.name, first)].extent if self.measured else (0, 0)
+            if samples < 2:
+                yield f'{self.testset.name}: too few samples ({samples}) for {metric.label}.'
+            elif samples <= channels:
+                yield (
+                    f'{self.testset.name}: {metric.label} stands on {samples} samples of {channels} features, which '
+                    'makes it too large; compare it only with values on the same images.'
+                )

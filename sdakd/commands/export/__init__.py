@@ -1,0 +1,275 @@
+"""`sdakd export`: a generator as a file for other programs, read back by its own runtime before it gets its name."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from sdakd import __version__, compat
+from sdakd.commands.export import formats as exporters
+from sdakd.commands.export.formats import to_onnx
+from sdakd.compat import UserError
+
+if TYPE_CHECKING:
+    from sdakd.files.generators import Opened
+
+__all__ = ['FORMATS', 'to_onnx']
+
+ROOT = Path(__file__).resolve().parents[3]
+TOLERANCE = 1e-4  # largest difference in float32, of values in [0, 1]
+LOWEST_PSNR = 45.0  # dB, of a float16 file against PyTorch in float32
+SIZES = (24, 36), (33, 47)  # that every file is checked at
+
+
+@dataclass(frozen=True)
+class Format:
+    """One of the formats.
+
+    Args:
+        write: Writes a generator to a path, in float16 if asked.
+        read: Opens the file by its own runtime, for ``(N, 3, h, w)``.
+        endings: Of its files; the first one is the default.
+        packages: What it needs beyond this project's dependencies.
+        mark: What its file names get, to tell them from another format's.
+        check: Refuses a generator that the format is not for.
+        any_size: Whether RRDBNet of scale 2 and 1 takes sides that are no multiples of 4.
+        note: What the line about the file says of it.
+    """
+
+    write: exporters.Writer
+    read: exporters.Reader
+    endings: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    mark: str = ''
+    check: Callable[[Opened], None] | None = None
+    any_size: bool = True
+    note: str = ''
+
+
+FORMATS = {
+    'safetensors': Format(exporters.to_safetensors, exporters.run_weights, ('.safetensors',)),
+    'padded': Format(
+        exporters.to_padded,
+        exporters.run_spandrel,
+        ('.safetensors', '.pth'),
+        mark='_padded',
+        check=exporters.check_padded,
+        any_size=False,
+    ),
+    'onnx': Format(to_onnx, exporters.run_onnx, ('.onnx',), ('onnx', 'onnxruntime'), note=f'opset {exporters.OPSET}, '),
+    'torchscript': Format(exporters.to_torchscript, exporters.run_torchscript, ('.pt',)),
+    'ncnn': Format(exporters.to_ncnn, exporters.run_ncnn, ('.param', '.bin'), ('pnnx', 'ncnn'), any_size=False),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('-m', '--model', required=True, metavar='FILE', help='the generator: .pth or .safetensors')
+    parser.add_argument('--to', required=True, nargs='+', choices=FORMATS, metavar='FORMAT', help=', '.join(FORMATS))
+    parser.add_argument('-o', '--output', required=True, metavar='OUT', help='a folder, or for one format a file name')
+    parser.add_argument('--half', action='store_true', help='weights in float16; input and output stay float32')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the formats one after the other; each file gets its name when it has been read back and compared.
+
+    Raises:
+        UserError: A mistake in the arguments, a missing package, a model that cannot be opened or written in a format,
+            or a file that does not give what PyTorch gives.
+    """
+    names = list(dict.fromkeys(args.to))
+    _need_packages(names)
+    model = Path(args.model)
+    if model.suffix == '.onnx':
+        raise UserError(f'-m: {model} is an exported graph already; give the .pth or .safetensors that it came from.')
+    targets = _targets(names, Path(args.output), model, args.half)
+    compat.import_basicsr()
+    from sdakd.files.generators import open_network
+
+    opened = open_network(model)
+    for name in names:
+        if FORMATS[name].check:
+            FORMATS[name].check(opened)
+    opened.metadata = _facts(opened)
+    mask = os.umask(0)
+    os.umask(mask)
+    with _folder(next(iter(targets.values())).parent) as work:
+        bar = tqdm(names, desc='export', unit='file', leave=False)
+        for name in bar:
+            bar.set_postfix_str(name)
+            place = work / name
+            place.mkdir()
+            line = _export(name, opened, place / targets[name].name, args.half)
+            for file in sorted(place.iterdir()):
+                if file.is_file():
+                    file.chmod(0o666 & ~mask)  # safetensors writes for its owner alone
+                    os.replace(file, targets[name].with_name(file.name))
+            tqdm.write(f'{targets[name]}: {line}', file=sys.stdout)
+    sys.stdout.write(
+        f'Wrote {opened.describe()} to {targets[names[0]].parent} as {", ".join(names)}; every file was read back by '
+        'its own runtime and gives what PyTorch gives.\n'
+    )
+    return 0
+
+
+def _need_packages(names: list[str]) -> None:
+    for name in names:
+        for package in FORMATS[name].packages:
+            try:
+                importlib.import_module(package)
+            except ImportError:
+                wanted = ' '.join(FORMATS[name].packages)
+                raise UserError(f'--to {name}: the package {package} is not installed: pip install {wanted}.') from None
+
+
+def _targets(names: list[str], output: Path, model: Path, half: bool) -> dict[str, Path]:
+    """The file of every format: ``output`` itself, or one in the folder ``output`` that is named after the model."""
+    known = {ending for entry in FORMATS.values() for ending in entry.endings}
+    if output.suffix in known and not output.is_dir():
+        if len(names) > 1:
+            raise UserError(f'-o: {output} is one file, but --to names {len(names)} formats; give a folder.')
+        endings = FORMATS[names[0]].endings
+        if output.suffix not in endings:
+            raise UserError(f'-o: {output} should end in {" or ".join(endings)}, as --to {names[0]} writes it.')
+        targets = {names[0]: output.with_suffix('.param') if names[0] == 'ncnn' else output}
+    else:
+        if output.exists() and not output.is_dir():
+            raise UserError(f'-o: {output} is a file; give a folder, or a name that ends as the format does.')
+        stem, end = model.stem.removesuffix('_fp16'), '_fp16' if half else ''
+        targets = {n: output / f'{stem}{FORMATS[n].mark}{end}{FORMATS[n].endings[0]}' for n in names}
+    for target in targets.values():
+        if target.resolve() == model.resolve():
+            raise UserError(f'-o: {target} is the model itself, which would be overwritten; give another folder.')
+        if target.is_dir():
+            raise UserError(f'-o: {target} is a folder; remove it or give another name.')
+    return targets
+
+
+@contextlib.contextmanager
+def _folder(folder: Path) -> Iterator[Path]:
+    """Makes the output folder, and a hidden one in it to work in; what was made is gone again if the work fails."""
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            work = tempfile.TemporaryDirectory(dir=folder, prefix='.export_')
+        except OSError as error:
+            raise UserError(f'-o: {folder} cannot be written to ({error.strerror or error}).') from None
+        with work:
+            yield Path(work.name)
+    except BaseException:
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()  # only where nothing has been finished in it
+        raise
+
+
+def _export(name: str, opened: Opened, path: Path, half: bool) -> str:
+    """Writes one format to ``path`` and checks it; returns what to say about it."""
+    entry = FORMATS[name]
+    try:
+        entry.write(opened, path, half)
+    except (OSError, RuntimeError) as error:  # torch raises the latter
+        raise UserError(f'-o: {path.name} cannot be written ({error}).') from None
+    difference, psnr, sizes = _compare(name, opened, path)
+    if not (psnr >= LOWEST_PSNR if half else difference <= TOLERANCE):  # also where it is nan
+        bound = f'at least {LOWEST_PSNR:g} dB' if half else f'at most {TOLERANCE:g}'
+        found = f'{psnr:.1f} dB' if half else f'{difference:.1e}'
+        remedy = 'export without --half' if half else f'update the packages of this format ({_versions(name)})'
+        raise UserError(
+            f'--to {name}: the file that was written for {opened.path} does not give what PyTorch gives ({found}, '
+            f'{bound} is wanted) and was deleted; {remedy}.'
+        )
+    size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file() and file.suffix != '.json')
+    quality = f'largest difference {difference:.1e}' if difference else 'no difference'
+    quality += f', {psnr:.1f} dB,' if half and difference else ''
+    precision = 'float16' if half else 'float32'
+    return f'{size / 1e6:.2f} MB, {entry.note}{precision}, {quality} at {sizes} pixels'
+
+
+def _compare(name: str, opened: Opened, path: Path) -> tuple[float, float, str]:
+    """The file against PyTorch in float32: largest absolute difference, PSNR (dB, of all values), and at which sizes.
+
+    Both are in units of the output's largest magnitude, or of 1 where that is less: images are in [0, 1].
+    """
+    step = 4 if exporters.unshuffle(opened) and not FORMATS[name].any_size else 1
+    sizes = [(height - height % step, width - width % step) for height, width in SIZES]
+    generator = torch.Generator().manual_seed(0)
+    reference = exporters.Portable(opened)
+    largest, squares, count = 0.0, 0.0, 0
+    at = 'be opened'
+    try:
+        runner = FORMATS[name].read(path)
+        for height, width in sizes:
+            at = f'run at {height}x{width} pixels'
+            image = torch.rand(2, 3, height, width, generator=generator)
+            with torch.no_grad():
+                found, wanted = runner(image).double(), reference(image).double()
+            difference = (found - wanted) / max(1.0, wanted.abs().max().item())
+            largest = max(largest, difference.abs().max().item()) if difference.isfinite().all() else math.nan
+            squares, count = squares + difference.square().sum().item(), count + difference.numel()
+    except Exception as error:  # every runtime raises its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f'--to {name}: the file that was written for {opened.path} could not {at} and was deleted ({reason}).'
+        ) from None
+    psnr = -10 * math.log10(squares / count) if squares else math.inf
+    if math.isnan(largest):
+        psnr = math.nan
+    return largest, psnr, ' and '.join(f'{height}x{width}' for height, width in sizes)
+
+
+def _versions(name: str) -> str:
+    found = ['torch', *FORMATS[name].packages]
+    return ', '.join(f'{package} {getattr(importlib.import_module(package), "__version__", "")}' for package in found)
+
+
+# ------------------------------------------------------ metadata ------------------------------------------------------
+
+
+def _facts(opened: Opened) -> dict:
+    """What an exported file says of itself beside its network; training options travel on from the model's own file."""
+    from sdakd.files.generators import options_beside
+
+    training = opened.metadata.get('training')
+    beside = options_beside(opened.path)
+    # the folders above may hold another network's option file
+    if beside and all(opened.network.get(key, value) == value for key, value in beside['network_g'].items()):
+        training = _without_folders(beside)
+    return {'training': training, 'commit': _commit(), 'version': __version__}
+
+
+def _without_folders(value: object) -> object:
+    """Options with absolute paths cut to their last part: a file that is passed on tells nothing of this machine."""
+    if isinstance(value, dict):
+        return {str(key): _without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(entry) for entry in value]
+    if isinstance(value, str) and re.match(r'[/~]|[A-Za-z]:[\\/]', value):
+        return re.split(r'[\\/]', value.rstrip('\\/'))[-1]
+    return value
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code lies in, with ``-dirty`` where it was changed since."""
+    if not (ROOT / '.git').exists():
+        return None
+    command = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude', '*']
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

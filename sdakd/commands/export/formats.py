@@ -1,0 +1,351 @@
+"""Formats of `sdakd export`: writers, and each format's own runtime to read the file back.
+
+A writer takes a generator, the path to write and whether to use float16; a reader takes the path and returns a function
+of ``(N, 3, h, w)``. Nothing here renames, compares or deletes: `sdakd/export.py` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sdakd.compat import UserError
+
+if TYPE_CHECKING:
+    from sdakd.files.generators import Opened
+
+Runner = Callable[[torch.Tensor], torch.Tensor]
+Writer = Callable[['Opened', Path, bool], None]
+Reader = Callable[[Path], Runner]
+
+OPSET = 17  # of ONNX: the newest that older runtimes and both of torch's exporters have in common
+GROWTH = 32  # growth channels that programs built on spandrel take for granted in every RRDBNet
+TRACED, TRACED_TOO = (16, 24), (20, 40)  # sizes that graphs are traced at; pnnx learns from two of them what varies
+
+
+class Portable(nn.Module):
+    """A generator as exported graphs hold it.
+
+    RRDBNet for scale 2 and 1 begins with pixel-unshuffling, which wants sides that are multiples of 2 and 4. Here it is
+    torch's own operator, which exporters know. ``pad`` puts padding by reflection to multiples of 4 in front of it and
+    cuts the output, as :func:`sdakd_arch.inference.tiling.run_tiled` does; sides of at least 4 pixels are needed then.
+
+    Args:
+        opened: The generator.
+        half: Compute in float16; input and output stay float32.
+        pad: Take sides that are no multiples of 4.
+    """
+
+    def __init__(self, opened: Opened, half: bool = False, pad: bool = True) -> None:
+        super().__init__()
+        module = copy.deepcopy(opened.module).half() if half else opened.module
+        self.scale, self.half_precision = opened.scale, half
+        self.unshuffle = unshuffle(opened)
+        self.pad = pad and self.unshuffle > 0
+        if self.unshuffle and type(module).__name__ == 'RRDBNet':
+            module = copy.copy(module)
+            module.scale = 4  # its forward leaves the unshuffling to this one
+        else:
+            self.unshuffle = 0
+        self.module = module
+        self.eval()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Maps ``(N, 3, h, w)`` in [0, 1] to ``(N, 3, h * scale, w * scale)``, float32 both."""
+        height, width = image.shape[-2:]
+        if self.half_precision:
+            image = image.half()
+        if self.pad:
+            image = F.pad(image, (0, -width % 4, 0, -height % 4), mode='reflect')
+        if self.unshuffle:
+            image = F.pixel_unshuffle(image, self.unshuffle)
+        output = self.module(image)
+        if self.pad:
+            output = output[..., : height * self.scale, : width * self.scale]
+        return output.float() if self.half_precision else output
+
+
+def unshuffle(opened: Opened) -> int:
+    """The factor by which a generator unshuffles its input's pixels; 0 where it does not."""
+    if opened.network is None or opened.network['type'] != 'RRDBNet':
+        return 0
+    return {2: 2, 1: 4}.get(opened.network.get('scale', 4), 0)
+
+
+def texts(opened: Opened) -> dict[str, str]:
+    """What an exported file says of itself: the keys of :data:`sdakd.files.generators.METADATA` as JSON texts."""
+    from sdakd.files.generators import METADATA
+
+    facts = {**opened.metadata, 'network': opened.network, 'scale': opened.scale}
+    return {key: json.dumps(facts.get(key), default=str) for key in METADATA}
+
+
+def _write_texts(opened: Opened, path: Path) -> None:
+    """``NAME.json`` beside a file that cannot say anything of itself."""
+    facts = {key: json.loads(text) for key, text in texts(opened).items()}
+    path.with_suffix('.json').write_text(json.dumps(facts, indent=2) + '\n')
+
+
+def _refusal(format_name: str, opened: Opened, error: BaseException) -> UserError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(f'--to {format_name}: {opened.path} cannot be written in this format ({lines[0][:200]}).')
+
+
+def _trace(opened: Opened, half: bool, pad: bool = True) -> torch.jit.ScriptModule:
+    with torch.no_grad():
+        return torch.jit.trace(Portable(opened, half, pad), torch.zeros(1, 3, *TRACED), check_trace=False)
+
+
+# ------------------------------------------------------- ONNX --------------------------------------------------------
+
+
+def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
+    """Writes an ONNX graph of opset 17 with the input ``input`` and the output ``output``, both float32.
+
+    Batch, height and width are dynamic; any height and width will do, but for RRDBNet of scale 2 and 1, which wants at
+    least 4 pixels. The dense blocks of narrow RRDBNets are regrouped, which runtimes compute faster. TorchScript's
+    exporter is used: for RRDBNet-23 it takes 1 s where torch.export's takes 35 s, it is in every torch since 2.1, and
+    its graphs are of opset 17, where the other one's begin at 18.
+
+    Args:
+        opened: The generator.
+        path: The file to write.
+        half: Weights and computation in float16.
+
+    Raises:
+        UserError: The package onnx is missing, or the architecture cannot be exported.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise UserError('--to onnx: the package onnx is not installed: pip install onnx onnxruntime.') from None
+    from sdakd_arch.inference.regroup import regroup
+
+    axes = {'input': {0: 'batch', 2: 'height', 3: 'width'}}
+    axes['output'] = {0: 'batch', 2: 'output_height', 3: 'output_width'}
+    names = {'input_names': ['input'], 'output_names': ['output'], 'dynamic_axes': axes}
+    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
+        names['dynamo'] = False
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')  # that there is another exporter
+        try:
+            opened = dataclasses.replace(opened, module=regroup(opened.module))
+            graph = (Portable(opened, half), (torch.zeros(1, 3, *TRACED),), str(path))
+            torch.onnx.export(*graph, opset_version=OPSET, **names)
+        except Exception as error:  # exporter and operators each raise their own
+            raise _refusal('onnx', opened, error) from None
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, texts(opened))
+    onnx.save(model, str(path))
+
+
+def run_onnx(path: Path) -> Runner:
+    """ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    return lambda image: torch.from_numpy(session.run(['output'], {'input': image.numpy()})[0])
+
+
+# ---------------------------------------------------- TorchScript ----------------------------------------------------
+
+
+def to_torchscript(opened: Opened, path: Path, half: bool = False) -> None:
+    """Writes a traced graph for any height and width; what the file says of itself lies in it as extra files.
+
+    Raises:
+        UserError: The architecture cannot be traced.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            _trace(opened, half).save(str(path), _extra_files=texts(opened))
+        except Exception as error:
+            raise _refusal('torchscript', opened, error) from None
+
+
+def run_torchscript(path: Path) -> Runner:
+    """The file by itself, without the code of its architecture."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return torch.jit.load(str(path), map_location='cpu')
+
+
+# ------------------------------------------------------- ncnn --------------------------------------------------------
+
+
+def to_ncnn(opened: Opened, path: Path, half: bool = False) -> None:
+    """Writes ``path`` (``.param``) and the ``.bin`` beside it through pnnx, with the blobs ``data`` and ``output``.
+
+    Sides must be multiples of 2 and 4 for RRDBNet of scale 2 and 1: ncnn's graph has no padding that depends on them.
+
+    Raises:
+        UserError: pnnx fails.
+    """
+    import pnnx
+
+    # In chains of residual additions pnnx's time and memory double with every block, to 113 s and gigabytes for
+    # RRDBNet-23. A copy between two blocks stops that, and pnnx removes it from the result.
+    blocks = getattr(opened.module, 'body', ()) if type(opened.module).__name__ == 'RRDBNet' else ()
+    hooks = [block.register_forward_hook(lambda module, inputs, output: output.clone()) for block in blocks]
+    work = path.parent / 'pnnx'
+    work.mkdir()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            _trace(opened, half=False, pad=False).save(str(work / 'model.pt'))
+    except Exception as error:
+        raise _refusal('ncnn', opened, error) from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shapes = ['inputshape=[1,3,{},{}]f32'.format(*TRACED), 'inputshape2=[1,3,{},{}]f32'.format(*TRACED_TOO)]
+    command = [pnnx.EXEC_PATH, 'model.pt', *shapes, f'fp16={int(half)}']
+    done = subprocess.run(command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    graph, weights = work / 'model.ncnn.param', work / 'model.ncnn.bin'
+    if done.returncode or not (graph.is_file() and weights.is_file()):
+        last = (done.stderr.strip().splitlines() or ['without a word'])[-1]
+        raise _refusal('ncnn', opened, RuntimeError(f'pnnx ended with status {done.returncode}: {last}'))
+    text = graph.read_text()
+    for name, wanted in (('in0', 'data'), ('out0', 'output')):
+        text = re.sub(rf'(?<!\S){name}(?!\S)', wanted, text)
+    path.write_text(text)
+    weights.replace(path.with_suffix('.bin'))
+    _write_texts(opened, path)
+
+
+def run_ncnn(path: Path) -> Runner:
+    """ncnn on the CPU, computing in float32."""
+    import ncnn
+    import numpy as np
+
+    net = ncnn.Net()
+    net.opt.num_threads = torch.get_num_threads()
+    net.opt.use_vulkan_compute = False
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    if net.load_param(str(path)) or net.load_model(str(path.with_suffix('.bin'))):
+        raise RuntimeError('ncnn does not know all of its layers')
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        outputs = []
+        for image in images.numpy():
+            array = np.ascontiguousarray(image)  # ncnn looks into this memory
+            extractor = net.create_extractor()
+            extractor.input('data', ncnn.Mat(array))
+            status, output = extractor.extract('output')
+            if status:
+                raise RuntimeError(f'ncnn ended with status {status}')
+            outputs.append(torch.from_numpy(np.array(output)))
+        return torch.stack(outputs)
+
+    return run
+
+
+# --------------------------------------------------- weights alone ---------------------------------------------------
+
+
+def to_safetensors(opened: Opened, path: Path, half: bool = False) -> None:
+    """Writes the bare state dict, which spandrel reads, with what the file says of itself in its header."""
+    _save_state(opened, opened.module.state_dict(), path, half)
+
+
+def _save_state(opened: Opened, state: dict[str, torch.Tensor], path: Path, half: bool) -> None:
+    state = {
+        key: (tensor.half() if half and tensor.is_floating_point() else tensor).detach().contiguous()
+        for key, tensor in state.items()
+    }
+    if path.suffix == '.pth':
+        torch.save({'params_ema': state}, path)
+        _write_texts(opened, path)
+        return
+    from safetensors.torch import save
+
+    path.write_bytes(save(state, metadata=texts(opened)))  # its own way to write a file hides it from other users
+
+
+def run_weights(path: Path) -> Runner:
+    """BasicSR's architecture with the file's weights."""
+    from sdakd.files.generators import open_network
+
+    return Portable(open_network(path))
+
+
+def widen_growth(state: dict[str, torch.Tensor], growth: int = GROWTH) -> dict[str, torch.Tensor]:
+    """RRDBNet's state dict with more growth channels that are always zero, for the same output.
+
+    The dense block's convolution number k (1 to 5) reads the features and the k - 1 growths before it. The additional
+    channels have zero weights and zero bias, LeakyReLU keeps their zeros, and what reads them has zero weights too.
+    """
+    narrow = state['body.0.rdb1.conv1.weight'].shape[0]
+    widened = dict(state)
+    for key, tensor in state.items():
+        found = re.fullmatch(r'body\.\d+\.rdb\d\.conv(\d)\.(weight|bias)', key)
+        if not found:
+            continue
+        number = int(found[1])
+        outputs = tensor.shape[0] if number == 5 else growth
+        if found[2] == 'bias':
+            widened[key] = tensor.new_zeros(outputs)
+            widened[key][: tensor.shape[0]] = tensor
+            continue
+        features = tensor.shape[1] - (number - 1) * narrow
+        wide = tensor.new_zeros(outputs, features + (number - 1) * growth, *tensor.shape[2:])
+        wide[: tensor.shape[0], :features] = tensor[:, :features]
+        for before in range(number - 1):
+            old, new = features + before * narrow, features + before * growth
+            wide[: tensor.shape[0], new : new + narrow] = tensor[:, old : old + narrow]
+        widened[key] = wide
+    return widened
+
+
+def check_padded(opened: Opened) -> None:
+    """Before anything is written.
+
+    Raises:
+        UserError: It is no RRDBNet with fewer than 32 growth channels.
+    """
+    network = opened.network
+    if network['type'] != 'RRDBNet':
+        raise UserError(
+            f'--to padded: {opened.path} holds {network["type"]}, which has no growth channels to pad; '
+            'SRVGGNetCompact of any width opens in spandrel, chaiNNer and ComfyUI as it is, or with --to safetensors.'
+        )
+    growth = network.get('num_grow_ch', 32)
+    if growth >= GROWTH:
+        reason = 'opens as it is, or with --to safetensors' if growth == GROWTH else f'cannot be padded to {GROWTH}'
+        raise UserError(f'--to padded: {opened.path} has {growth} growth channels already and {reason}.')
+
+
+def to_padded(opened: Opened, path: Path, half: bool = False) -> None:
+    """Writes a narrow RRDBNet with 32 growth channels, most of them zero, as ``.safetensors`` or ``.pth``.
+
+    spandrel reads the number of features and of blocks from the weights and takes 32 growth channels for granted.
+    """
+    padded = copy.copy(opened)
+    padded.network = {**opened.network, 'num_grow_ch': GROWTH}
+    _save_state(padded, widen_growth(opened.module.state_dict()), path, half)
+
+
+def run_spandrel(path: Path) -> Runner:
+    """spandrel, which chaiNNer and ComfyUI open models with; BasicSR's architecture where it is not installed."""
+    try:
+        import spandrel
+    except ImportError:
+        sys.stderr.write('spandrel is not installed (pip install spandrel): read back by BasicSR instead.\n')
+        return run_weights(path)
+    return spandrel.ModelLoader('cpu').load_from_file(str(path)).model.eval().float()

@@ -1,0 +1,364 @@
+"""`sdakd link`: drops the plugin into a BasicSR checkout, looks whether it works there, takes it away again.
+
+BasicSR imports every ``*_arch.py``, ``*_loss.py`` and ``*_model.py`` of three folders, so one file of one line in each
+of them is enough for an unmodified ``basicsr/train.py``. The option files are copied beside BasicSR's own.
+
+A shim is known by its first line. An option file is known by its checksum in the record, a file at the top of the
+checkout: a user may edit an option file, and then it is his. The record names a file before it is written, so that an
+interrupted command can be given again, or undone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+
+from sdakd.compat import UserError
+from sdakd.files.images import write
+
+# each kind imports its own package only: while BasicSR scans its architectures, its models do not exist yet
+SHIMS = {
+    'basicsr/archs/sdakd_arch.py': 'sdakd_arch',
+    'basicsr/losses/sdakd_loss.py': 'sdakd_losses',
+    'basicsr/models/sdakd_model.py': 'sdakd_models',
+}
+MARK = '"""Loads SDAKD, where it is installed. Written by `sdakd link`, taken away by `sdakd link --remove`."""\n'
+RECORD = '.sdakd_link.json'
+NEEDED = (
+    'basicsr/__init__.py',
+    'basicsr/train.py',
+    'basicsr/archs/__init__.py',
+    'basicsr/losses/__init__.py',
+    'basicsr/models/__init__.py',
+    'basicsr/models/base_model.py',
+    'basicsr/utils/options.py',
+)
+INSTALL = 'run `pip install --no-build-isolation -e .` in it'
+FINDING = 'sdakd-link-finding:'  # what an import prints by itself may stand before it
+
+
+def shim(package: str) -> bytes:
+    """The file that makes BasicSR import ``package``; without the plugin it does nothing.
+
+    It looks for the package instead of catching an ImportError, which would hide a fault inside the plugin.
+    """
+    lines = (
+        'import importlib.util\n',
+        '\n',
+        f"if importlib.util.find_spec('{package}') is not None:\n",
+        f'    import {package}  # noqa: F401\n',
+    )
+    return (MARK + ''.join(lines)).encode()
+
+
+def options_folder() -> Path:
+    """Where this installation keeps its option files: inside the package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / 'options'
+    return inside if inside.is_dir() else package.parent / 'options'
+
+
+def wanted_files() -> dict[str, bytes]:
+    """Content of every file of a linked checkout by its path there, with forward slashes; shims first.
+
+    Raises:
+        UserError: The installation of the plugin has no option files.
+    """
+    folder = options_folder()
+    files = {name: shim(package) for name, package in SHIMS.items()}
+    found = sorted(folder.rglob('*.yml'))
+    if not found:
+        raise UserError(f'the option files of this plugin are missing ({folder}): install it again.')
+    for path in found:
+        files[f'options/{path.relative_to(folder).as_posix()}'] = path.read_bytes()
+    return files
+
+
+def find_checkout(folder: str) -> Path:
+    """The checkout's folder, made absolute.
+
+    Raises:
+        UserError: It is none that a link can work in.
+    """
+    root = Path(os.path.abspath(folder))
+    name_one = 'name the folder of a BasicSR checkout (`git clone` of BasicSR)'
+    if not root.is_dir():
+        raise UserError(f'{folder} is no folder: {name_one}.')
+    missing = [name for name in NEEDED if not (root / name).is_file()]
+    if missing:
+        if (root / 'sdakd_models').is_dir():
+            raise UserError(
+                f'{folder} is a checkout of this plugin and needs no link, `python basicsr/train.py -opt ...` works in '
+                f'it as it is: {name_one}.'
+            )
+        if all((root.parent / name).is_file() for name in NEEDED) and root.name == 'basicsr':
+            raise UserError(f'{folder} is the package inside a checkout: name the folder above it, {root.parent}.')
+        raise UserError(f'{folder} is no BasicSR checkout, it has no {missing[0]}: {name_one}.')
+    if root.name in ('site-packages', 'dist-packages'):
+        raise UserError(
+            f'{folder} holds an installed BasicSR, no checkout: run `sdakd train -opt ...`, which needs no link, or '
+            f'{name_one}.'
+        )
+    if 'def parse_options(root_path' not in (root / 'basicsr/utils/options.py').read_text(errors='replace'):
+        raise UserError(f'{folder} holds a BasicSR older than 1.4, which this plugin does not fit: `git pull` in it.')
+    return root
+
+
+class Checkout:
+    """A BasicSR checkout, what it should hold, and what it does hold."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        self.root = find_checkout(folder)
+        self.wanted = wanted_files()
+        self.files, self.folders = self._read_record()
+
+    def _read_record(self) -> tuple[dict[str, str], list[str]]:
+        """Checksums of the option files that were written, and the folders that were made for them."""
+        path = self.root / RECORD
+        if not path.exists():
+            return {}, []
+        try:
+            record = json.loads(path.read_bytes())
+            files, folders = dict(record['files']), list(record['folders'])
+            parts = [PurePosixPath(name).parts for name in (*files, *folders)]
+            if any(p[0] != 'options' or '..' in p for p in parts):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise UserError(
+                f'{path} is damaged: delete it and the option files of this plugin in {self.root / "options"}, then '
+                f'run `sdakd link {self.folder}`.'
+            ) from None
+        return files, folders
+
+    def _write_record(self) -> None:
+        content = {'files': self.files, 'folders': self.folders}
+        data = (json.dumps(content, indent=1, sort_keys=True) + '\n').encode()
+        path = self.root / RECORD
+        if not path.exists() or path.read_bytes() != data:
+            write(path, data)
+
+    def state(self, name: str) -> str:
+        """``missing``, ``current``, ``outdated`` (ours and unchanged), ``edited`` (was ours) or ``foreign``."""
+        path = self.root / name
+        if not os.path.lexists(path):
+            parent = next(p for p in path.parents if os.path.lexists(p))
+            return 'missing' if parent.is_dir() else 'foreign'
+        if not path.is_file():
+            return 'foreign'
+        data = path.read_bytes()
+        if data == self.wanted.get(name):
+            return 'current'
+        if name in SHIMS:
+            return 'outdated' if data.startswith(MARK.encode()) else 'foreign'
+        if name not in self.files:
+            return 'foreign'
+        return 'outdated' if _checksum(data) == self.files[name] else 'edited'
+
+    def states(self) -> dict[str, str]:
+        """The state of every file that is wanted, or that an older version of the plugin has written."""
+        return {name: self.state(name) for name in dict.fromkeys((*self.wanted, *self.files))}
+
+    def link(self) -> int:
+        """Writes what is missing or outdated; returns the exit status."""
+        states = self.states()
+        foreign = [name for name in self.wanted if states[name] == 'foreign']
+        if foreign:
+            raise UserError(
+                f'{self.root / foreign[0]} exists and was not written by `sdakd link`: move it away or rename it, then '
+                'give the command again.'
+            )
+        due = [name for name in self.wanted if states[name] in ('missing', 'outdated')]
+        for name in due:
+            if name not in SHIMS and states[name] == 'missing':
+                self.files[name] = _checksum(self.wanted[name])
+                missing = [p for p in PurePosixPath(name).parents[:-1] if not (self.root / p).is_dir()]
+                self.folders.extend(str(p) for p in reversed(missing) if str(p) not in self.folders)
+        if due:
+            self._write_record()
+        for name in due:
+            write(self.root / name, self.wanted[name])
+            sys.stdout.write(f'{"wrote" if states[name] == "missing" else "updated"} {name}\n')
+        dropped = [name for name in self.files if name not in self.wanted]
+        for name in dropped:  # the plugin has this option file no more
+            if states[name] == 'outdated':
+                (self.root / name).unlink()
+                sys.stdout.write(f'removed {name}\n')
+            del self.files[name]
+        self.files = {n: c if states[n] == 'edited' else _checksum(self.wanted[n]) for n, c in self.files.items()}
+        if due or dropped or (self.root / RECORD).exists():
+            self._write_record()
+        for name in self.wanted:
+            if states[name] == 'edited':
+                sys.stdout.write(f'kept {name}, which has been changed since it was written\n')
+        if due or dropped:
+            sys.stdout.write(
+                f'{self.folder} is linked: `sdakd link {self.folder} --check` tries it, and then `python '
+                'basicsr/train.py -opt options/....yml` trains there.\n'
+            )
+        else:
+            sys.stdout.write(f'{self.folder} is linked already: nothing has changed.\n')
+        return 0
+
+    def remove(self) -> int:
+        """Takes away what was written and has not been changed; returns the exit status."""
+        states = self.states()
+        ours = [name for name in SHIMS if states[name] in ('current', 'outdated')]
+        ours += [name for name in self.files if states[name] in ('current', 'outdated')]
+        kept = [name for name in self.files if states[name] == 'edited']
+        for name in ours:
+            (self.root / name).unlink()
+            sys.stdout.write(f'removed {name}\n')
+        for name in reversed(self.folders):
+            folder = self.root / name
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+                sys.stdout.write(f'removed {name}/\n')
+        (self.root / RECORD).unlink(missing_ok=True)
+        for name in kept:
+            sys.stdout.write(f'kept {name}, which has been changed since it was written\n')
+        end = 'is not linked any more' if ours or kept else 'is not linked: there was nothing to remove'
+        sys.stdout.write(f'{self.folder} {end}.\n')
+        return 0
+
+    def check(self) -> int:
+        """Says whether the checkout is linked and works; returns 0 only then, else 1."""
+        states = self.states()
+        again = f'run `sdakd link {self.folder}`'
+        if not any(states[name] in ('current', 'outdated') for name in SHIMS):
+            sys.stdout.write(f'not linked: {again}.\n')
+            return 1
+        due = [name for name in self.wanted if states[name] not in ('current', 'edited')]
+        due += [name for name in self.files if name not in self.wanted]
+        if due:
+            sys.stdout.write(f'out of date: {again} ({", ".join(due)}).\n')
+            return 1
+        edited = [name for name in self.wanted if states[name] == 'edited']
+        changed = f', of which {", ".join(edited)} changed since' if edited else ''
+        sys.stdout.write(f'linked: {len(SHIMS)} shims, {len(self.wanted) - len(SHIMS)} option files{changed}.\n')
+        if not (self.root / 'basicsr/version.py').is_file():
+            fault = f'{self.folder} has no basicsr/version.py, which its installation generates, {INSTALL}'
+        else:
+            found = self._try()
+            fault = self._fault(found)
+        if fault:
+            sys.stdout.write(f'not working: {fault}.\n')
+            return 1
+        sys.stdout.write(f'working: `python basicsr/train.py` there knows {", ".join(found["models"])}.\n')
+        return 0
+
+    def _try(self) -> dict:
+        """Imports the checkout's BasicSR in a process of its own, as its train.py would."""
+        code = f'{inspect.getsource(_probe)}\n_probe()'
+        process = subprocess.run(
+            [sys.executable, '-c', code, str(self.root), FINDING, *SHIMS.values()],
+            cwd=self.root,
+            env={**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'},  # to look leaves no trace
+            capture_output=True,
+            text=True,
+            errors='replace',
+        )
+        _, finding, rest = process.stdout.rpartition(FINDING)
+        if finding:
+            return json.loads(rest.splitlines()[0])
+        last = (process.stderr.strip().splitlines() or [''])[-1]
+        return {'error': f'exit status {process.returncode}', 'message': last}
+
+    def _fault(self, found: dict) -> str | None:
+        """What keeps the link from working, where, and what to do about it, as a sentence without its full stop."""
+        error, message, module = (found.get(key) or '' for key in ('error', 'message', 'module'))
+        if found.get('lacking'):
+            home = Path(__file__).resolve().parents[2]
+            how = f': `pip install --no-build-isolation -e {home}`' if (home / 'pyproject.toml').is_file() else ''
+            return f'{sys.executable} does not find {found["lacking"][0]} there, install this plugin again{how}'
+        if 'torchvision::' in message:
+            return (
+                'torchvision was built for another torch than the one installed, install the torchvision that belongs '
+                f'to your torch, or run `PYTHONPATH=. sdakd train -opt ...` in {self.folder}, which copes'
+            )
+        if module == 'torchvision.transforms.functional_tensor':
+            return (
+                f'the BasicSR in {self.folder} imports {module}, which torchvision 0.17 removed, run `git pull` in it '
+                'or change functional_tensor to functional in basicsr/data/degradations.py'
+            )
+        if error == 'UserError':
+            return message.rstrip('.')
+        if error:
+            return (
+                f'`import basicsr` fails in {self.folder} with {error}: {message.strip()[:300]}; see '
+                '`PYTHONPATH=. python -c "import basicsr"` there for the whole'
+            )
+        if not found['models']:
+            return f'BasicSR imports in {self.folder} but does not know SDAKDModel, install the plugin again'
+        if not found['literal']:
+            instead = f'imports {found["instead"]}' if found['instead'] else 'finds no BasicSR'
+            return (
+                f'`python basicsr/train.py` {instead} instead of {self.folder}/basicsr, {INSTALL}, or put PYTHONPATH=. '
+                'before the command'
+            )
+        return None
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _probe() -> None:
+    """Prints what the checkout's BasicSR registers; its source is run where nothing of this plugin is imported yet."""
+    import importlib.util
+    import json
+    import os
+    import sys
+
+    root, finding, *packages = sys.argv[1:]
+    # what the path is for `python basicsr/train.py`; '' stands for the current folder, which that command leaves out
+    sys.path[:] = [os.path.join(root, 'basicsr'), *(entry for entry in sys.path if entry)]
+    spec = importlib.util.find_spec('basicsr')
+    origin = spec and (spec.origin or str(list(spec.submodule_search_locations)))
+    found = {'literal': os.path.realpath(origin or '') == os.path.realpath(os.path.join(root, 'basicsr/__init__.py'))}
+    found['instead'] = None if found['literal'] else origin
+    if not found['literal']:
+        sys.path.insert(1, root)  # PYTHONPATH=.
+    specs = {name: importlib.util.find_spec(name) for name in packages}
+    found['lacking'] = [name for name, spec in specs.items() if spec is None or spec.origin is None]
+    try:
+        if not found['lacking']:
+            from basicsr.utils.registry import MODEL_REGISTRY
+
+            found['models'] = sorted(name for name in MODEL_REGISTRY.keys() if name.startswith('SDAKD'))
+    except BaseException as error:
+        found.update(error=type(error).__name__, message=str(error), module=getattr(error, 'name', None))
+    sys.stdout.write(f'\n{finding}{json.dumps(found)}\n')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument('folder', help='folder of a BasicSR checkout')
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument('--check', action='store_true', help='only say whether it is linked and works (exit status 0)')
+    action.add_argument('--remove', action='store_true', help='take away what was written and not changed since')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Links, checks or unlinks.
+
+    Returns:
+        The exit status: 0, or 1 where ``--check`` finds that the checkout is not linked or does not work.
+
+    Raises:
+        UserError: No BasicSR checkout, a file of someone else's in the way, or a folder that cannot be written.
+    """
+    try:
+        checkout = Checkout(args.folder)
+        return checkout.remove() if args.remove else checkout.check() if args.check else checkout.link()
+    except OSError as error:
+        raise UserError(
+            f'{error.filename or args.folder}: {error.strerror or error}; make {args.folder} readable and writable, '
+            'then give the command again.'
+        ) from None

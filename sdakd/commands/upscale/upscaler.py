@@ -1,0 +1,196 @@
+"""Real-ESRGAN's upscaler for any opened network: in tiles without a seam, in little memory, with a progress bar."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from realesrgan import RealESRGANer
+from tqdm import tqdm
+
+from sdakd.files.generators import Opened
+from sdakd.files.images import UnusableError
+from sdakd_arch.inference.fast import Plain, accelerate
+from sdakd_arch.inference.tiling import run_tiled
+
+PAD = 40  # tile_pad where the reach is longer or unknown; RRDBNet's hundreds of pixels are reach in name only
+BUFFERS = 4  # tensors of the widest layer's size that are alive at once: input, output, activation, workspace
+CPU_BYTES = 2 << 30  # for one tile's activations; larger tiles are not faster
+SMALLEST = 32  # side of a tile below which running out of memory is final
+
+
+def reach(network: dict | None) -> int | None:
+    """How many input pixels away an output pixel still depends on the input; None where that cannot be told."""
+    if network and network['type'] == 'SRVGGNetCompact':  # 3x3 convolutions at input resolution, one after another
+        return network.get('num_conv', 16) + 2
+    return None
+
+
+def widest(network: dict | None) -> int:
+    """Values of the largest tensor inside a generator per input pixel; RRDBNet's at scale 4 where it is unknown."""
+    if network and network['type'] == 'SRVGGNetCompact':
+        return max(network.get('num_feat', 64), 3 * network.get('upscale', 4) ** 2)
+    options = network or {}
+    return options.get('num_feat', 64) * options.get('scale', 4) ** 2  # its last layers run at output resolution
+
+
+class Upscaler(RealESRGANer):
+    """A :class:`realesrgan.RealESRGANer` that other programs can use as one, for example GFPGAN for the background.
+
+    Different from its parent: the bits of a pixel are told by the array's type and not by its brightest value; tiles
+    are chosen to fit into the memory, begin where pixel-unshuffling's blocks begin, overlap as far as the network
+    reaches, and are kept as whole numbers; one that does not fit is halved, where the parent goes on without it; images
+    smaller than their padding are extended; opaque alpha stays opaque; nothing is printed.
+
+    Args:
+        opened: The network; its module is moved to the device and, with ``half``, converted.
+        tile: Side of a tile in input pixels; 0 runs the image whole; None chooses by the memory.
+        tile_pad: Context around a tile in input pixels; None takes the network's reach, and 40 where that is longer.
+        pre_pad: Reflected border at the right and at the bottom, in input pixels.
+        half: Computes in float16.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        tile: int | None = None,
+        tile_pad: int | None = None,
+        pre_pad: int = 0,
+        half: bool = False,
+        device: str | torch.device = 'cpu',
+    ) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # the parent wants a file, and reads fewer kinds than the project
+            path = Path(folder, 'state.pth')
+            torch.save({'params': opened.module.state_dict()}, path)
+            device = torch.device(device)
+            super().__init__(opened.scale, str(path), None, opened.module, tile, tile_pad, pre_pad, half, device)
+        if device.type == 'cpu' and not half and opened.path.suffix != '.onnx':
+            fast = accelerate(self.model)
+            self.model = self.model if isinstance(fast, Plain) else fast
+        if tile_pad is None:
+            self.tile_pad = min(reach(opened.network) or PAD, PAD)
+        if self.scale < 4:
+            self.tile_pad += -self.tile_pad % 4
+        self.widest = widest(opened.network)
+
+    def fitting_tile(self, height: int, width: int) -> int:
+        """The tile's side for an image of this size: ``tile`` where it was given, else by the memory; 0: whole."""
+        if self.tile_size is not None:
+            return self.tile_size
+        room = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == 'cuda' else CPU_BYTES
+        pixels = room // (BUFFERS * self.widest * (2 if self.half else 4))
+        if height * width <= pixels:
+            return 0
+        return max(math.isqrt(pixels) - 2 * self.tile_pad, SMALLEST)
+
+    def process(self) -> None:
+        """Runs the network over ``self.img``; leaves ``self.output``, whole numbers on the CPU.
+
+        Raises:
+            UnusableError: The memory does not suffice, or half precision overflows.
+        """
+        height, width = self.img.shape[-2:]
+        tile = self.fitting_tile(height, width)
+        while True:
+            try:
+                self.output = self._in_tiles(tile)
+                return
+            except Exception as error:  # torch's, ONNX Runtime's and numpy's have no base class of their own in common
+                if 'memory' not in str(error) and not isinstance(error, MemoryError):
+                    raise
+            # outside of the handler: the error's traceback would keep the tensors
+            if self.tile_size is not None or 0 < tile <= SMALLEST:
+                tiles = f'in tiles of {tile}' if tile else 'in one piece'
+                raise UnusableError(
+                    'failed', f'needs more memory {tiles} than there is; leave -t out or free some memory'
+                )
+            tile = (tile or max(height, width)) // 2
+            if self.device.type == 'cuda':
+                torch.cuda.empty_cache()
+
+    tile_process = process  # what a caller of the parent's parts would call
+
+    def _in_tiles(self, tile: int) -> torch.Tensor:
+        height, width = self.img.shape[-2:]
+        if self.scale < 4:
+            tile += -tile % 4  # as run_tiled does
+        tiles = math.ceil(height / tile) * math.ceil(width / tile) if tile else 1
+        bar = tqdm(total=tiles, desc='tiles', unit='tile', leave=False, disable=True if tiles == 1 else None)
+
+        def network(part: torch.Tensor) -> torch.Tensor:
+            output = self.model(part).float()
+            bar.update()
+            if not torch.isfinite(output).all():
+                remedy = '; give --fp32' if self.half else ''
+                raise UnusableError('failed', f'makes the network give values that are no numbers{remedy}')
+            output = output.clamp_(0, 1)
+            if self.grey:
+                output = (output * output.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(1, keepdim=True)
+            whole = output.mul_(self.top).round_().to(torch.int32)
+            # int16 holds the bits of what numpy knows as uint16
+            return whole.to(torch.uint8 if self.top == 255 else torch.int16).cpu()
+
+        with bar:
+            return run_tiled(network, self.img, self.scale, tile, self.tile_pad)
+
+    def _run(self, image: np.ndarray, grey: bool) -> np.ndarray:
+        """Enlarges ``(h, w, 3)``, RGB, uint8 or uint16, to the same, or to ``(h, w)`` grey."""
+        self.top, self.grey = int(np.iinfo(image.dtype).max), grey
+        height, width = image.shape[:2]
+        least = 1 + max(self.pre_pad, 3 if self.scale < 4 else 0)  # to be reflected, an image must exceed its padding
+        short = max(least - height, 0), max(least - width, 0)
+        image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)), mode='edge')
+        self.pre_process(image.astype(np.float32) / self.top)
+        self.process()
+        output = self.post_process()[0, :, : height * self.scale, : width * self.scale]
+        self.img = self.output = None
+        output = output.permute(1, 2, 0).contiguous().numpy().view(image.dtype)
+        return output[..., 0] if grey else output
+
+    @torch.no_grad()
+    def enlarge_alpha(self, alpha: np.ndarray, alpha_upsampler: str = 'realesrgan') -> np.ndarray:
+        """Enlarges ``(h, w)`` by the network, which takes it for a grey image, or by bicubic interpolation."""
+        size = alpha.shape[1] * self.scale, alpha.shape[0] * self.scale
+        if alpha.min() == alpha.max():
+            return np.full(size[::-1], alpha.flat[0], alpha.dtype)  # a network would leave opaque images not quite so
+        if alpha_upsampler == 'realesrgan':
+            return self._run(np.dstack([alpha] * 3), grey=True)
+        return cv2.resize(alpha, size, interpolation=cv2.INTER_CUBIC)
+
+    @torch.no_grad()
+    def enhance(
+        self, img: np.ndarray, outscale: float | None = None, alpha_upsampler: str = 'realesrgan'
+    ) -> tuple[np.ndarray, str]:
+        """Enlarges an image.
+
+        Args:
+            img: ``(h, w)`` grey, or ``(h, w, 3)`` or ``(h, w, 4)`` with BGR and alpha; uint8 or uint16.
+            outscale: Factor between input and output; the network's where None. Lanczos interpolation does the rest.
+            alpha_upsampler: ``realesrgan`` (the network) or ``bicubic``.
+
+        Returns:
+            The image, of the input's type and channels, and its kind as the parent calls it: L, RGB or RGBA.
+
+        Raises:
+            UnusableError: The memory does not suffice, or half precision overflows.
+        """
+        mode = 'L' if img.ndim == 2 else {3: 'RGB', 4: 'RGBA'}[img.shape[2]]
+        colour = np.dstack([img] * 3) if mode == 'L' else img[..., 2::-1]
+        output = self._run(colour, grey=mode == 'L')
+        if mode != 'L':
+            output = output[..., ::-1]
+        if mode == 'RGBA':
+            output = np.dstack([output, self.enlarge_alpha(img[..., 3], alpha_upsampler)])
+        return self.resized(output, img.shape[:2], outscale), mode
+
+    def resized(self, output: np.ndarray, size: tuple[int, int], outscale: float | None) -> np.ndarray:
+        """The network's output at ``outscale`` times the input's ``size`` (height, width), as the parent makes it."""
+        if outscale is None or outscale == self.scale:
+            return np.ascontiguousarray(output)
+        height, width = (max(int(side * outscale), 1) for side in size)
+        return cv2.resize(np.ascontiguousarray(output), (width, height), interpolation=cv2.INTER_LANCZOS4)

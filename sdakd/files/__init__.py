@@ -1,0 +1,1 @@
+"""What several commands read and write: images, test sets, results, runs, generators."""

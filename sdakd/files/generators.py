@@ -1,0 +1,194 @@
+"""Generators from files, whatever the file: what evaluate, bench, export and upscale open a model with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from sdakd.compat import UserError
+from sdakd_arch.inference.onnx_network import OnnxNetwork
+from sdakd_arch.plugins import import_entry_points
+from sdakd_arch.weights import describe, infer_network, load_into, read_weights
+from sdakd_arch.width import build, cost, scale_of
+
+SMALLEST_FACE = 4  # pixels; less is left by no factor of the training
+METADATA = ('network', 'scale', 'training', 'commit', 'version')  # what an exported file says of itself, as JSON texts
+
+
+@dataclass
+class Opened:
+    """A generator that is ready to run.
+
+    Args:
+        name: What tables call it, the file's name without its ending.
+        path: The file.
+        module: On the CPU, in float32, in eval mode; maps ``(N, 3, h, w)``, RGB in [0, 1], to ``(N, 3, h * scale,
+            w * scale)``.
+        scale: Factor between input and output; None for a :class:`FaceNetwork`, which enlarges to one size.
+        network: Its options as BasicSR's ``build_network`` takes them; None for an ONNX file that does not tell.
+        metadata: What the file says of itself: the keys of :data:`METADATA` that it holds, decoded.
+    """
+
+    name: str
+    path: Path
+    module: nn.Module
+    scale: int | None
+    network: dict | None
+    metadata: dict = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """One line for people."""
+        return describe(self.network) if self.network else 'ONNX graph'
+
+    def cost(self, size: int = 64) -> tuple[int, int] | None:
+        """Parameters and multiply-accumulates for ``size`` x ``size`` input pixels; None where they cannot be told."""
+        return cost(self.network, size) if self.network else None
+
+
+class FaceNetwork(nn.Module):
+    """GCFSR, called as any other generator: enlarges square images to faces of one size.
+
+    The input is resized as :func:`sdakd_data.face_dataset.degrade` does, by MATLAB's bicubic interpolation, and
+    rounded to 8 bits. Without noise, equal inputs give equal faces.
+
+    Args:
+        generator: GCFSR or GCFSRBlind.
+        factor: The factor that the generator is told; None: ``out_size / h``, the one that the image's size says.
+    """
+
+    def __init__(self, generator: nn.Module, factor: float | None = None) -> None:
+        super().__init__()
+        self.generator, self.factor = generator, factor
+
+    @property
+    def out_size(self) -> int:
+        """Side of the faces in pixels."""
+        return self.generator.out_size
+
+    def fault(self, height: int, width: int) -> str | None:
+        """What is wrong with images of this size, None where nothing is."""
+        largest = self.out_size
+        if height != width:
+            return f'has {width}x{height} pixels and is not square'
+        if not SMALLEST_FACE <= height <= largest:
+            return f'has {width}x{height} pixels, where faces from {SMALLEST_FACE} to {largest} pixels can be taken'
+        return None
+
+    def resize(self, image: torch.Tensor) -> torch.Tensor:
+        """``(N, 3, h, h)`` at the size of the faces, of 8-bit levels in [0, 1]."""
+        from sdakd_data.face_dataset import resize, rounded
+
+        return rounded(resize(image.float(), self.out_size)).to(image)
+
+    def forward(self, image: torch.Tensor, noise: list[torch.Tensor] | None = None) -> torch.Tensor:
+        """Maps ``(N, 3, h, h)`` to ``(N, 3, out_size, out_size)``, both RGB in [0, 1], the output not clipped.
+
+        Args:
+            image: The small faces.
+            noise: As for :class:`sdakd_arch.gcfsr.gcfsr_arch.GCFSR`; None adds none.
+
+        Raises:
+            RuntimeError: Images that are not square, too small, or larger than the faces.
+        """
+        if fault := self.fault(*image.shape[-2:]):
+            raise RuntimeError(f'a face {fault}')
+        factor = self.factor or self.out_size / image.shape[-1]
+        large = self.resize(image)
+        in_size = large.new_full((len(large), 1), 16 * factor / self.out_size)
+        return (self.generator(2 * large - 1, in_size, noise) + 1) / 2
+
+
+def read_metadata(path: Path) -> dict:
+    """What a ``.safetensors`` or ``.onnx`` file says of itself, decoded from JSON; empty for any other file."""
+    texts: Mapping[str, str] = {}
+    if path.suffix == '.safetensors':
+        from safetensors import safe_open
+
+        with safe_open(path, 'pt') as file:
+            texts = file.metadata() or {}
+    found = {}
+    for key in METADATA:
+        try:
+            found[key] = json.loads(texts[key])
+        except (KeyError, ValueError):
+            continue
+    return found
+
+
+def options_beside(path: Path) -> dict | None:
+    """The option file that BasicSR copies into ``experiments/<name>/``, two folders above a checkpoint, if it is there.
+
+    It counts as one if its ``network_g`` names a type. The file is complete, and its ``imports`` are not followed: a
+    network is opened without executing what lies beside it.
+    """
+    for file in sorted(path.resolve().parent.parent.glob('*.yml')):
+        try:
+            options = yaml.safe_load(file.read_text()) or {}
+            network = options.get('network_g')
+        except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError):
+            continue
+        if isinstance(network, Mapping) and 'type' in network:
+            return options
+    return None
+
+
+def _open_onnx(path: Path, where: str, threads: int) -> Opened:
+    module = OnnxNetwork(path, where, threads)
+    texts = module.session.get_modelmeta().custom_metadata_map
+    metadata = {key: json.loads(texts[key]) for key in METADATA if key in texts}
+    try:
+        output = module(torch.zeros(1, 3, 16, 16))
+    except Exception as error:  # a graph for one fixed size, for example
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f'{where}: {path} does not run on an image of 16x16 pixels ({reason}).') from None
+    return Opened(path.stem, path, module, output.shape[-1] // 16, metadata.get('network'), metadata)
+
+
+def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: bool = False) -> Opened:
+    """Opens a generator: BasicSR's and ESRGAN's ``.pth``, ``.safetensors`` or ``.onnx``.
+
+    The architecture is told by the file's metadata, else by the names and shapes of its weights, else by the option
+    file of the BasicSR experiment that the checkpoint lies in. ``params_ema`` goes before ``params``.
+
+    Args:
+        path: The file.
+        where: The flag or key to name in an error.
+        threads: For ONNX Runtime; 0 leaves the choice to it.
+        faces: Whether GCFSR will do, as a :class:`FaceNetwork`.
+
+    Raises:
+        UserError: A missing or damaged file, pickled objects other than tensors, an architecture that cannot be told,
+            weights that do not fit it, a discriminator, or a network for faces where none will do.
+    """
+    path = Path(path)
+    if path.suffix == '.onnx':
+        if not path.is_file():
+            raise UserError(f'{where}: the file {path} does not exist.')
+        return _open_onnx(path, where, threads)
+    import_entry_points()
+    state = read_weights(path, 'params_ema', where)
+    metadata = read_metadata(path)
+    network = metadata.get('network') or infer_network(state) or (options_beside(path) or {}).get('network_g')
+    if network is None:
+        raise UserError(
+            f'{where}: nothing tells the architecture of {path}: it is no RRDBNet, no GCFSR and no SRVGGNetCompact '
+            'with PReLU, and no option file with network_g lies two folders above; put it where its experiment left it.'
+        )
+    if 'Discriminator' in network['type']:
+        raise UserError(f'{where}: {path} holds the discriminator {describe(network)}; give a generator (net_g_...).')
+    module = build(network, where).eval().requires_grad_(False)
+    load_into(module, state, path, where)
+    if hasattr(module, 'example_inputs'):
+        if faces:
+            return Opened(path.stem, path, FaceNetwork(module).eval(), None, network, metadata)
+        raise UserError(
+            f'{where}: {path} holds {describe(network)}, which takes faces of one size and their factor; give a '
+            'generator that takes any image, such as RRDBNet or SRVGGNetCompact.'
+        )
+    return Opened(path.stem, path, module, scale_of(build(network, where), where), network, metadata)

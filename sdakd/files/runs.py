@@ -1,0 +1,349 @@
+"""Training runs as processes of their own: kept when nothing changed, continued when interrupted, watched while busy.
+
+A run is an option file and its record in one folder; BasicSR's `experiments/<name>` stands in the same folder or in
+another one. What a run is, its key says: a digest of its options and of the files they name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from sdakd.compat import UserError
+from sdakd.files.images import write
+
+ROOT = Path(__file__).resolve().parents[2]
+ITERATION = re.compile(rb'\[epoch: *\d+, iter: *([\d,]+)')
+PEAK = re.compile(rb'Peak memory: ([\d,]+) MiB \(cuda\)')
+POLL = 0.2  # seconds between two looks at the processes
+GRACE = 10  # seconds that a process has to end when it is asked to
+
+
+def digest(file: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes."""
+    found = hashlib.sha256()
+    with open(file, 'rb') as stream:
+        while part := stream.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def key_of(options: Mapping, stand_ins: Mapping[str, str] | None = None, more: Iterable[str] = ()) -> str:
+    """The key of a run.
+
+    Args:
+        options: Its options.
+        stand_ins: What stands for a text in the options, such as a file's digest for its path: the key is then the same
+            wherever the file lies.
+        more: Whatever else decides the result.
+    """
+
+    def plain(value: object) -> object:
+        if isinstance(value, Mapping):
+            return {str(key): plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return (stand_ins or {}).get(value, value) if isinstance(value, str) else value
+
+    return hashlib.sha256(json.dumps([plain(options), *more], sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Record:
+    """What is known of a run: the file ``<name>.json`` beside its option file."""
+
+    key: str = ''
+    state: str = 'new'  # new, begun, broken, done
+    seconds: float = 0.0  # of all its processes
+    starts: int = 0
+    iteration: int = 0
+    threads: int = 0
+    peak_mib: float | None = None  # the most that the process held; None where the system does not say
+    gpu_mib: float | None = None
+    reason: str = ''  # why it broke
+
+
+@dataclass
+class Run:
+    """One training run.
+
+    Args:
+        name: Of its experiment and its files.
+        options: The option file's content, without ``name``.
+        folder: Receives ``name.yml``, ``name.json`` (the record) and ``name.log`` (what the process printed).
+        root: Receives ``experiments/``; a checkout of this project, or any folder.
+        iterations: How many it has.
+        key: See :func:`key_of`.
+        product: What it makes, in its experiment's ``models/``; other networks than students are dropped at the end.
+    """
+
+    name: str
+    options: Mapping
+    folder: Path
+    root: Path
+    iterations: int
+    key: str
+    product: str = 'net_g_latest.pth'
+    record: Record = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            content = json.loads(self.path('json').read_text(encoding='utf-8'))
+            known = Record(**content)
+        except (OSError, ValueError, TypeError):
+            known = Record()
+        self.record = known if known.key == self.key else Record(key=self.key)
+
+    def path(self, ending: str) -> Path:
+        return self.folder / f'{self.name}.{ending}'
+
+    @property
+    def experiment(self) -> Path:
+        return self.root / 'experiments' / self.name
+
+    @property
+    def result(self) -> Path:
+        """What it made: the trained student, unless it is told otherwise."""
+        return self.experiment / 'models' / self.product
+
+    @property
+    def done(self) -> bool:
+        return self.record.state == 'done' and self.result.is_file()
+
+    def command(self) -> list[str]:
+        """The literal command in a checkout's own folder; elsewhere `sdakd train`, the same for any folder."""
+        here = self.root.resolve() == ROOT and (ROOT / 'basicsr/train.py').is_file()
+        program = ['basicsr/train.py'] if here else ['-m', 'sdakd.cli', 'train']
+        command = [sys.executable, *program, '-opt', str(self.path('yml').resolve())]
+        return [*command, '--auto_resume'] if self.record.starts else command
+
+    def save(self) -> None:
+        content = {name: getattr(self.record, name) for name in Record.__dataclass_fields__}
+        write(self.path('json'), (json.dumps(content, indent=2) + '\n').encode())
+
+    def write_options(self) -> Path:
+        """Writes the option file and returns its path."""
+        write(self.path('yml'), yaml.safe_dump({**self.options, 'name': self.name}, sort_keys=False).encode())
+        return self.path('yml')
+
+    def start(self, threads: int, keep: tuple[int, ...] = ()) -> subprocess.Popen:
+        """Starts its process, or lets it go on from its last checkpoint.
+
+        Args:
+            threads: That it may use for arithmetic.
+            keep: File descriptors that it inherits.
+        """
+        if self.record.starts and not any((self.experiment / 'training_states').glob('*.state')):
+            shutil.rmtree(self.experiment, ignore_errors=True)  # it had not come to its first checkpoint
+        self.write_options()
+        command = self.command()
+        self.record.state, self.record.threads, self.record.reason = 'begun', threads, ''
+        self.record.starts += 1
+        self.save()
+        environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'MKL_NUM_THREADS': str(threads)}
+        path = [os.environ.get('PYTHONPATH')]
+        if self.options.get('imports'):  # its modules may lie where the user works, and the process works elsewhere
+            path.append(os.getcwd())
+        try:
+            importlib.metadata.distribution('sdakd')
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            path.append(str(ROOT))
+        environment['PYTHONPATH'] = os.pathsep.join(filter(None, path))
+        with open(self.path('log'), 'ab' if self.record.starts > 1 else 'wb') as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C reaches the parent only, which then ends its processes in order
+                pass_fds=keep,
+                preexec_fn=_die_with_parent if _LIBC is not None else None,
+            )
+
+    def progress(self) -> int:
+        """The last iteration that its log knows of."""
+        found = ITERATION.findall(_end_of(self.path('log')))
+        return int(found[-1].replace(b',', b'')) if found else 0
+
+    def explain(self, status: int) -> str:
+        """Why its process failed: the log's last sentence."""
+        lines = [line.strip() for line in _end_of(self.path('log')).decode(errors='replace').splitlines()]
+        last = next((line for line in reversed(lines) if line), 'its log is empty')
+        if status < 0:
+            with contextlib.suppress(ValueError):
+                return f'it was ended by {signal.Signals(-status).name}, after: {last[:200]}'
+        return last.removeprefix('Error: ')[:400]
+
+    def finish(self, status: int) -> None:
+        """Notes how its process ended, and drops what only a continuation needs."""
+        complete = status == 0 and self.result.is_file()
+        self.record.state = 'done' if complete else 'broken'
+        self.record.reason = '' if complete else self.explain(status)
+        if complete:
+            self.record.iteration = self.iterations
+            if found := PEAK.findall(_end_of(self.path('log'))):
+                self.record.gpu_mib = float(found[-1].replace(b',', b''))
+            shutil.rmtree(self.experiment / 'training_states', ignore_errors=True)
+            for path in (self.experiment / 'models').glob('net_*_*.pth'):
+                if not path.name.startswith('net_g_') and path != self.result:
+                    path.unlink(missing_ok=True)
+        self.save()
+
+
+def _end_of(path: Path, size: int = 20_000) -> bytes:
+    try:
+        with open(path, 'rb') as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            return file.read()
+    except OSError:
+        return b''
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed parent leaves nothing behind that goes on training
+
+
+def peak_of(pid: int) -> float | None:
+    """The most memory in MiB that a living process has held since its program began.
+
+    Not ``ru_maxrss``: it also counts the parent's memory at the time of the fork.
+    """
+    try:
+        found = re.search(r'VmHWM:\s+(\d+) kB', Path(f'/proc/{pid}/status').read_text())
+    except OSError:
+        return None
+    return int(found[1]) / 1024 if found else None
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, flag: str) -> Iterator[int]:
+    """Sees that no other command, and no process that one left behind, works in a folder; yields a file descriptor.
+
+    Processes that inherit the descriptor keep the folder taken.
+
+    Raises:
+        UserError: One does.
+    """
+    path = folder / '.lock'
+    with open(path, 'a+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(
+                f'{flag}: another command works in {folder} (process {file.read().strip() or "unknown"}, or what it '
+                'started); wait for it or stop it.'
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file.fileno()
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets a SIGTERM end the program as Ctrl-C does."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass
+class _Busy:
+    run: Run
+    process: subprocess.Popen
+    begun: float  # monotonic
+    before: float  # seconds of earlier processes
+    saved: float = 0.0
+
+    def look(self) -> None:
+        self.run.record.seconds = self.before + time.monotonic() - self.begun
+        peak = peak_of(self.process.pid)
+        if peak is not None:
+            self.run.record.peak_mib = max(peak, self.run.record.peak_mib or 0)
+        self.run.record.iteration = max(self.run.record.iteration, self.run.progress())
+        if time.monotonic() > self.saved + 5:  # what a killed parent leaves behind is nearly true
+            self.saved = time.monotonic()
+            self.run.save()
+
+    def end(self) -> None:
+        for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(patience)
+                return
+
+
+def train_all(
+    runs: Iterable[Run],
+    jobs: int = 1,
+    threads: int | None = None,
+    keep: tuple[int, ...] = (),
+    watch: Callable[[Run, str], None] = lambda run, event: None,
+) -> None:
+    """Trains every run that is not done, ``jobs`` at a time; a broken one is noted in its record, the others go on.
+
+    Args:
+        threads: For each process; default: the machine's cores, divided among ``jobs``.
+        keep: File descriptors that the processes inherit.
+        watch: Called with a run and ``begun``, ``busy`` (several times a second), ``done``, ``broken`` or ``kept``.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the processes were ended; the records say how far they were.
+    """
+    threads = threads or max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // jobs)
+    waiting, busy = list(runs), []
+    with _terminable():
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < jobs:
+                    run = waiting.pop(0)
+                    if run.done:
+                        watch(run, 'kept')
+                        continue
+                    before = run.record.seconds
+                    busy.append(_Busy(run, run.start(threads, keep), time.monotonic(), before))
+                    watch(run, 'begun')
+                for one in list(busy):
+                    one.look()
+                    status = one.process.poll()
+                    if status is None:
+                        watch(one.run, 'busy')
+                        continue
+                    busy.remove(one)
+                    one.run.finish(status)
+                    watch(one.run, one.run.record.state)
+                if busy:
+                    time.sleep(POLL)
+        finally:
+            for one in busy:
+                one.end()
+                one.run.save()

@@ -1,0 +1,1 @@
+"""GCFSR: generator, discriminator and their layers."""

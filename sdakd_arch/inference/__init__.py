@@ -1,0 +1,1 @@
+"""Networks made ready for use: accelerated, in tiles, with their channels grouped anew."""

@@ -1,0 +1,12 @@
+"""What is trained on: degradations, data sets, the pool of pairs, teachers' answers on disk.
+
+Importing the package registers its data sets with BasicSR.
+"""
+
+from sdakd.compat import import_basicsr
+
+import_basicsr()
+
+from sdakd_data import cached_dataset, face_dataset  # noqa: E402
+
+__all__ = ['cached_dataset', 'face_dataset']

@@ -1,0 +1,15 @@
+"""What teachers make of a batch, wherever it comes from: a forward pass, the pool, a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Answer:
+    """What a teacher makes of a batch: its image ``(N, 3, H, W)`` and, where they were asked for, its maps by tap."""
+
+    image: torch.Tensor
+    features: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Checks of a run before anything is created: the run, its data, its caches, its faces."""
