@@ -201,6 +201,7 @@ def main() -> int:
     args = parser.parse_args()
     begun = time.time()
     compat.import_basicsr()
+    from sdakd_arch.families import family_of
     from sdakd_arch.weights import describe, infer_network, read_weights
     from sdakd_arch.width import build, scale_of
     from sdakd_arch.zoo import ensure_file
@@ -215,8 +216,8 @@ def main() -> int:
     teacher = teacher.resolve()
     state = read_weights(teacher, where='TEACHER')
     network = infer_network(state)
-    if network is None or network['type'] == 'UNetDiscriminatorSN':
-        raise compat.UserError(f'TEACHER: {teacher} is no RRDBNet or SRVGGNetCompact with PReLU; give one of these.')
+    if network is None or hasattr(build(network, 'TEACHER'), 'example_inputs') or family_of(network).discriminator:
+        raise compat.UserError(f'TEACHER: {teacher} is no generator that takes any image, such as RRDBNet; give one.')
     scale = scale_of(build(network, 'TEACHER'), 'TEACHER')
     say(f'{teacher.name}: {describe(network)}')
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sdakd.compat import UserError, near
+from sdakd_arch.families import family_of
 
 
 class FeatureTaps:
@@ -84,27 +85,14 @@ class FeatureTaps:
 def default_taps(network: nn.Module, count: int = 4, where: str = 'train:feature_opt:layers') -> list[str]:
     """The taps used where the options name none: ``count`` depths, evenly spread over the network's trunk.
 
-    RRDBNet: outputs of residual blocks. SRVGGNetCompact: outputs of activations. GCFSR: outputs of the decoder's style
-    convolutions with feature modulation, the last one at every size from 32x32. Four depths follow the papers that
+    The family says what the trunk is (:meth:`sdakd_arch.families.Family.trunk`). Four depths follow the papers that
     publish theirs (DCD, arXiv 2212.14169; GCC, NeurIPS 2021); SDAKD does not, so this is a choice of this project.
 
     Raises:
         UserError: The architecture has no default.
     """
-    kind = type(network).__name__
-    if kind == 'RRDBNet':
-        depth, name = len(network.body), 'body.{}'.format
-    elif kind == 'SRVGGNetCompact':
-        depth = network.num_conv
-
-        def name(index: int) -> str:
-            return f'body.{2 * (index + 1) + 1}'  # convolution and activation alternate, the first pair is the stem
-    elif kind in ('GCFSR', 'GCFSRBlind'):
-        depth = len(network.style_convs) // 2
-
-        def name(index: int) -> str:
-            return f'style_convs.{2 * index + 1}'  # the first of each pair enlarges
-    else:
-        raise UserError(f'{where}: {kind} has no default taps, list the modules to compare.')
-    count = min(count, depth)
-    return [name(math.ceil(depth * (i + 1) / count) - 1) for i in range(count)]
+    steps = family_of(network).trunk(network)
+    if not steps:
+        raise UserError(f'{where}: {type(network).__name__} has no default taps, list the modules to compare.')
+    count = min(count, len(steps))
+    return [steps[math.ceil(len(steps) * (i + 1) / count) - 1] for i in range(count)]

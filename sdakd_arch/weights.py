@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sdakd.compat import UserError
+from sdakd_arch.families import infer_network, modern_keys
 
 State = dict[str, torch.Tensor]
 
@@ -61,105 +62,7 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
         raise UserError(
             f'{where}: {path} holds no tensors under params_ema, params, state_dict or bare; found {found}.'
         )
-    return _modern_keys(state)
-
-
-def _modern_keys(state: State) -> State:
-    """Renames ESRGAN's older RRDBNet keys (a Sequential's numbers; RRDB_trunk and HRconv) to BasicSR's."""
-    if 'model.0.weight' in state and any(key.startswith('model.1.sub.') for key in state):
-        trunk = max(int(key.split('.')[3]) for key in state if key.startswith('model.1.sub.'))
-        names = {f'model.1.sub.{trunk}': 'conv_body', 'model.0': 'conv_first', 'model.3': 'conv_up1'}
-        names |= {'model.6': 'conv_up2', 'model.8': 'conv_hr', 'model.10': 'conv_last'}
-        if 'model.10.weight' not in state:  # the x2 layout has one upsampling less, which RRDBNet cannot express
-            return state
-        block = re.compile(r'model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0')
-    elif any(key.startswith('RRDB_trunk.') for key in state):
-        names = {'trunk_conv': 'conv_body', 'upconv1': 'conv_up1', 'upconv2': 'conv_up2', 'HRconv': 'conv_hr'}
-        block = re.compile(r'RRDB_trunk\.(\d+)\.RDB(\d)\.conv(\d)')
-    else:
-        return state
-    renamed = {}
-    for key, tensor in state.items():
-        module, _, kind = key.rpartition('.')
-        found = block.fullmatch(module)
-        module = 'body.{}.rdb{}.conv{}'.format(*found.groups()) if found else names.get(module, module)
-        renamed[f'{module}.{kind}'] = tensor
-    return renamed
-
-
-def infer_network(state: State) -> dict | None:
-    """The options of the generator or discriminator that a state dict belongs to, or None where they cannot be told.
-
-    Known are RRDBNet (scale 4, 2 or 1 from the channels of its pixel-unshuffled input), SRVGGNetCompact with PReLU (a
-    network with ReLU and one with LeakyReLU look the same in a file), UNetDiscriminatorSN, GCFSR, GCFSRBlind and
-    GCFSRDiscriminator (all with the usual blur, which no file holds).
-    """
-    if 'condition_scale1.0.weight' in state or 'conv_body.1.conv1.0.weight' in state:
-        return _infer_gcfsr(state)
-    if all(key in state for key in ('conv_first.weight', 'body.0.rdb1.conv1.weight', 'conv_last.weight')):
-        first = state['conv_first.weight']
-        unshuffled = {3: 4, 12: 2, 48: 1}.get(first.shape[1])
-        blocks = {int(key.split('.')[1]) for key in state if key.startswith('body.')}
-        if unshuffled is None:
-            return None
-        return {
-            'type': 'RRDBNet',
-            'num_in_ch': 3,
-            'num_out_ch': state['conv_last.weight'].shape[0],
-            'scale': unshuffled,
-            'num_feat': first.shape[0],
-            'num_block': len(blocks),
-            'num_grow_ch': state['body.0.rdb1.conv1.weight'].shape[0],
-        }
-    # by number: a .safetensors file sorts its keys as text, body.10 before body.2
-    numbers = sorted(int(found[1]) for key in state if (found := re.fullmatch(r'body\.(\d+)\.weight', key)))
-    body = [state[f'body.{number}.weight'] for number in numbers]
-    if numbers[:2] == [0, 1] and body[0].dim() == 4 and body[1].dim() == 1:
-        convs = [tensor for tensor in body if tensor.dim() == 4]
-        return {
-            'type': 'SRVGGNetCompact',
-            'num_in_ch': convs[0].shape[1],
-            'num_out_ch': 3,
-            'num_feat': convs[0].shape[0],
-            'num_conv': len(convs) - 2,
-            'upscale': round((convs[-1].shape[0] / 3) ** 0.5),
-            'act_type': 'prelu',
-        }
-    if 'conv0.weight' in state and 'conv8.weight_orig' in state:
-        return {
-            'type': 'UNetDiscriminatorSN',
-            'num_in_ch': state['conv0.weight'].shape[1],
-            'num_feat': state['conv0.weight'].shape[0],
-            'skip_connection': True,
-        }
-    return None
-
-
-def _infer_gcfsr(state: State) -> dict | None:
-    """The options of a network of GCFSR; None for StyleGAN2's own discriminator, which joins batch statistics in."""
-    generator = 'condition_scale1.0.weight' in state
-    body, first = ('conv_body_down', 'conv_body_first.0.weight') if generator else ('conv_body', 'conv_body.0.0.weight')
-    modulation = 'style_conv1.modulated_conv.modulation.weight'
-    needed = {first, 'final_conv.0.weight', *((modulation, 'final_linear.weight') if generator else ())}
-    if not needed <= state.keys():
-        return None
-    shape = state['final_conv.0.weight'].shape
-    if shape[0] != shape[1]:
-        return None
-    stages = {int(found[1]) for key in state if (found := re.match(rf'{body}\.(\d+)\.', key))}
-    out_size = 1 << len(stages) + (4 if generator else 1)
-    narrow = shape[0] / 512
-    network = {
-        'out_size': out_size,
-        'channel_multiplier': state[first].shape[0] * out_size / 16384 / narrow if out_size > 32 else 2,
-        'narrow': narrow,
-    }
-    network = {key: int(value) if value == int(value) else value for key, value in network.items()}
-    if not generator:
-        return {'type': 'GCFSRDiscriminator', **network}
-    blind = state['final_linear.weight'].shape[1] == 16 * shape[0]
-    style = {'num_style_feat': state[modulation].shape[1]}
-    return {'type': 'GCFSRBlind' if blind else 'GCFSR', **network, **style}
+    return modern_keys(state)
 
 
 def load_into(network: nn.Module, state: State, path: str | os.PathLike, where: str) -> None:

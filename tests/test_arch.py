@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from sdakd.compat import UserError
 from sdakd_arch.adapter_arch import AdapterBank, ChannelMLP, match_size
+from sdakd_arch.families import FAMILIES
 from sdakd_arch.inference.tiling import run_tiled
 from sdakd_arch.pairing import Pairing, pair_taps
 from sdakd_arch.taps import FeatureTaps, default_taps
-from sdakd_arch.width import WIDTHS, build, cost, initialise, lookup, scale_of, student_of
+from sdakd_arch.width import build, cost, initialise, lookup, scale_of, student_of
 
 RRDB = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_block': 23, 'num_grow_ch': 32}
 SRVGG = {'type': 'SRVGGNetCompact', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_conv': 32, 'upscale': 4}
@@ -93,9 +94,9 @@ def test_narrowing_leaves_the_given_options_alone():
 
 
 def test_every_narrowable_architecture_can_be_built_at_half_width():
-    for kind in WIDTHS:
+    for kind in [kind for kind, family in FAMILIES.items() if family.channels]:
         wide = {'type': kind, 'num_in_ch': 3, **({'num_out_ch': 3, 'num_block': 1} if kind == 'RRDBNet' else {})}
-        assert cost(student_of(wide, 1 / 2), 128)[0] < 0.6 * cost({**wide, **WIDTHS[kind]}, 128)[0]
+        assert cost(student_of(wide, 1 / 2), 128)[0] < 0.6 * cost({**wide, **FAMILIES[kind].channels}, 128)[0]
 
 
 @pytest.mark.parametrize('ratio', [0, -0.5, 1.5, 2, 1e-9, 1 / 3, 0.3, 1 / 64, float('nan'), float('inf')])
@@ -562,8 +563,9 @@ def test_tiles_with_the_receptive_field_around_them_join_without_a_trace(height,
 def test_odd_sizes_and_tiles_of_networks_that_unshuffle_their_input(scale, reach, height, width):
     net = randomize(RRDBNet(3, 3, scale=scale, num_feat=4, num_block=1, num_grow_ch=4))
     image = torch.rand(1, 3, height, width)
-    rows = [*range(height), *range(height - 2, height - 2 - -height % 4, -1)]
-    columns = [*range(width), *range(width - 2, width - 2 - -width % 4, -1)]
+    block = 4 // scale  # pixels that become channels together
+    rows = [*range(height), *range(height - 2, height - 2 - -height % block, -1)]
+    columns = [*range(width), *range(width - 2, width - 2 - -width % block, -1)]
     with torch.no_grad():
         mirrored = net(image[:, :, rows][:, :, :, columns])[..., : height * scale, : width * scale]
         whole = run_tiled(net, image, scale)

@@ -599,4 +599,4 @@ def test_tables_refuse_what_they_cannot_tell(call, tmp_path):
     write_section(tmp_path / 'one', 'bench', bench_section({}, size=128))
     cost('was measured at 128x128 pixels; write size: 128', bench=[str(tmp_path / 'one')])
     cost('does not divide into channels', widths=['1/3'])
-    cost('no rule says how to narrow', generators=[{'label': 'a', 'network': {'type': 'EDSR'}}])
+    cost('no rule says how to narrow', generators=[{'label': 'a', 'network': {'type': 'ECBSR'}}])

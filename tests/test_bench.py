@@ -187,8 +187,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, sentence, tmp_p
 def test_sides_that_pixel_unshuffling_refuses(tmp_path):
     network = RRDBNet(3, 3, scale=2, num_feat=8, num_block=1, num_grow_ch=4)
     torch.save({'params': network.state_dict()}, tmp_path / 'x2.pth')
-    with pytest.raises(UserError, match='--size: x2 takes sides that are multiples of 4, not 18'):
-        cli.main(['bench', '-m', f'{tmp_path}/x2.pth', '-o', f'{tmp_path}/out', '--size', '18'])
+    with pytest.raises(UserError, match='--size: x2 takes sides that are multiples of 2, not 17'):
+        cli.main(['bench', '-m', f'{tmp_path}/x2.pth', '-o', f'{tmp_path}/out', '--size', '17'])
 
 
 def test_the_command_line_says_what_is_wrong(tmp_path):

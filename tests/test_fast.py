@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from sdakd.commands.upscale import PRETRAINED
 from sdakd.files.generators import open_network
-from sdakd_arch.inference import fast
-from sdakd_arch.inference.fast import Convolution, Plain, accelerate
+from sdakd_arch.families import family_of
+from sdakd_arch.inference.fast import Plain, accelerate
+from sdakd_arch.inference.onednn import Convolution, FastRRDBNet, FastSRVGG
 from sdakd_arch.inference.regroup import regroup
 
 ONEDNN = torch.backends.mkldnn.is_available()
@@ -48,7 +49,7 @@ def psnr(found, wanted):
 def test_rrdbnet_gives_what_the_network_gives(width, scale):
     network = rrdbnet(width, scale=scale)
     module = accelerate(network)
-    assert isinstance(module, fast.FastRRDBNet) == ONEDNN
+    assert isinstance(module, FastRRDBNet) == ONEDNN
     factor = {4: 1, 2: 2, 1: 4}[scale]  # pixel-unshuffling takes multiples of it
     for batch, height, width in ((1, 16, 16), (2, 7, 13), (1, 9, 10), (1, 1, 3)):
         image = torch.rand(batch, 3, height * factor, width * factor)
@@ -60,7 +61,7 @@ def test_rrdbnet_gives_what_the_network_gives(width, scale):
 def test_srvgg_gives_what_the_network_gives(width, activation, upscale):
     network = loud(SRVGGNetCompact(num_feat=width, num_conv=3, upscale=upscale, act_type=activation))
     module = accelerate(network)
-    assert isinstance(module, fast.FastSRVGG) == ONEDNN
+    assert isinstance(module, FastSRVGG) == ONEDNN
     for batch, height, width in ((1, 16, 16), (2, 7, 13), (1, 9, 10)):
         image = torch.rand(batch, 3, height, width)
         assert relative(module(image), network(image)) < 1e-5
@@ -83,7 +84,7 @@ def test_bfloat16_stays_near_and_float32_nearer(width):
     image = torch.rand(1, 3, 24, 24)
     wanted = network(image)
     module = accelerate(network, torch.bfloat16)
-    assert isinstance(module, fast.FastRRDBNet) == BF16
+    assert isinstance(module, FastRRDBNet) == BF16
     if BF16:
         assert psnr(module(image), wanted) > 50
         assert psnr(module(image), wanted) > psnr(Plain(network, torch.bfloat16)(image), wanted) + 3
@@ -164,4 +165,4 @@ def test_regrouped_networks_give_the_same(growth, scale):
 
 def test_wide_networks_and_others_are_not_regrouped():
     for network in (rrdbnet(1, blocks=1), rrdbnet(2, blocks=1), SRVGGNetCompact(num_feat=8, num_conv=2)):
-        assert regroup(network) is network
+        assert family_of(network).regrouped(network) is network

@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from sdakd.compat import UserError
+from sdakd_arch.families import FAMILIES, Family, family_of
 from sdakd_arch.inference.onnx_network import OnnxNetwork
 from sdakd_arch.plugins import import_entry_points
 from sdakd_arch.weights import describe, infer_network, load_into, read_weights
@@ -41,6 +42,18 @@ class Opened:
     scale: int | None
     network: dict | None
     metadata: dict = field(default_factory=dict)
+
+    @property
+    def family(self) -> Family:
+        """What is known of its architecture."""
+        return family_of(self.network or self.module)
+
+    @property
+    def multiple(self) -> int:
+        """Sides of the input must be multiples of this number of pixels; a graph does not tell, and may unshuffle."""
+        if isinstance(self.module, OnnxNetwork):
+            return 4 if self.scale < 4 else 1
+        return self.family.multiple(self.module)
 
     def describe(self) -> str:
         """One line for people."""
@@ -177,10 +190,11 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
     network = metadata.get('network') or infer_network(state) or (options_beside(path) or {}).get('network_g')
     if network is None:
         raise UserError(
-            f'{where}: nothing tells the architecture of {path}: it is no RRDBNet, no GCFSR and no SRVGGNetCompact '
-            'with PReLU, and no option file with network_g lies two folders above; put it where its experiment left it.'
+            f'{where}: nothing tells the architecture of {path}: its weights are of no known family '
+            f'({", ".join(name for name, family in FAMILIES.items() if not family.discriminator)}), and no option file '
+            'with network_g lies two folders above; put it where its experiment left it.'
         )
-    if 'Discriminator' in network['type']:
+    if family_of(network).discriminator:
         raise UserError(f'{where}: {path} holds the discriminator {describe(network)}; give a generator (net_g_...).')
     module = build(network, where).eval().requires_grad_(False)
     load_into(module, state, path, where)

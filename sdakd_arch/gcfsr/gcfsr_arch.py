@@ -73,6 +73,7 @@ class GCFSR(nn.Module):
     """
 
     halved = True  # the last feature map of the encoder has half the channels
+    takes_factor = True
 
     def __init__(
         self,
@@ -233,6 +234,7 @@ class GCFSRBlind(GCFSR):
     """The generator that is not told the factor: ``in_size`` is 1, and the encoder's last map keeps its channels."""
 
     halved = False
+    takes_factor = False
 
     def forward(
         self,

@@ -108,14 +108,12 @@ class Block(nn.Module):
 
 
 def regroup(network: nn.Module) -> nn.Module:
-    """A network that gives what ``network`` gives and is faster in ONNX Runtime and OpenVINO, to be exported.
+    """An RRDBNet that gives what ``network`` gives and is faster in ONNX Runtime and OpenVINO, to be exported.
 
     It is a copy of an RRDBNet with at most 8 growth channels, with its trunk written otherwise: outputs differ by
     rounding, less than 1e-5 of the largest magnitude. Its weights are others, so it is no network to load a state into
-    or to train. Any other network is returned as it is: wide ones fill the blocks by themselves.
+    or to train. One of more channels is returned as it is: it fills the blocks by itself.
     """
-    if type(network).__name__ != 'RRDBNet':
-        return network
     growth = network.body[0].rdb1.conv1.out_channels
     kind = Shares if growth <= 4 else Pairs if growth == 8 else None
     if kind is None:

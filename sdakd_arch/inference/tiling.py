@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
 from torch.nn import functional as F
 
+from sdakd_arch.families import family_of
 
-def run_tiled(network: nn.Module, image: torch.Tensor, scale: int, tile: int = 0, tile_pad: int = 10) -> torch.Tensor:
+
+def mirror_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Images ``(N, C, h, w)``, extended at the right and at the bottom to multiples of a number of pixels.
+
+    By reflection, and where they are too small for it by their last pixels.
+    """
+    pad = (0, -image.shape[-1] % multiple, 0, -image.shape[-2] % multiple)
+    if not any(pad):
+        return image
+    return F.pad(image, pad, mode='reflect' if min(image.shape[-2:]) > max(pad) else 'replicate')
+
+
+def run_tiled(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    image: torch.Tensor,
+    scale: int,
+    tile: int = 0,
+    tile_pad: int = 10,
+    multiple: int | None = None,
+) -> torch.Tensor:
     """Runs a super-resolution network over an image, in overlapping tiles where asked.
 
     Args:
         network: Maps ``(N, 3, h, w)`` to ``(N, C, h * scale, w * scale)``; it is called once for every tile.
-        image: ``(N, 3, h, w)``; padded by reflection to the multiple of 4 that pixel-unshuffling needs, and cut back.
+        image: ``(N, 3, h, w)``; mirrored to the multiples that the network takes, and cut back.
         scale: The network's factor.
         tile: Side of a tile in input pixels; 0 runs the image whole.
         tile_pad: Context around every tile, in input pixels. With at least the network's receptive field the result
             equals the untiled one.
+        multiple: What sides must be multiples of, in input pixels; None asks the family of the network, a module then.
 
     Returns:
         ``(N, C, h * scale, w * scale)``, on the network's device and of its type.
     """
     height, width = image.shape[-2:]
-    if scale < 4:
-        pad = (0, -width % 4, 0, -height % 4)
-        image = F.pad(image, pad, mode='reflect' if min(height, width) > 3 else 'replicate')
+    multiple = family_of(network).multiple(network) if multiple is None else multiple
+    image = mirror_to_multiple(image, multiple)
     if tile <= 0:
         return network(image)[..., : height * scale, : width * scale]
     padded_h, padded_w = image.shape[-2:]
-    if scale < 4:  # tiles must begin where pixel-unshuffling's blocks begin
-        tile, tile_pad = tile + -tile % 4, tile_pad + -tile_pad % 4
+    tile, tile_pad = (
+        tile + -tile % multiple,
+        tile_pad + -tile_pad % multiple,
+    )  # tiles begin where blocks of pixels begin
     result = None
     for top in range(0, padded_h, tile):
         for left in range(0, padded_w, tile):

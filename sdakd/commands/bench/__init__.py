@@ -112,8 +112,8 @@ def _open(sources: Sequence[str], size: int, threads: int) -> dict[str, tuple[st
         if opened.scale is None:
             if fault := opened.module.fault(size, size):
                 raise UserError(f'--size: the input of {name} {fault}.')
-        elif opened.scale < 4 and size % 4:
-            raise UserError(f'--size: {name} takes sides that are multiples of 4, not {size}.')
+        elif size % opened.multiple:
+            raise UserError(f'--size: {name} takes sides that are multiples of {opened.multiple}, not {size}.')
         models[name] = source, opened
     return models
 

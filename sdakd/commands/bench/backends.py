@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sdakd.compat import UserError, near
+from sdakd.compat import UserError
 
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
 
 Runner = Callable[[], torch.Tensor]
 RANDOM = 'random:'
-GENERATORS = {kind: {'type': kind, 'num_in_ch': 3, 'num_out_ch': 3} for kind in ('RRDBNet', 'SRVGGNetCompact')} | {
-    f'{kind}{size}': {'type': kind, 'out_size': size}
-    for kind in ('GCFSR', 'GCFSRBlind')
-    for size in (128, 256, 512, 1024)
-}
 SLICES = ('Slice', 'StridedSlice')  # as OpenVINO calls them
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -31,28 +26,32 @@ def open_model(source: str, threads: int = 0) -> Opened:
     """Opens a generator's file, or makes one with random weights from ``random:TYPE`` or ``random:TYPE:WIDTH``.
 
     ``random:RRDBNet:1/4`` is BasicSR's RRDBNet with its default options and a quarter of the channels, ``GCFSR512`` is
-    GCFSR at 512 pixels; the weights are the architecture's own initial ones, seed 0.
+    GCFSR at 512 pixels, and any other registered architecture goes by its name; the weights are the architecture's own
+    initial ones, seed 0.
 
     Raises:
         UserError: See :func:`sdakd.files.generators.open_network`; or an unknown architecture or width.
     """
     from sdakd.files.generators import FaceNetwork, Opened, open_network
+    from sdakd_arch.families import example_of
     from sdakd_arch.width import build, scale_of, student_of
 
     if not source.startswith(RANDOM):
         return open_network(source, '-m', threads, faces=True)
     kind, _, width = source.removeprefix(RANDOM).partition(':')
-    if kind not in GENERATORS:
-        raise UserError(f'-m: {source}: no generator is called {kind!r}; {near(kind, GENERATORS)}.')
+    try:
+        network = example_of(kind)
+    except UserError as error:
+        raise UserError(f'-m: {source}: {error}') from None
     try:
         ratio = float(Fraction(width or '1'))
     except (ValueError, ZeroDivisionError):
         raise UserError(f'-m: {source}: {width!r} is no width; write for example {RANDOM}{kind}:1/4.') from None
-    network = student_of(GENERATORS[kind], ratio)
+    network = student_of(network, ratio)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = build(network, '-m').eval().requires_grad_(False)
-    if 'out_size' in network:
+    if hasattr(module, 'example_inputs'):
         return Opened(source.removeprefix(RANDOM), Path(source), FaceNetwork(module).eval(), None, network)
     scale = scale_of(build(network, '-m'), '-m')
     return Opened(source.removeprefix(RANDOM), Path(source), module, scale, network)

@@ -17,9 +17,11 @@ from sdakd.commands.compare.config import Config, locate
 from sdakd.commands.compare.data import Images
 from sdakd.commands.compare.rows import Row, look_up
 from sdakd.compat import UserError
+from sdakd.files.generators import open_network
 from sdakd.files.runs import Run, digest, key_of
-from sdakd_arch.weights import infer_network, read_weights, save_whole
-from sdakd_arch.width import WIDTHS, build, initialise, scale_of, student_of
+from sdakd_arch.families import family_of
+from sdakd_arch.weights import save_whole
+from sdakd_arch.width import build, initialise, student_of
 
 OPTIMIZER = {'type': 'Adam', 'weight_decay': 0, 'betas': [0.9, 0.99]}
 
@@ -43,13 +45,10 @@ class Matrix:
 
     def __post_init__(self) -> None:
         self.teacher = locate(self.config.teacher, 'teacher')
-        state = read_weights(self.teacher, where='teacher')
-        self.network = infer_network(state)
-        if self.network is None or self.network['type'] not in ('RRDBNet', 'SRVGGNetCompact'):
-            raise UserError(f'teacher: {self.teacher} is no RRDBNet or SRVGGNetCompact with PReLU; give one of these.')
+        opened = open_network(self.teacher, 'teacher')
+        self.network, self.scale = opened.network, opened.scale
         folder = self.config.teacher_cache
         self.cache = {'cache': str(Path(folder).expanduser().absolute())} if folder else {}
-        self.scale = scale_of(build(self.network, 'teacher'), 'teacher')
         judge = self.config.teacher_discriminator
         self.longest = max(judge.iters if judge else 1, *(row.iterations for row in self.rows))
         for ratio in self.config.ratios():
@@ -122,9 +121,7 @@ class Matrix:
             block[last] = float(f'{_scaled(block[last], factor, last == "share"):.6g}')
         student = student_of(self.network, float(ratio))
         terms = {key: value for key, value in method['train'].items() if key.endswith('_opt')}
-        mine = dict(self.network, num_feat=None, num_grow_ch=None)
-        theirs = dict(method['teacher'].get('network') or method['network_g'], num_feat=None, num_grow_ch=None)
-        if any(mine.get(key) != theirs.get(key) for key in ('type', 'num_conv', 'num_block')):
+        if _trunk(self.network) != _trunk(method['teacher'].get('network') or method['network_g']):
             for block in terms.values():  # layers of a network of another depth: the terms know good ones themselves
                 if isinstance(block, dict):
                     block.pop('layers', None)
@@ -174,15 +171,13 @@ class Matrix:
 
     def _judge(self, network: Mapping, method: Mapping, student: Mapping) -> dict:
         """A discriminator as wide as the method's file says: as its student, as its teacher, or neither of them."""
-        judge, kind = dict(network), network.get('type')
-        teacher = method['teacher'].get('network') or {}
-        key = next(iter(WIDTHS.get(kind, {'num_feat': 64})))
-        width = network.get(key, 64)
-        if width == method['network_g'].get('num_feat', 64):
-            judge[key] = student.get('num_feat', 64)
-        elif width == teacher.get('num_feat', 64):
-            judge[key] = self.network.get('num_feat', 64)
-        return judge
+        judge, teacher = family_of(network), method['teacher'].get('network')
+        key, width = next(iter(judge.channels), 'num_feat'), judge.width(network)
+        if width == family_of(method['network_g']).width(method['network_g']):
+            return dict(network) | {key: family_of(student).width(student)}
+        if width == (family_of(teacher).width(teacher) if teacher else 64):
+            return dict(network) | {key: family_of(self.network).width(self.network)}
+        return dict(network)
 
     def _absolute(self, options: dict, where: str) -> None:
         """Finds the files that a method's options name; the process runs in another folder."""
@@ -227,6 +222,12 @@ class Matrix:
         found = {str(folder): side for folder, side in zip(self.images.train, ('gt', 'lq'), strict=True)}
         found |= {folder: 'cache' for folder in self.cache.values()}
         return {**self.stand_ins, **found, options['path'].get('pretrain_network_g', ''): 'start'}
+
+
+def _trunk(network: Mapping) -> tuple[str, list[str] | None]:
+    """What layers are named after: the architecture and the steps of its depth."""
+    with torch.device('meta'):
+        return network['type'], family_of(network).trunk(build(network, 'network_g'))
 
 
 def _scaled(value: float, factor: float, is_share: bool) -> float:

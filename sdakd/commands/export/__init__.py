@@ -46,7 +46,7 @@ class Format:
         packages: What it needs beyond this project's dependencies.
         mark: What its file names get, to tell them from another format's.
         check: Refuses a generator that the format is not for.
-        any_size: Whether RRDBNet of scale 2 and 1 takes sides that are no multiples of 4.
+        any_size: Whether it takes sides that are no multiples of what the generator wants.
         note: What the line about the file says of it.
     """
 
@@ -205,7 +205,7 @@ def _compare(name: str, opened: Opened, path: Path) -> tuple[float, float, str]:
 
     Both are in units of the output's largest magnitude, or of 1 where that is less: images are in [0, 1].
     """
-    step = 4 if exporters.unshuffle(opened) and not FORMATS[name].any_size else 1
+    step = 1 if FORMATS[name].any_size else opened.multiple
     sizes = [(height - height % step, width - width % step) for height, width in SIZES]
     generator = torch.Generator().manual_seed(0)
     reference = exporters.Portable(opened)

@@ -32,35 +32,28 @@ Writer = Callable[['Opened', Path, bool], None]
 Reader = Callable[[Path], Runner]
 
 OPSET = 17  # of ONNX: the newest that older runtimes and both of torch's exporters have in common
-GROWTH = 32  # growth channels that programs built on spandrel take for granted in every RRDBNet
 TRACED, TRACED_TOO = (16, 24), (20, 40)  # sizes that graphs are traced at; pnnx learns from two of them what varies
 
 
 class Portable(nn.Module):
     """A generator as exported graphs hold it.
 
-    RRDBNet for scale 2 and 1 begins with pixel-unshuffling, which wants sides that are multiples of 2 and 4. Here it is
-    torch's own operator, which exporters know. ``pad`` puts padding by reflection to multiples of 4 in front of it and
-    cuts the output, as :func:`sdakd_arch.inference.tiling.run_tiled` does; sides of at least 4 pixels are needed then.
+    Its operators are those that exporters know (:meth:`sdakd_arch.families.Family.portable`). Where the generator wants
+    sides that are multiples of a number, ``pad`` puts padding by reflection in front of it and cuts the output, as
+    :func:`sdakd_arch.inference.tiling.run_tiled` does; sides of at least this number of pixels are needed then.
 
     Args:
         opened: The generator.
         half: Compute in float16; input and output stay float32.
-        pad: Take sides that are no multiples of 4.
+        pad: Take sides that are no multiples.
     """
 
     def __init__(self, opened: Opened, half: bool = False, pad: bool = True) -> None:
         super().__init__()
         module = copy.deepcopy(opened.module).half() if half else opened.module
         self.scale, self.half_precision = opened.scale, half
-        self.unshuffle = unshuffle(opened)
-        self.pad = pad and self.unshuffle > 0
-        if self.unshuffle and type(module).__name__ == 'RRDBNet':
-            module = copy.copy(module)
-            module.scale = 4  # its forward leaves the unshuffling to this one
-        else:
-            self.unshuffle = 0
-        self.module = module
+        self.multiple = opened.multiple if pad else 1
+        self.module = opened.family.portable(module)
         self.eval()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -68,21 +61,12 @@ class Portable(nn.Module):
         height, width = image.shape[-2:]
         if self.half_precision:
             image = image.half()
-        if self.pad:
-            image = F.pad(image, (0, -width % 4, 0, -height % 4), mode='reflect')
-        if self.unshuffle:
-            image = F.pixel_unshuffle(image, self.unshuffle)
+        if self.multiple > 1:
+            image = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple), mode='reflect')
         output = self.module(image)
-        if self.pad:
+        if self.multiple > 1:
             output = output[..., : height * self.scale, : width * self.scale]
         return output.float() if self.half_precision else output
-
-
-def unshuffle(opened: Opened) -> int:
-    """The factor by which a generator unshuffles its input's pixels; 0 where it does not."""
-    if opened.network is None or opened.network['type'] != 'RRDBNet':
-        return 0
-    return {2: 2, 1: 4}.get(opened.network.get('scale', 4), 0)
 
 
 def texts(opened: Opened) -> dict[str, str]:
@@ -115,8 +99,8 @@ def _trace(opened: Opened, half: bool, pad: bool = True) -> torch.jit.ScriptModu
 def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
     """Writes an ONNX graph of opset 17 with the input ``input`` and the output ``output``, both float32.
 
-    Batch, height and width are dynamic; any height and width will do, but for RRDBNet of scale 2 and 1, which wants at
-    least 4 pixels. The dense blocks of narrow RRDBNets are regrouped, which runtimes compute faster. TorchScript's
+    Batch, height and width are dynamic; any height and width will do, from the number of pixels on that a generator
+    wants multiples of. Operators are regrouped where runtimes compute them faster so. TorchScript's
     exporter is used: for RRDBNet-23 it takes 1 s where torch.export's takes 35 s, it is in every torch since 2.1, and
     its graphs are of opset 17, where the other one's begin at 18.
 
@@ -132,7 +116,6 @@ def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
         import onnx
     except ImportError:
         raise UserError('--to onnx: the package onnx is not installed: pip install onnx onnxruntime.') from None
-    from sdakd_arch.inference.regroup import regroup
 
     axes = {'input': {0: 'batch', 2: 'height', 3: 'width'}}
     axes['output'] = {0: 'batch', 2: 'output_height', 3: 'output_width'}
@@ -142,7 +125,7 @@ def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # that there is another exporter
         try:
-            opened = dataclasses.replace(opened, module=regroup(opened.module))
+            opened = dataclasses.replace(opened, module=opened.family.regrouped(opened.module))
             graph = (Portable(opened, half), (torch.zeros(1, 3, *TRACED),), str(path))
             torch.onnx.export(*graph, opset_version=OPSET, **names)
         except Exception as error:  # exporter and operators each raise their own
@@ -192,7 +175,7 @@ def run_torchscript(path: Path) -> Runner:
 def to_ncnn(opened: Opened, path: Path, half: bool = False) -> None:
     """Writes ``path`` (``.param``) and the ``.bin`` beside it through pnnx, with the blobs ``data`` and ``output``.
 
-    Sides must be multiples of 2 and 4 for RRDBNet of scale 2 and 1: ncnn's graph has no padding that depends on them.
+    Sides must be multiples of what the generator wants: ncnn's graph has no padding that depends on them.
 
     Raises:
         UserError: pnnx fails.
@@ -201,7 +184,8 @@ def to_ncnn(opened: Opened, path: Path, half: bool = False) -> None:
 
     # In chains of residual additions pnnx's time and memory double with every block, to 113 s and gigabytes for
     # RRDBNet-23. A copy between two blocks stops that, and pnnx removes it from the result.
-    blocks = getattr(opened.module, 'body', ()) if type(opened.module).__name__ == 'RRDBNet' else ()
+    steps = opened.family.trunk(opened.module) or ()
+    blocks = [block for block in map(opened.module.get_submodule, steps) if next(block.children(), None) is not None]
     hooks = [block.register_forward_hook(lambda module, inputs, output: output.clone()) for block in blocks]
     work = path.parent / 'pnnx'
     work.mkdir()
@@ -285,60 +269,23 @@ def run_weights(path: Path) -> Runner:
     return Portable(open_network(path))
 
 
-def widen_growth(state: dict[str, torch.Tensor], growth: int = GROWTH) -> dict[str, torch.Tensor]:
-    """RRDBNet's state dict with more growth channels that are always zero, for the same output.
-
-    The dense block's convolution number k (1 to 5) reads the features and the k - 1 growths before it. The additional
-    channels have zero weights and zero bias, LeakyReLU keeps their zeros, and what reads them has zero weights too.
-    """
-    narrow = state['body.0.rdb1.conv1.weight'].shape[0]
-    widened = dict(state)
-    for key, tensor in state.items():
-        found = re.fullmatch(r'body\.\d+\.rdb\d\.conv(\d)\.(weight|bias)', key)
-        if not found:
-            continue
-        number = int(found[1])
-        outputs = tensor.shape[0] if number == 5 else growth
-        if found[2] == 'bias':
-            widened[key] = tensor.new_zeros(outputs)
-            widened[key][: tensor.shape[0]] = tensor
-            continue
-        features = tensor.shape[1] - (number - 1) * narrow
-        wide = tensor.new_zeros(outputs, features + (number - 1) * growth, *tensor.shape[2:])
-        wide[: tensor.shape[0], :features] = tensor[:, :features]
-        for before in range(number - 1):
-            old, new = features + before * narrow, features + before * growth
-            wide[: tensor.shape[0], new : new + narrow] = tensor[:, old : old + narrow]
-        widened[key] = wide
-    return widened
-
-
 def check_padded(opened: Opened) -> None:
     """Before anything is written.
 
     Raises:
-        UserError: It is no RRDBNet with fewer than 32 growth channels.
+        UserError: There is nothing to pad.
     """
-    network = opened.network
-    if network['type'] != 'RRDBNet':
-        raise UserError(
-            f'--to padded: {opened.path} holds {network["type"]}, which has no growth channels to pad; '
-            'SRVGGNetCompact of any width opens in spandrel, chaiNNer and ComfyUI as it is, or with --to safetensors.'
-        )
-    growth = network.get('num_grow_ch', 32)
-    if growth >= GROWTH:
-        reason = 'opens as it is, or with --to safetensors' if growth == GROWTH else f'cannot be padded to {GROWTH}'
-        raise UserError(f'--to padded: {opened.path} has {growth} growth channels already and {reason}.')
+    try:
+        opened.family.padded(opened.network, opened.module.state_dict())
+    except ValueError as error:
+        raise UserError(f'--to padded: {opened.path} {error}.') from None
 
 
 def to_padded(opened: Opened, path: Path, half: bool = False) -> None:
-    """Writes a narrow RRDBNet with 32 growth channels, most of them zero, as ``.safetensors`` or ``.pth``.
-
-    spandrel reads the number of features and of blocks from the weights and takes 32 growth channels for granted.
-    """
+    """Writes a generator as ``.safetensors`` or ``.pth`` in the sizes that spandrel takes for granted."""
     padded = copy.copy(opened)
-    padded.network = {**opened.network, 'num_grow_ch': GROWTH}
-    _save_state(padded, widen_growth(opened.module.state_dict()), path, half)
+    padded.network, state = opened.family.padded(opened.network, opened.module.state_dict())
+    _save_state(padded, state, path, half)
 
 
 def run_spandrel(path: Path) -> Runner:

@@ -28,7 +28,7 @@ def check_flags(args: argparse.Namespace, opened: Opened) -> None:
     if args.face_enhance:
         raise UserError(f'--face_enhance: {name} makes faces itself; leave the flag out.')
     largest = opened.module.out_size // SMALLEST_FACE
-    if args.factor is not None and opened.network['type'] == 'GCFSRBlind':
+    if args.factor is not None and not opened.module.generator.takes_factor:
         raise UserError(f'--factor: {name} is not told a factor; leave the flag out.')
     if args.factor is not None and not 1 <= args.factor <= largest:
         raise UserError(

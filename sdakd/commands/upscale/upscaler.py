@@ -23,26 +23,11 @@ CPU_BYTES = 2 << 30  # for one tile's activations; larger tiles are not faster
 SMALLEST = 32  # side of a tile below which running out of memory is final
 
 
-def reach(network: dict | None) -> int | None:
-    """How many input pixels away an output pixel still depends on the input; None where that cannot be told."""
-    if network and network['type'] == 'SRVGGNetCompact':  # 3x3 convolutions at input resolution, one after another
-        return network.get('num_conv', 16) + 2
-    return None
-
-
-def widest(network: dict | None) -> int:
-    """Values of the largest tensor inside a generator per input pixel; RRDBNet's at scale 4 where it is unknown."""
-    if network and network['type'] == 'SRVGGNetCompact':
-        return max(network.get('num_feat', 64), 3 * network.get('upscale', 4) ** 2)
-    options = network or {}
-    return options.get('num_feat', 64) * options.get('scale', 4) ** 2  # its last layers run at output resolution
-
-
 class Upscaler(RealESRGANer):
     """A :class:`realesrgan.RealESRGANer` that other programs can use as one, for example GFPGAN for the background.
 
     Different from its parent: the bits of a pixel are told by the array's type and not by its brightest value; tiles
-    are chosen to fit into the memory, begin where pixel-unshuffling's blocks begin, overlap as far as the network
+    are chosen to fit into the memory, begin where the network's blocks of pixels begin, overlap as far as the network
     reaches, and are kept as whole numbers; one that does not fit is halved, where the parent goes on without it; images
     smaller than their padding are extended; opaque alpha stays opaque; nothing is printed.
 
@@ -72,11 +57,11 @@ class Upscaler(RealESRGANer):
         if device.type == 'cpu' and not half and opened.path.suffix != '.onnx':
             fast = accelerate(self.model)
             self.model = self.model if isinstance(fast, Plain) else fast
+        network, family = opened.network or {}, opened.family
         if tile_pad is None:
-            self.tile_pad = min(reach(opened.network) or PAD, PAD)
-        if self.scale < 4:
-            self.tile_pad += -self.tile_pad % 4
-        self.widest = widest(opened.network)
+            self.tile_pad = min(family.reach(network) or PAD, PAD)
+        self.multiple, self.widest = opened.multiple, family.widest(network)
+        self.tile_pad += -self.tile_pad % self.multiple  # as run_tiled does
 
     def fitting_tile(self, height: int, width: int) -> int:
         """The tile's side for an image of this size: ``tile`` where it was given, else by the memory; 0: whole."""
@@ -117,8 +102,7 @@ class Upscaler(RealESRGANer):
 
     def _in_tiles(self, tile: int) -> torch.Tensor:
         height, width = self.img.shape[-2:]
-        if self.scale < 4:
-            tile += -tile % 4  # as run_tiled does
+        tile += -tile % self.multiple
         tiles = math.ceil(height / tile) * math.ceil(width / tile) if tile else 1
         bar = tqdm(total=tiles, desc='tiles', unit='tile', leave=False, disable=True if tiles == 1 else None)
 
@@ -136,13 +120,13 @@ class Upscaler(RealESRGANer):
             return whole.to(torch.uint8 if self.top == 255 else torch.int16).cpu()
 
         with bar:
-            return run_tiled(network, self.img, self.scale, tile, self.tile_pad)
+            return run_tiled(network, self.img, self.scale, tile, self.tile_pad, self.multiple)
 
     def _run(self, image: np.ndarray, grey: bool) -> np.ndarray:
         """Enlarges ``(h, w, 3)``, RGB, uint8 or uint16, to the same, or to ``(h, w)`` grey."""
         self.top, self.grey = int(np.iinfo(image.dtype).max), grey
         height, width = image.shape[:2]
-        least = 1 + max(self.pre_pad, 3 if self.scale < 4 else 0)  # to be reflected, an image must exceed its padding
+        least = 1 + max(self.pre_pad, self.multiple - 1)  # to be reflected, an image must exceed its padding
         short = max(least - height, 0), max(least - width, 0)
         image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)), mode='edge')
         self.pre_process(image.astype(np.float32) / self.top)

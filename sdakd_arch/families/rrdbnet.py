@@ -1,0 +1,160 @@
+"""RRDBNet (ESRGAN, Real-ESRGAN): dense blocks in residual blocks; for scale 2 and 1 on pixel-unshuffled input."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from sdakd_arch.families.base import Family, State, register_family
+from sdakd_arch.families.discriminators import unet
+from sdakd_arch.inference.onednn import FastRRDBNet
+from sdakd_arch.inference.regroup import regroup
+
+UNSHUFFLE = {2: 2, 1: 4}  # scale -> side of the blocks of input pixels that become channels
+GROWTH = 32  # growth channels that programs built on spandrel take for granted
+
+
+@register_family
+class RRDBNetFamily(Family):
+    """See :class:`basicsr.archs.rrdbnet_arch.RRDBNet`."""
+
+    types = ('RRDBNet',)
+    channels = {'num_feat': 64, 'num_grow_ch': 32}
+    examples = {'RRDBNet': {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3}}
+
+    def rename(self, state: State) -> State:
+        """From ESRGAN's two older namings: a Sequential's numbers; RRDB_trunk and HRconv."""
+        if 'model.0.weight' in state and any(key.startswith('model.1.sub.') for key in state):
+            trunk = max(int(key.split('.')[3]) for key in state if key.startswith('model.1.sub.'))
+            names = {f'model.1.sub.{trunk}': 'conv_body', 'model.0': 'conv_first', 'model.3': 'conv_up1'}
+            names |= {'model.6': 'conv_up2', 'model.8': 'conv_hr', 'model.10': 'conv_last'}
+            if 'model.10.weight' not in state:  # the x2 layout has one upsampling less, which RRDBNet cannot express
+                return state
+            block = re.compile(r'model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0')
+        elif any(key.startswith('RRDB_trunk.') for key in state):
+            names = {'trunk_conv': 'conv_body', 'upconv1': 'conv_up1', 'upconv2': 'conv_up2', 'HRconv': 'conv_hr'}
+            block = re.compile(r'RRDB_trunk\.(\d+)\.RDB(\d)\.conv(\d)')
+        else:
+            return state
+        renamed = {}
+        for key, tensor in state.items():
+            module, _, kind = key.rpartition('.')
+            found = block.fullmatch(module)
+            module = 'body.{}.rdb{}.conv{}'.format(*found.groups()) if found else names.get(module, module)
+            renamed[f'{module}.{kind}'] = tensor
+        return renamed
+
+    def infer(self, state: State) -> dict | None:
+        """The scale is told by the channels of the pixel-unshuffled input."""
+        if not {'conv_first.weight', 'body.0.rdb1.conv1.weight', 'conv_last.weight'} <= state.keys():
+            return None
+        first = state['conv_first.weight']
+        scale = {3: 4, 12: 2, 48: 1}.get(first.shape[1])
+        if scale is None:
+            return None
+        return {
+            'type': 'RRDBNet',
+            'num_in_ch': 3,
+            'num_out_ch': state['conv_last.weight'].shape[0],
+            'scale': scale,
+            'num_feat': first.shape[0],
+            'num_block': len({int(key.split('.')[1]) for key in state if key.startswith('body.')}),
+            'num_grow_ch': state['body.0.rdb1.conv1.weight'].shape[0],
+        }
+
+    def judged_by(self, network: Mapping) -> dict:
+        return unet(network)
+
+    def trunk(self, network: nn.Module) -> list[str]:
+        """The residual in residual dense blocks."""
+        return [f'body.{index}' for index in range(len(network.body))]
+
+    def initialise(self, network: nn.Module) -> None:
+        """Lets a network begin as the image that it enlarges, a choice of this project.
+
+        RRDBNet adds nothing to an enlarged input, unlike SRVGGNetCompact, so with BasicSR's weights a narrow student
+        has to learn first what an image is: it stays behind bicubic interpolation for more than 1,000 steps. Here its
+        first channels, one a colour, carry the pixels: each layer outside the trunk passes them on, the trunk adds zero
+        to them and the last layer reads nothing else. The output at the start is exactly the image with every pixel
+        repeated 4 x 4 times, because leaky ReLU leaves values in [0, 1] as they are. The other weights of these layers
+        are random, of a size that keeps the signal behind leaky ReLU (He et al., arXiv 1502.01852, section 2.2), ten
+        times smaller in the trunk's last layer; the trunk keeps BasicSR's. Every parameter has a gradient from the
+        second step on.
+
+        A network of scale 2 or 1 gets its image as blocks of 2 x 2 or 4 x 4 pixels, one channel a pixel of the block,
+        and begins as the blocks' means, enlarged: an image of equal blocks, such as a checkerboard, has constant
+        channels, from which enlargement and convolutions make a constant image only, so no weights give its pixels
+        back.
+        """
+        colours = network.conv_last.out_channels
+        block = network.conv_first.in_channels // colours  # pixels of a block
+        if network.conv_body.out_channels < colours:
+            return
+        passing = (network.conv_first, network.conv_up1, network.conv_up2, network.conv_hr, network.conv_last)
+        for convolution in (*passing, network.conv_body):
+            nn.init.kaiming_normal_(convolution.weight, a=network.lrelu.negative_slope)
+            nn.init.zeros_(convolution.bias)
+            convolution.weight[:colours] = 0
+        network.conv_body.weight.mul_(0.1)
+        for colour in range(colours):
+            network.conv_first.weight[colour, colour * block : (colour + 1) * block, 1, 1] = 1 / block
+            for convolution in passing[1:]:
+                convolution.weight[colour, colour, 1, 1] = 1
+
+    def multiple(self, network: nn.Module) -> int:
+        """The side of the blocks of pixels that become channels."""
+        return UNSHUFFLE.get(getattr(network, 'scale', 4), 1)
+
+    def accelerated(self, network: nn.Module, dtype: torch.dtype) -> nn.Module:
+        return FastRRDBNet(network, dtype)
+
+    def portable(self, network: nn.Module) -> nn.Module:
+        """With torch's own operator for pixel-unshuffling, which exporters know."""
+        if network.scale not in UNSHUFFLE:
+            return network
+        behind = copy.copy(network)
+        behind.scale = 4  # its forward leaves the unshuffling to the operator before it
+        return nn.Sequential(nn.PixelUnshuffle(UNSHUFFLE[network.scale]), behind)
+
+    def regrouped(self, network: nn.Module) -> nn.Module:
+        return regroup(network)
+
+    def padded(self, network: Mapping, state: State) -> tuple[dict, State]:
+        """With 32 growth channels, most of them zero: spandrel reads features and blocks from the weights only."""
+        growth = network.get('num_grow_ch', 32)
+        if growth >= GROWTH:
+            reason = 'opens as it is, or with --to safetensors' if growth == GROWTH else f'cannot be padded to {GROWTH}'
+            raise ValueError(f'has {growth} growth channels already and {reason}')
+        return {**network, 'num_grow_ch': GROWTH}, widen_growth(state)
+
+
+def widen_growth(state: State, growth: int = GROWTH) -> State:
+    """RRDBNet's state dict with more growth channels that are always zero, for the same output.
+
+    The dense block's convolution number k (1 to 5) reads the features and the k - 1 growths before it. The additional
+    channels have zero weights and zero bias, LeakyReLU keeps their zeros, and what reads them has zero weights too.
+    """
+    narrow = state['body.0.rdb1.conv1.weight'].shape[0]
+    widened = dict(state)
+    for key, tensor in state.items():
+        found = re.fullmatch(r'body\.\d+\.rdb\d\.conv(\d)\.(weight|bias)', key)
+        if not found:
+            continue
+        number = int(found[1])
+        outputs = tensor.shape[0] if number == 5 else growth
+        if found[2] == 'bias':
+            widened[key] = tensor.new_zeros(outputs)
+            widened[key][: tensor.shape[0]] = tensor
+            continue
+        features = tensor.shape[1] - (number - 1) * narrow
+        wide = tensor.new_zeros(outputs, features + (number - 1) * growth, *tensor.shape[2:])
+        wide[: tensor.shape[0], :features] = tensor[:, :features]
+        for before in range(number - 1):
+            old, new = features + before * narrow, features + before * growth
+            wide[: tensor.shape[0], new : new + narrow] = tensor[:, old : old + narrow]
+        widened[key] = wide
+    return widened

@@ -1,0 +1,86 @@
+"""SRVGGNetCompact (Real-ESRGAN's compact generator): 3x3 convolutions and activations at the input's resolution."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from sdakd_arch.families.base import Family, State, register_family
+from sdakd_arch.families.discriminators import unet
+from sdakd_arch.inference.onednn import FastSRVGG
+
+SLOPE = 0.8  # of PReLU at the start; BasicSR's 0.25 loses the signal behind 16 to 32 layers
+
+
+@register_family
+class SRVGGNetCompactFamily(Family):
+    """See :class:`basicsr.archs.srvgg_arch.SRVGGNetCompact`."""
+
+    types = ('SRVGGNetCompact',)
+    channels = {'num_feat': 64}
+    examples = {'SRVGGNetCompact': {'type': 'SRVGGNetCompact', 'num_in_ch': 3, 'num_out_ch': 3}}
+
+    def infer(self, state: State) -> dict | None:
+        """With PReLU only: a network with ReLU and one with LeakyReLU look the same in a file."""
+        # by number: a .safetensors file sorts its keys as text, body.10 before body.2
+        numbers = sorted(int(found[1]) for key in state if (found := re.fullmatch(r'body\.(\d+)\.weight', key)))
+        body = [state[f'body.{number}.weight'] for number in numbers]
+        if numbers[:2] != [0, 1] or body[0].dim() != 4 or body[1].dim() != 1:
+            return None
+        convs = [tensor for tensor in body if tensor.dim() == 4]
+        return {
+            'type': 'SRVGGNetCompact',
+            'num_in_ch': convs[0].shape[1],
+            'num_out_ch': 3,
+            'num_feat': convs[0].shape[0],
+            'num_conv': len(convs) - 2,
+            'upscale': round((convs[-1].shape[0] / 3) ** 0.5),
+            'act_type': 'prelu',
+        }
+
+    def judged_by(self, network: Mapping) -> dict:
+        return unet(network)
+
+    def trunk(self, network: nn.Module) -> list[str]:
+        """The activations; convolution and activation alternate, and the first pair is the stem."""
+        return [f'body.{2 * index + 3}' for index in range(network.num_conv)]
+
+    def initialise(self, network: nn.Module) -> None:
+        """Keeps the signal through all layers.
+
+        BasicSR leaves the network to torch's default, which shrinks the signal about 2.4 times a layer: behind 17
+        layers hardly any is left, and a narrow student stands still for more than 1,000 steps. Here the layers between
+        the first and the last start delta-orthogonal (Xiao et al., arXiv 1806.05393, section 3): an orthogonal matrix
+        over the channels in the kernel's centre, zero around it, times the gain that keeps the mean square behind the
+        activation. Pixels stay distinguishable through any depth the more linear the activation is, so PReLU starts at
+        :data:`SLOPE`. The last layer, a residual's, starts small. Slope and the last layer's size are choices of this
+        project.
+        """
+        slope = 0.0
+        for module in network.body:
+            if isinstance(module, nn.PReLU):
+                slope = SLOPE
+                nn.init.constant_(module.weight, slope)
+            elif isinstance(module, nn.LeakyReLU):
+                slope = module.negative_slope
+        first, *middle, last = (module for module in network.body if isinstance(module, nn.Conv2d))
+        for convolution in (first, *middle, last):
+            nn.init.kaiming_normal_(convolution.weight, a=slope)
+            nn.init.zeros_(convolution.bias)
+        for convolution in middle:
+            nn.init.zeros_(convolution.weight)
+            nn.init.orthogonal_(convolution.weight[:, :, 1, 1], gain=math.sqrt(2 / (1 + slope**2)))
+        last.weight.mul_(0.1)
+
+    def reach(self, network: Mapping) -> int:
+        return network.get('num_conv', 16) + 2  # 3x3 convolutions at input resolution, one after another
+
+    def widest(self, network: Mapping) -> int:
+        return max(network.get('num_feat', 64), 3 * network.get('upscale', 4) ** 2)
+
+    def accelerated(self, network: nn.Module, dtype: torch.dtype) -> nn.Module:
+        return FastSRVGG(network, dtype)
