@@ -98,6 +98,15 @@ def build(network: Mapping, where: str) -> nn.Module:
         raise UserError(f'{where}: {cls.__name__} cannot be built from these options: {error}.') from None
 
 
+def build_on_meta(network: Mapping, where: str) -> nn.Module:
+    """:func:`build` without memory and computation, except for constructors that look at values, as SwinIR's does."""
+    try:
+        with torch.device('meta'):
+            return build(network, where)
+    except UserError:
+        return build(network, where).to('meta')
+
+
 def initialise(network: nn.Module) -> None:
     """Gives a generator that starts from nothing weights from which it learns at once, as its family knows."""
     with torch.no_grad():
@@ -135,8 +144,7 @@ def cost(network: Mapping, size: int = 64) -> tuple[int, int]:
     A multiply-accumulate is half of what torch's own flop counter counts: convolutions and matrix products, no
     element-wise operations. Nothing is computed: the network runs on meta tensors.
     """
-    with torch.device('meta'):
-        net = build(network, 'network')
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net.eval()(*example_inputs(net, size))
+    net = build_on_meta(network, 'network')
+    with torch.device('meta'), FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.eval()(*example_inputs(net, size))
     return sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from basicsr.utils import get_root_logger
 from torch import nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from sdakd.compat import UserError
+from sdakd_arch.families import family_of
+from sdakd_arch.inference.tiling import mirror_to_multiple
 from sdakd_arch.taps import FeatureTaps
 from sdakd_data.cached_dataset import CachedPairedDataset
 from sdakd_data.teacher_cache import TeacherCache, key_of
@@ -22,29 +23,29 @@ TILE, CONTEXT = 384, 64  # input pixels; with its context on both sides a tile i
 
 
 @torch.no_grad()
-def answer(network: nn.Module, taps: FeatureTaps, image: torch.Tensor, scale: int) -> dict[str, np.ndarray]:
+def answer(network: nn.Module, taps: FeatureTaps, image: torch.Tensor) -> dict[str, np.ndarray]:
     """A generator's image and feature maps for a whole input, in float32, in tiles if it is large.
 
     Args:
         network: The generator.
         taps: Of this network.
-        image: ``(1, 3, h, w)`` in [0, 1], on the network's device.
-        scale: The network's factor; below 4, the input is padded by reflection to the multiple of 4 that
-            pixel-unshuffling needs, and the result is cut back.
+        image: ``(1, 3, h, w)`` in [0, 1], on the network's device; mirrored to the multiples that the network takes,
+            and the result is cut back.
 
     Returns:
         The image under '' and the maps by tap, float16 ``(H, W, C)``.
     """
     height, width = image.shape[-2:]
-    if scale < 4:
-        image = F.pad(image, (0, -width % 4, 0, -height % 4), mode='reflect' if min(height, width) > 3 else 'replicate')
+    multiple = family_of(network).multiple(network)
+    image = mirror_to_multiple(image, multiple)
     bottom, right = image.shape[-2:]
-    side = TILE if height * width > LARGEST else max(bottom, right)
+    side, context = (size + -size % multiple for size in (TILE, CONTEXT))
+    side = side if height * width > LARGEST else max(bottom, right)
     found: dict[str, np.ndarray] = {}
     for top in range(0, bottom, side):
         for left in range(0, right, side):
-            y, x = max(top - CONTEXT, 0), max(left - CONTEXT, 0)
-            part = image[..., y : top + side + CONTEXT, x : left + side + CONTEXT]
+            y, x = max(top - context, 0), max(left - context, 0)
+            part = image[..., y : top + side + context, x : left + side + context]
             with taps:
                 output = network(part)
             for name, values in {'': output, **taps.pop()}.items():
@@ -84,20 +85,20 @@ def fill(
         # cuDNN's search for the fastest algorithm would begin anew with every size of image
         with torch.backends.cudnn.flags(benchmark=False):
             for number in tqdm(wanted, f"{name}'s answers", unit='image', disable=not (main and wanted)):
-                _fill_one(cache, pairs.read(number, 'lq'), network, taps, options['scale'])
+                _fill_one(cache, pairs.read(number, 'lq'), network, taps)
         taps.close()
     pairs.close()
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
-def _fill_one(cache: TeacherCache, image: np.ndarray, network: nn.Module, taps: FeatureTaps, scale: int) -> None:
+def _fill_one(cache: TeacherCache, image: np.ndarray, network: nn.Module, taps: FeatureTaps) -> None:
     key = key_of(image)
     missing = cache.missing(key)  # another process may have made it since
     if not missing:
         return
     rgb = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float() / 255
-    found = answer(network, taps, rgb[None].to(next(network.parameters()).device), scale)
+    found = answer(network, taps, rgb[None].to(next(network.parameters()).device))
     for tap in missing:
         if not np.isfinite(found[tap]).all():
             raise UserError(

@@ -61,7 +61,10 @@ class Opened:
 
     def cost(self, size: int = 64) -> tuple[int, int] | None:
         """Parameters and multiply-accumulates for ``size`` x ``size`` input pixels; None where they cannot be told."""
-        return cost(self.network, size) if self.network else None
+        try:
+            return cost(self.network, size) if self.network else None
+        except UserError:  # a graph of an architecture that is not registered here
+            return None
 
 
 class FaceNetwork(nn.Module):
@@ -179,12 +182,12 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
         UserError: A missing or damaged file, pickled objects other than tensors, an architecture that cannot be told,
             weights that do not fit it, a discriminator, or a network for faces where none will do.
     """
+    import_entry_points()
     path = Path(path)
     if path.suffix == '.onnx':
         if not path.is_file():
             raise UserError(f'{where}: the file {path} does not exist.')
         return _open_onnx(path, where, threads)
-    import_entry_points()
     state = read_weights(path, 'params_ema', where)
     metadata = read_metadata(path)
     network = metadata.get('network') or infer_network(state) or (options_beside(path) or {}).get('network_g')

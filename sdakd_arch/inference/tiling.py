@@ -15,10 +15,11 @@ def mirror_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
 
     By reflection, and where they are too small for it by their last pixels.
     """
-    pad = (0, -image.shape[-1] % multiple, 0, -image.shape[-2] % multiple)
-    if not any(pad):
+    height, width = image.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    if not bottom and not right:
         return image
-    return F.pad(image, pad, mode='reflect' if min(image.shape[-2:]) > max(pad) else 'replicate')
+    return F.pad(image, (0, right, 0, bottom), mode='reflect' if bottom < height and right < width else 'replicate')
 
 
 def run_tiled(

@@ -21,7 +21,7 @@ from sdakd.files.generators import open_network
 from sdakd.files.runs import Run, digest, key_of
 from sdakd_arch.families import family_of
 from sdakd_arch.weights import save_whole
-from sdakd_arch.width import build, initialise, student_of
+from sdakd_arch.width import build, build_on_meta, initialise, student_of
 
 OPTIMIZER = {'type': 'Adam', 'weight_decay': 0, 'betas': [0.9, 0.99]}
 
@@ -226,8 +226,7 @@ class Matrix:
 
 def _trunk(network: Mapping) -> tuple[str, list[str] | None]:
     """What layers are named after: the architecture and the steps of its depth."""
-    with torch.device('meta'):
-        return network['type'], family_of(network).trunk(build(network, 'network_g'))
+    return network['type'], family_of(network).trunk(build_on_meta(network, 'network_g'))
 
 
 def _scaled(value: float, factor: float, is_share: bool) -> float:

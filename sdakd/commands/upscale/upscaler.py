@@ -126,7 +126,8 @@ class Upscaler(RealESRGANer):
         """Enlarges ``(h, w, 3)``, RGB, uint8 or uint16, to the same, or to ``(h, w)`` grey."""
         self.top, self.grey = int(np.iinfo(image.dtype).max), grey
         height, width = image.shape[:2]
-        least = 1 + max(self.pre_pad, self.multiple - 1)  # to be reflected, an image must exceed its padding
+        # to be mirrored, an image must exceed its padding; the parent mirrors at scale 2 and 1, whatever the network
+        least = 1 + max(self.pre_pad, self.multiple - 1, 4 - self.scale)
         short = max(least - height, 0), max(least - width, 0)
         image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)), mode='edge')
         self.pre_process(image.astype(np.float32) / self.top)
