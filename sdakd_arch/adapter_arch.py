@@ -7,6 +7,20 @@ from collections.abc import Mapping
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
+from torch.nn import functional as F
+
+
+def match_size(maps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Feature maps ``(N, C, H, W)`` at the height and width of others: by means of areas down, bilinearly up.
+
+    A network that begins with pixel-unshuffling has maps of half or a quarter of the size of another's.
+    """
+    size = like.shape[2:]
+    if maps.shape[2:] == size:
+        return maps
+    if size[0] <= maps.shape[2] and size[1] <= maps.shape[3]:
+        return F.interpolate(maps, size=size, mode='area')
+    return F.interpolate(maps, size=size, mode='bilinear', align_corners=False)
 
 
 @ARCH_REGISTRY.register()

@@ -8,12 +8,11 @@ from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from torch.nn import functional as F
 
 from sdakd.compat import UserError
-from sdakd_arch.adapter_arch import AdapterBank, ChannelMLP
+from sdakd_arch.adapter_arch import AdapterBank, ChannelMLP, match_size
 from sdakd_arch.inference.tiling import run_tiled
+from sdakd_arch.pairing import Pairing, pair_taps
 from sdakd_arch.taps import FeatureTaps, default_taps
 from sdakd_arch.width import WIDTHS, build, cost, initialise, lookup, scale_of, student_of
-from sdakd_models.options import Features
-from sdakd_models.terms.feature import tap_channels
 
 RRDB = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_block': 23, 'num_grow_ch': 32}
 SRVGG = {'type': 'SRVGGNetCompact', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_conv': 32, 'upscale': 4}
@@ -462,23 +461,32 @@ def test_default_taps_are_evenly_spread_and_end_the_trunk(network, wanted):
 def test_default_taps_of_student_and_teacher_lie_at_equal_resolution(network, ratio):
     with torch.device('meta'):
         student, teacher = build(student_of(network, ratio), 'network_g'), build(network, 'teacher')
-        pairs, channels = tap_channels(student, teacher, Features(), 32)
-    assert pairs == {name: name for name in default_taps(teacher)}
-    assert channels == {name: (int(64 * ratio), 64) for name in default_taps(student)}
+        pairing = pair_taps(student, teacher, None, 'layers')
+    assert pairing.pairs == {name: name for name in default_taps(teacher)}
+    assert pairing.channels == {name: (int(64 * ratio), 64) for name in default_taps(student)}
     # the probe leaves no hook behind
     assert not any(module._forward_hooks for net in (student, teacher) for module in net.modules())
 
 
-def test_taps_of_unequal_resolution_or_never_run_are_refused():
+def test_taps_of_unequal_resolution_are_paired_and_those_never_run_are_refused():
     with torch.device('meta'):
         student, teacher = (build(student_of({**RRDB, 'num_block': 1}, r), 'network_g') for r in (1 / 8, 1 / 4))
-        with pytest.raises(UserError, match="'conv_up2'.*8, 128, 128.*'conv_up1'.*16, 64, 64"):
-            tap_channels(student, teacher, Features(layers={'conv_up2': 'conv_up1'}), 32)
+        pairing = pair_taps(student, teacher, {'conv_up2': 'conv_up1'}, 'layers')
+        assert pairing == Pairing({'conv_up2': 'conv_up1'}, {'conv_up2': (8, 16)})
         student.spare = torch.nn.Conv2d(3, 3, 1)
         with pytest.raises(UserError, match="never runs the module 'spare'"):
-            tap_channels(student, teacher, Features(layers={'spare': 'body.0'}), 32)
+            pair_taps(student, teacher, {'spare': 'body.0'}, 'layers')
         with pytest.raises(UserError, match='layers.*empty'):
-            tap_channels(student, teacher, Features(layers=[]), 32)
+            pair_taps(student, teacher, [], 'layers')
+
+
+def test_maps_are_brought_to_the_size_of_others():
+    maps = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert match_size(maps, torch.zeros(1, 3, 4, 4)) is maps
+    assert match_size(maps, torch.zeros(1, 3, 2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]  # means of 2 x 2
+    ramp = match_size(maps, torch.zeros(1, 3, 8, 8))
+    assert ramp.shape == (1, 1, 8, 8)
+    assert torch.allclose(ramp[0, 0, 0, 1:7], torch.linspace(0.25, 2.75, 6))  # halfway points of a linear ramp
 
 
 def test_an_architecture_without_default_taps_says_so():

@@ -70,7 +70,6 @@ MISTAKES = [
     ('train/feature_opt/layers', ['body.4', 'bodi.7'],
      r"train:feature_opt:layers: SRVGGNetCompact has no module 'bodi.7'"),
     ('train/feature_opt/layers', ['body.4:out'], r"train:feature_opt:layers: the tap 'body.4:out' ends in 'out'"),
-    ('train/feature_opt/layers', {'body.3': 'upsampler'}, r'tap maps of equal height and width'),
     ('train/feature_opt/hidden_ratio', 'wide', r'train:feature_opt:hidden_ratio: expected `float`'),
     ('network_g/type', 'SRVGGNetCompat',
      r"network_g:type: nothing called 'SRVGGNetCompat' .* did you mean SRVGGNetCompact"),

@@ -15,8 +15,9 @@ from torch import nn
 
 from sdakd.compat import UserError
 from sdakd_arch.adapter_arch import AdapterBank, Connector
+from sdakd_arch.pairing import Pairing, pair_taps
 from sdakd_losses.omgd_loss import OMGDLoss, channel_distance, ssim, total_variation
-from sdakd_models.terms.omgd import tap_widths
+from sdakd_models.terms.omgd import pairings
 
 # ---------------------------------------------------------------------------------------------------- structure (SSIM)
 
@@ -200,9 +201,9 @@ def srvgg(features, convs, upscale=4):
 
 
 def test_a_wider_teacher_is_paired_layer_by_layer():
-    pairs, widths = tap_widths(srvgg(4, 8), srvgg(16, 8), None, 'teacher')
-    assert pairs == {name: name for name in ('body.5', 'body.9', 'body.13', 'body.17')}
-    assert set(widths.values()) == {(4, 16)}
+    pairing = pair_taps(srvgg(4, 8), srvgg(16, 8), None, 'layers')
+    assert pairing.pairs == {name: name for name in ('body.5', 'body.9', 'body.13', 'body.17')}
+    assert set(pairing.channels.values()) == {(4, 16)}
 
 
 @pytest.mark.parametrize(
@@ -214,23 +215,24 @@ def test_a_wider_teacher_is_paired_layer_by_layer():
     ],
 )
 def test_a_deeper_teacher_is_paired_by_equal_shares_of_the_trunk(student, teacher, wanted):
-    pairs, _ = tap_widths(srvgg(4, student), srvgg(4, teacher), None, 'deeper')
-    assert pairs == wanted
+    assert pair_taps(srvgg(4, student), srvgg(4, teacher), None, 'layers').pairs == wanted
 
 
 def test_a_teacher_of_another_architecture_and_resolution_is_paired():
     other = RRDBNet(3, 3, scale=2, num_feat=8, num_block=4, num_grow_ch=4).to('meta')  # works at half the resolution
-    pairs, widths = tap_widths(srvgg(4, 4, upscale=2), other, None, 'deeper')
-    assert list(pairs.values()) == ['body.0', 'body.1', 'body.2', 'body.3']
-    assert set(widths.values()) == {(4, 8)}
+    pairing = pair_taps(srvgg(4, 4, upscale=2), other, None, 'layers')
+    assert list(pairing.pairs.values()) == ['body.0', 'body.1', 'body.2', 'body.3']
+    assert set(pairing.channels.values()) == {(4, 8)}
 
 
 def test_layers_may_be_named_by_hand_and_left_out():
     student, teacher = srvgg(4, 4), srvgg(8, 6)
-    assert tap_widths(student, teacher, ['body.3'], 't') == ({'body.3': 'body.3'}, {'body.3': (4, 8)})
-    pairs, widths = tap_widths(student, teacher, {'body.0': 'body.13'}, 't')
-    assert (pairs, widths) == ({'body.0': 'body.13'}, {'body.0': (4, 8)})
-    assert tap_widths(student, teacher, [], 't') == ({}, {})
+    wanted = Pairing({'body.3': 'body.3'}, {'body.3': (4, 8)})
+    assert pair_taps(student, teacher, ['body.3'], 'layers') == wanted
+    wanted = Pairing({'body.0': 'body.13'}, {'body.0': (4, 8)})
+    assert pair_taps(student, teacher, {'body.0': 'body.13'}, 'layers') == wanted
+    options = {'teachers': ['t'], 'layers': {'t': []}}
+    assert pairings(options, student, {'t': teacher}) == {'t': Pairing({}, {})}
 
 
 class Odd(nn.Module):
@@ -257,7 +259,8 @@ class Odd(nn.Module):
 )
 def test_layers_that_cannot_be_compared_are_refused(layers, sentence):
     with pytest.raises(UserError, match=sentence):
-        tap_widths(srvgg(4, 4), Odd().to('meta'), layers, 'deeper')
+        options = {'teachers': ['deeper'], 'layers': {'deeper': layers} if layers else {}}
+        pairings(options, srvgg(4, 4), {'deeper': Odd().to('meta')})
 
 
 # ------------------------------------------------------------------------------------------------------------ training

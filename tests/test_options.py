@@ -6,6 +6,7 @@ import os
 import pytest
 
 from sdakd.commands.prepare.synthesis import PUBLISHED
+from sdakd_arch.pairing import pair_taps
 from sdakd_arch.taps import default_taps
 from sdakd_arch.width import build, scale_of, student_of
 from sdakd_arch.zoo import URLS
@@ -13,7 +14,7 @@ from sdakd_models.checks.run import check_degradation, check_optimizers, check_t
 from sdakd_models.options import read_discriminators, read_teachers, read_train
 from sdakd_models.reader import read_run
 from sdakd_models.terms import TERMS, term_options
-from sdakd_models.terms.feature import read_features, tap_channels
+from sdakd_models.terms.feature import read_features
 from sdakd_models.wiring import active_terms, needed_teachers, used_discriminators
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -88,7 +89,7 @@ def test_student_is_the_narrowed_teacher(file, denominator):
     assert os.path.basename(read_teachers(opt)['teacher'].weights) in URLS
     features = read_features(opt['train']['feature_opt'])
     networks = [build(network, '').to('meta') for network in (opt['network_g'], opt['teacher']['network'])]
-    _, channels = tap_channels(*networks, features, 64)
+    channels = pair_taps(*networks, features.layers, 'train:feature_opt:layers', 64).channels
     assert set(channels) == set(default_taps(networks[0]))
     assert all(student * denominator == teacher for student, teacher in channels.values())
 

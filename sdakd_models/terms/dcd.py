@@ -10,17 +10,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdakd.compat import UserError
+from sdakd_arch.adapter_arch import match_size
 from sdakd_arch.connector_arch import ImageConnectors
-from sdakd_arch.taps import FeatureTaps, default_taps
+from sdakd_arch.pairing import pair_taps
+from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.width import example_inputs
-from sdakd_models.options import DCD, Features, typed
+from sdakd_models.options import DCD, typed
 from sdakd_models.terms.base import Context, Term, register_term
-from sdakd_models.terms.feature import tap_channels
 
 if TYPE_CHECKING:
     from sdakd_models.sdakd_model import SDAKDModel
 
 WHERE = 'train:dcd_opt'
+LAYERS = f'{WHERE}:layers'
 
 
 @register_term('dcd')
@@ -34,12 +36,13 @@ class DCDTerm(Term):
     def __init__(self, options: Mapping, model: SDAKDModel) -> None:
         super().__init__(options, model)
         own = read_dcd(options)
-        self.pairs, channels = tap_pairs(model.bare_student, model.teachers['teacher'], own, model.lq_size)
+        pairing = pair_taps(model.bare_student, model.teachers['teacher'], own.layers, LAYERS, model.lq_size)
+        self.pairs = pairing.pairs
         model.watch('student', self.pairs)
         model.watch('teacher', self.pairs.values())
         self.judge, self.layer = model.adversaries[own.discriminator].bare, own.discriminator_layer
         self.taps = FeatureTaps(self.judge, [self.layer], f'{WHERE}:discriminator_layer')
-        connectors = ImageConnectors(channels, own.teacher_connector, own.mlp, own.hidden_ratio)
+        connectors = ImageConnectors(pairing.channels, own.teacher_connector, own.mlp, own.hidden_ratio)
         self.connectors = model.add_player('connectors', connectors, side='g', terms=('dcd',))
 
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
@@ -47,6 +50,7 @@ class DCDTerm(Term):
         ours, theirs = self.connectors.net(
             {own: mine[own] for own in self.pairs}, {own: its[other] for own, other in self.pairs.items()}
         )
+        ours = {own: match_size(image, theirs[own]) for own, image in ours.items()}
         # it only looks: no gradient of its own, and in evaluation mode the vectors of spectral norm stay
         self.judge.requires_grad_(False).eval()
         # a teacher's map has a gradient only where its connector learns
@@ -77,10 +81,11 @@ class DCDTerm(Term):
         discriminators: Mapping[str, nn.Module],
     ) -> None:
         own = read_dcd(options)
-        pairs, _ = tap_pairs(student, teachers['teacher'], own, size)
-        maps = FeatureTaps(student, list(pairs))
+        teacher = teachers['teacher']  # the student's maps are brought to the size of the teacher's
+        pairs = pair_taps(student, teacher, own.layers, LAYERS, size).pairs
+        maps = FeatureTaps(teacher, sorted(set(pairs.values())))
         with torch.no_grad(), maps:
-            student(*example_inputs(student, size))
+            teacher(*example_inputs(teacher, size))
         judge = discriminators[own.discriminator]
         taps = FeatureTaps(judge, [own.discriminator_layer], f'{WHERE}:discriminator_layer')
         for tap, feature in maps.pop().items():
@@ -107,8 +112,8 @@ class DCDTerm(Term):
     def teacher_taps(
         cls, options: Mapping, student: nn.Module, teachers: Mapping[str, nn.Module]
     ) -> dict[str, tuple[str, ...]]:
-        pairs, _ = tap_pairs(student, teachers['teacher'], read_dcd(options), 32)
-        return {'teacher': tuple(pairs.values())}
+        pairing = pair_taps(student, teachers['teacher'], read_dcd(options).layers, LAYERS)
+        return {'teacher': tuple(pairing.pairs.values())}
 
 
 def resized(image: torch.Tensor, judge: nn.Module) -> torch.Tensor:
@@ -120,12 +125,3 @@ def resized(image: torch.Tensor, judge: nn.Module) -> torch.Tensor:
 def read_dcd(options: Mapping) -> DCD:
     """The typed part of ``train:dcd_opt`` that is not the loss's."""
     return typed(DCD, {key: value for key, value in options.items() if key in DCDTerm.own}, WHERE)
-
-
-def tap_pairs(
-    student: nn.Module, teacher: nn.Module, own: DCD, size: int
-) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
-    """The generators' taps and their channels; see :func:`sdakd_models.terms.feature.tap_channels`."""
-    where = f'{WHERE}:layers'
-    layers = own.layers if own.layers is not None else default_taps(student, where=where)
-    return tap_channels(student, teacher, Features(layers=layers), size, where)

@@ -10,8 +10,7 @@ from torch import nn
 
 from sdakd.compat import UserError, near
 from sdakd_arch.adapter_arch import AdapterBank
-from sdakd_arch.taps import FeatureTaps, default_taps
-from sdakd_arch.width import example_inputs
+from sdakd_arch.pairing import Pairing, pair_taps
 from sdakd_models.options import OMGD, typed
 from sdakd_models.terms.base import Context, Term, register_term
 
@@ -32,12 +31,11 @@ class OMGDTerm(Term):
     def __init__(self, options: Mapping, model: SDAKDModel) -> None:
         super().__init__(options, model)
         self.pairs, channels = {}, {}
-        for name, layers in read_omgd(options).items():
-            pairs, widths = tap_widths(model.bare_student, model.teachers[name], layers, name)
-            model.watch('student', pairs)
-            model.watch(name, pairs.values())
-            self.pairs[name] = pairs
-            channels |= {f'{name}/{own}': widths[own] for own in pairs}
+        for name, pairing in pairings(options, model.bare_student, model.teachers).items():
+            model.watch('student', pairing.pairs)
+            model.watch(name, pairing.pairs.values())
+            self.pairs[name] = pairing.pairs
+            channels |= {f'{name}/{own}': widths for own, widths in pairing.channels.items()}
         self.adapter = None
         if channels:
             bank = AdapterBank(channels, hidden_ratio=None)
@@ -81,18 +79,14 @@ class OMGDTerm(Term):
         teachers: Mapping[str, nn.Module],
         discriminators: Mapping[str, nn.Module],
     ) -> None:
-        for name, layers in read_omgd(options).items():
-            tap_widths(student, teachers[name], layers, name)
+        pairings(options, student, teachers)
 
     @classmethod
     def teacher_taps(
         cls, options: Mapping, student: nn.Module, teachers: Mapping[str, nn.Module]
     ) -> dict[str, tuple[str, ...]]:
-        found = {}
-        for name, layers in read_omgd(options).items():
-            pairs, _ = tap_widths(student, teachers[name], layers, name)
-            found[name] = tuple(pairs.values())
-        return found
+        found = pairings(options, student, teachers)
+        return {name: tuple(pairing.pairs.values()) for name, pairing in found.items()}
 
 
 def read_omgd(options: Mapping) -> dict[str, list[str] | dict[str, str] | None]:
@@ -111,46 +105,11 @@ def read_omgd(options: Mapping) -> dict[str, list[str] | dict[str, str] | None]:
     return {name: layers.get(name) for name in own.teachers}
 
 
-def tap_widths(
-    student: nn.Module,
-    teacher: nn.Module,
-    layers: list[str] | dict[str, str] | None,
-    name: str,
-) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
-    """Pairs the layers of a student with those of a teacher, which may be of another depth and architecture.
-
-    Without ``layers``, both trunks are tapped at equally many, evenly spread depths and paired in order: the student's
-    second of four with the teacher's second of four. Maps of unequal height and width may be paired: their means are
-    compared.
-
-    Args:
-        student, teacher: Bare networks (on ``'meta'`` nothing is computed).
-        layers: The pairs as in the options; empty for none.
-        name: The teacher's, for errors.
-
-    Returns:
-        The teacher's tap for each tap of the student, and the channels ``(student, teacher)`` for each.
-
-    Raises:
-        UserError: A tap does not exist, is never run or is no feature map, or an architecture has no defaults.
-    """
-    where = f'{WHERE}:layers:{name}'
-    if layers is None:
-        count = min(len(default_taps(network, where=where)) for network in (student, teacher))
-        pairs = dict(zip(*(default_taps(network, count, where) for network in (student, teacher)), strict=True))
-    else:
-        pairs = dict(layers) if isinstance(layers, Mapping) else {tap: tap for tap in layers}
-    widths = []
-    for network, names in ((student, list(pairs)), (teacher, sorted(set(pairs.values())))):
-        taps = FeatureTaps(network, names, where)
-        with torch.no_grad(), taps:
-            network(*example_inputs(network, 32))
-        maps = taps.pop()
-        taps.close()
-        for tap in names:
-            if tap not in maps:
-                raise UserError(f'{where}: {type(network).__name__} never runs the module {tap!r}, tap another one.')
-            if maps[tap].dim() != 4:
-                raise UserError(f'{where}: the tap {tap!r} of {type(network).__name__} is no feature map.')
-        widths.append({tap: maps[tap].shape[1] for tap in names})
-    return pairs, {own: (widths[0][own], widths[1][other]) for own, other in pairs.items()}
+def pairings(options: Mapping, student: nn.Module, teachers: Mapping[str, nn.Module]) -> dict[str, Pairing]:
+    """The layers of the student and of each teacher that are compared, by teacher; an empty list compares none."""
+    return {
+        name: Pairing({}, {})
+        if layers is not None and not layers
+        else pair_taps(student, teachers[name], layers, f'{WHERE}:layers:{name}')
+        for name, layers in read_omgd(options).items()
+    }
