@@ -1,8 +1,9 @@
 """Experiments that version 0.1.0 wrote go on, and its checkpoints open.
 
 ``fixtures/experiments_0_1_0.zip`` is the folder ``experiments/`` of a checkout of 0.1.0 after trainings by its own
-command that were killed: ``paired`` in the middle of its second and of its third stage (iterations 6 and 10 of 12), and
-``degraded``, whose teacher learns along, in the middle of the third. Their option files are those that 0.1.0 archived.
+command that were killed: ``paired`` in the middle of its second and of its third stage (iterations 6 and 10 of 12);
+``degraded``, whose teacher learns along, in the middle of the third; ``connected``, DCD with the default connector of
+its time, in the middle of the second. Their option files are those that 0.1.0 archived.
 """
 
 import os
@@ -23,7 +24,7 @@ from basicsr.models import build_model
 from sdakd import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-STOPPED = [('paired', 6), ('paired', 10), ('degraded', 10)]
+STOPPED = [('paired', 6), ('paired', 10), ('degraded', 10), ('connected', 6)]
 STAGE, END = 4, 12  # iterations of every stage, and of all three
 
 
@@ -85,7 +86,7 @@ def test_what_is_resumed_is_what_was_saved(name, iteration, checkout, parse):
     folder = stopped(checkout, name, iteration)
     files = [*folder.glob(f'models/*_{iteration}.pth'), folder / f'training_states/{iteration}.state']
     saved = {path: load(path) for path in files}
-    assert len(saved) == {'paired': 5, 'degraded': 6}[name]
+    assert len(saved) == {'paired': 5, 'degraded': 6, 'connected': 4}[name]
     opt = parse(folder / f'{name}.yml', checkout, '--auto_resume')
     model = build_model(opt)
     state = load_resume_state(opt)
@@ -129,7 +130,7 @@ def test_the_literal_command_goes_on_to_the_end(name, iteration, checkout):
         assert differences(start['params'], final['params']), player
 
     # who trains the student is as 0.1.0's option file says
-    which, heard = {'paired': ('watcher', False), 'degraded': ('teacher', True)}[name]
+    which, heard = {'paired': ('watcher', False)}.get(name, ('teacher', True))
     assert f'l_d_real_{which}: ' in out and (f'l_g_gan_{which}: ' in out) == heard
     if name == 'degraded':  # whose teacher learns along, by its images' PSNR
         assert (
