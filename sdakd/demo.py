@@ -216,7 +216,7 @@ def main() -> int:
     state = read_weights(teacher, where='TEACHER')
     network = infer_network(state)
     if network is None or network['type'] == 'UNetDiscriminatorSN':
-        raise compat.UserError(f'TEACHER: {teacher} is no RRDBNet or SRVGGNetCompact with PReLU; give one of these.')
+        raise compat.UserError('TEACHER', f'{teacher} is no RRDBNet or SRVGGNetCompact with PReLU; give one of these.')
     scale = scale_of(build(network, 'TEACHER'), 'TEACHER')
     say(f'{teacher.name}: {describe(network)}')
 

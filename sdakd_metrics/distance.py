@@ -76,5 +76,5 @@ def open_distance(spec: object, where: str) -> FeatureDistance:
     """
     kind, _, _ = read_backbone(spec, where)
     if kind not in DEPTHS:
-        raise UserError(f'{where}: no depths are known for {kind}; give {", ".join(DEPTHS)} or squeezenet-caffe.')
+        raise UserError(where, f'no depths are known for {kind}; give {", ".join(DEPTHS)} or squeezenet-caffe.')
     return FeatureDistance(open_backbone(spec, where))

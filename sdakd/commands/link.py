@@ -359,6 +359,6 @@ def run(args: argparse.Namespace) -> int:
         return checkout.remove() if args.remove else checkout.check() if args.check else checkout.link()
     except OSError as error:
         raise UserError(
-            f'{error.filename or args.folder}: {error.strerror or error}; make {args.folder} readable and writable, '
-            'then give the command again.'
+            error.filename or args.folder,
+            f'{error.strerror or error}; make {args.folder} readable and writable, then give the command again.',
         ) from None

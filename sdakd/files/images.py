@@ -47,7 +47,7 @@ def list_images(folder: str, flag: str = '-i') -> list[str]:
         UserError: There is no such folder, or no image in it.
     """
     if not os.path.isdir(folder):
-        raise UserError(f'{flag}: {folder} is no folder; give one that holds images.')
+        raise UserError(flag, f'{folder} is no folder; give one that holds images.')
     names, others, seen = [], Counter(), set()
     for at, folders, files in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(at))
@@ -62,7 +62,7 @@ def list_images(folder: str, flag: str = '-i') -> list[str]:
     kinds = ', '.join(sorted(others))
     if not names:
         there = f'only files of other kinds ({kinds})' if others else 'no file'
-        raise UserError(f'{flag}: {folder} holds {there}; images are told by their endings {", ".join(ENDINGS)}.')
+        raise UserError(flag, f'{folder} holds {there}; images are told by their endings {", ".join(ENDINGS)}.')
     if others:
         sys.stderr.write(f'{folder}: left out {sum(others.values())} of other kinds ({kinds}).\n')
     return sorted(names)
@@ -73,7 +73,9 @@ def stem(name: str) -> str:
     return os.path.splitext(name)[0]
 
 
-def by_stem(names: Iterable[str], folder: str, rename: Callable[[str], str] = stem) -> dict[str, str]:
+def by_stem(
+    names: Iterable[str], folder: str, rename: Callable[[str], str] = stem, where: str = '-i'
+) -> dict[str, str]:
     """Maps output names to inputs.
 
     Raises:
@@ -83,7 +85,9 @@ def by_stem(names: Iterable[str], folder: str, rename: Callable[[str], str] = st
     for name in names:
         other = found.setdefault(rename(name), name)
         if other != name:
-            raise UserError(f'-i: {name} and {other} in {folder} would both become {rename(name)}; rename one of them.')
+            raise UserError(
+                where, f'{name} and {other} in {folder} would both become {rename(name)}; rename one of them.'
+            )
     return found
 
 

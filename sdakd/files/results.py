@@ -61,7 +61,7 @@ def output_folder(folder: str | Path, flag: str = '-o') -> Path:
         probe.write_bytes(b'')
         probe.unlink()
     except OSError as error:
-        raise UserError(f'{flag}: {folder} cannot be written to ({error.strerror}); choose another folder.') from None
+        raise UserError(flag, f'{folder} cannot be written to ({error.strerror}); choose another folder.') from None
     return folder
 
 

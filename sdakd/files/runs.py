@@ -252,8 +252,9 @@ def alone_in(folder: Path, flag: str) -> Iterator[int]:
         except OSError:
             file.seek(0)
             raise UserError(
-                f'{flag}: another command works in {folder} (process {file.read().strip() or "unknown"}, or what it '
-                'started); wait for it or stop it.'
+                flag,
+                f'another command works in {folder} (process {file.read().strip() or "unknown"}, or what it '
+                'started); wait for it or stop it.',
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -23,10 +23,7 @@ class Folder:
     def __init__(self, path: str, flag: str) -> None:
         self.path = path
         names = list_images(path, flag)
-        try:
-            self.files = by_stem(names, path)
-        except UserError as error:
-            raise UserError(str(error).replace('-i:', f'{flag}:', 1)) from None
+        self.files = by_stem(names, path, where=flag)
         self.sizes: dict[str, tuple[int, int] | None] = {}  # of headers that were read
 
     def file(self, name: str) -> str:
@@ -68,11 +65,12 @@ class Database:
             self.sizes = {name: (int(shape[0]), int(shape[1])) for name, shape in shapes.items()}
         except (OSError, ValueError, IndexError):
             raise UserError(
-                f"{flag}: {path} is no database in BasicSR's layout (data.mdb, meta_info.txt); make it with "
-                '`sdakd prepare lmdb`.'
+                flag,
+                f"{path} is no database in BasicSR's layout (data.mdb, meta_info.txt); make it with "
+                '`sdakd prepare lmdb`.',
             ) from None
         if not self.sizes:
-            raise UserError(f'{flag}: {path} holds no image.')
+            raise UserError(flag, f'{path} holds no image.')
         self.files = {name: name for name in self.sizes}
         key = os.path.realpath(path)
         if key not in self.opened:
@@ -81,7 +79,7 @@ class Database:
             try:
                 self.opened[key] = lmdb.open(key, readonly=True, lock=False, readahead=False, meminit=False)
             except lmdb.Error as error:
-                raise UserError(f'{flag}: {path} cannot be opened as an LMDB database ({error}).') from None
+                raise UserError(flag, f'{path} cannot be opened as an LMDB database ({error}).') from None
         self.environment = self.opened[key]
 
     def file(self, name: str) -> str:
@@ -178,8 +176,9 @@ class TestSet:
             return
         if len(hr.files) != len(lr.files):
             raise UserError(
-                f'-d: {hr.path} holds {len(hr.files)} images and {lr.path} {len(lr.files)}; give folders whose images '
-                'belong together, one to one.'
+                '-d',
+                f'{hr.path} holds {len(hr.files)} images and {lr.path} {len(lr.files)}; give folders whose images '
+                'belong together, one to one.',
             )
         self.inputs = partners(
             self.names,
@@ -193,8 +192,9 @@ class TestSet:
             large, small = hr.size(name), lr.size(self.inputs[name])
             if large and small and (large[0] // scale, large[1] // scale) != small:
                 raise UserError(
-                    f'-d: {hr.file(name)} in {hr.path} has {large[1]}x{large[0]} pixels and its LR image in {lr.path} '
-                    f'{small[1]}x{small[0]}; for --scale {scale} it must have {large[1] // scale}x{large[0] // scale}.'
+                    '-d',
+                    f'{hr.file(name)} in {hr.path} has {large[1]}x{large[0]} pixels and its LR image in {lr.path} '
+                    f'{small[1]}x{small[0]}; for --scale {scale} it must have {large[1] // scale}x{large[0] // scale}.',
                 )
 
     def describe(self) -> str:
@@ -267,12 +267,14 @@ def open_sets(sources: Iterable[str], scale: int) -> list[TestSet]:
         given, paths = split_name(source)
         hr, colon, lr = (paths, '', '') if os.path.exists(paths) else paths.partition(':')
         if colon and not lr:
-            raise UserError(f'-d: {source} names no folder behind its colon; write HR:LR, or :LR without ground truth.')
+            raise UserError(
+                '-d', f'{source} names no folder behind its colon; write HR:LR, or :LR without ground truth.'
+            )
         if hr and not lr and not hr.endswith('.lmdb'):
             lr = _sibling(hr, scale)
         name = given or set_name(hr or lr)
         if name in sets:
-            raise UserError(f'-d: two sets are called {name}; write NAME=PATH to give one another name.')
+            raise UserError('-d', f'two sets are called {name}; write NAME=PATH to give one another name.')
         images = open_images(hr) if hr else None
         sets[name] = TestSet(name, source, images, open_images(lr) if lr else None, scale)
         sys.stderr.write(sets[name].describe() + '\n')

@@ -30,7 +30,7 @@ HEADER = ('model', 'parameters', 'GMACs', 'backend', 'precision', 'ms', 'p10', '
 def _whole(flag: str, least: int):
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise UserError(f'{flag}: write a whole number of at least {least}, not {text!r}.')
+            raise UserError(flag, f'write a whole number of at least {least}, not {text!r}.')
         return int(text)
 
     return read
@@ -108,12 +108,12 @@ def _open(sources: Sequence[str], size: int, threads: int) -> dict[str, tuple[st
         opened = open_model(source, threads)
         name = name or opened.name
         if name in models:
-            raise UserError(f'-m: two models are called {name}; write NAME={source} to give one another name.')
+            raise UserError('-m', f'two models are called {name}; write NAME={source} to give one another name.')
         if opened.scale is None:
             if fault := opened.module.fault(size, size):
-                raise UserError(f'--size: the input of {name} {fault}.')
+                raise UserError('--size', f'the input of {name} {fault}.')
         elif opened.scale < 4 and size % 4:
-            raise UserError(f'--size: {name} takes sides that are multiples of 4, not {size}.')
+            raise UserError('--size', f'{name} takes sides that are multiples of 4, not {size}.')
         models[name] = source, opened
     return models
 
@@ -123,7 +123,7 @@ def _backends(names: Sequence[str] | None, device: str) -> list[str]:
         return [name for name in NAMES if name != 'compile' or device == 'cuda']
     for name in names:
         if name not in NAMES:
-            raise UserError(f'--backends: {name} is unknown; {near(name, NAMES)}.')
+            raise UserError('--backends', f'{name} is unknown; {near(name, NAMES)}.')
     return [name for name in NAMES if name in names]
 
 
@@ -131,7 +131,7 @@ def _device(name: str | None) -> str:
     import torch
 
     if name == 'cuda' and not torch.cuda.is_available():
-        raise UserError('--device: torch finds no GPU here; write cpu.')
+        raise UserError('--device', 'torch finds no GPU here; write cpu.')
     return name or ('cuda' if torch.cuda.is_available() else 'cpu')
 
 
@@ -147,7 +147,7 @@ def _cases(models: dict[str, tuple[str, Opened]], backends: Sequence[str], devic
         possible = GRAPHS if exported else PLAIN if opened.scale is None else NAMES
         if not set(backends) & set(possible):
             raise UserError(
-                f'--backends: {" and ".join(backends)} cannot run {name}; name one of {", ".join(possible)}.'
+                '--backends', f'{" and ".join(backends)} cannot run {name}; name one of {", ".join(possible)}.'
             )
         for backend in wanted:
             if backend in possible:
@@ -306,7 +306,7 @@ def run(args: argparse.Namespace) -> int:
     models = _open(args.models, args.size, threads)
     cases = _cases(models, backends, device)
     if not cases:
-        raise UserError(f'--backends: none of {", ".join(backends)} can run these models on {device}; name others.')
+        raise UserError('--backends', f'none of {", ".join(backends)} can run these models on {device}; name others.')
     facts = [
         {'name': name, 'source': source, 'network': opened.network, 'parameters': None, 'macs': None}
         | (dict(zip(('parameters', 'macs'), opened.cost(args.size), strict=True)) if opened.network else {})

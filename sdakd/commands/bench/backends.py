@@ -43,11 +43,11 @@ def open_model(source: str, threads: int = 0) -> Opened:
         return open_network(source, '-m', threads, faces=True)
     kind, _, width = source.removeprefix(RANDOM).partition(':')
     if kind not in GENERATORS:
-        raise UserError(f'-m: {source}: no generator is called {kind!r}; {near(kind, GENERATORS)}.')
+        raise UserError(f'-m: {source}', f'no generator is called {kind!r}; {near(kind, GENERATORS)}.')
     try:
         ratio = float(Fraction(width or '1'))
     except (ValueError, ZeroDivisionError):
-        raise UserError(f'-m: {source}: {width!r} is no width; write for example {RANDOM}{kind}:1/4.') from None
+        raise UserError(f'-m: {source}', f'{width!r} is no width; write for example {RANDOM}{kind}:1/4.') from None
     network = student_of(GENERATORS[kind], ratio)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

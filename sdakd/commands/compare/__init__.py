@@ -43,12 +43,12 @@ def _check_measures(config: Config, matrix: Matrix) -> None:
     try:
         open_metrics(config.metrics, Settings(matrix.scale, backbone=_fd_backbone(config)))
     except UserError as error:
-        raise UserError(str(error).replace('--metrics', 'metrics', 1).replace('--backbone', 'fd_backbone')) from None
+        raise error.at({'--backbone': 'fd_backbone'}.get(error.where, error.where.removeprefix('--'))) from None
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # what it says is said when the sets are measured
             open_sets([f'{name}={source}' for name, source in matrix.images.test.items()], matrix.scale)
     except UserError as error:
-        raise UserError(str(error).replace('-d:', 'data:test:', 1).replace('--scale', 'the scale')) from None
+        raise error.at('data:test') from None
 
 
 def _fd_backbone(config: Config) -> str | None:
@@ -270,7 +270,7 @@ def run(args: argparse.Namespace) -> int:
             else was written, cells that broke.
     """
     if not re.fullmatch(r'[1-9]\d*', str(args.jobs)):
-        raise UserError(f'--jobs: write a whole number of at least 1, not {args.jobs!r}.')
+        raise UserError('--jobs', f'write a whole number of at least 1, not {args.jobs!r}.')
     jobs = int(args.jobs)
     threads = max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // jobs)
     compat.import_basicsr()
@@ -285,7 +285,7 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args.opt)
     folder = args.output or config.output
     if not folder:
-        raise UserError(f'{args.opt}: output: no folder is named; name one here, or give -o FOLDER.')
+        raise UserError(f'{args.opt}: output', 'no folder is named; name one here, or give -o FOLDER.')
     output = Path(folder).absolute()
     try:
         rows = read_rows(config, Path(args.opt).parent)
@@ -307,7 +307,7 @@ def run(args: argparse.Namespace) -> int:
             if any(cell.run.done for cell in final):
                 _summarise(Path(args.opt).name, matrix, final, every, tried, jobs)
     except UserError as error:
-        raise UserError(f'{args.opt}: {str(error).removeprefix(f"{args.opt}: ")}') from None
+        raise error.within(args.opt) from None
     except KeyboardInterrupt:
         sys.stderr.write('\nInterrupted: give the same command again to go on.\n')
         return 130
@@ -321,7 +321,8 @@ def run(args: argparse.Namespace) -> int:
         without = f' (no trial of {", ".join(lost)} was finished)' if lost else ''
         total = len(every) + (judge is not None)
         raise UserError(
-            f'{args.opt}: {len(broken)} of {total} cells broke{without}: {first}{more}; mend that and give the same '
-            'command again, which keeps the others.'
+            args.opt,
+            f'{len(broken)} of {total} cells broke{without}: {first}{more}; mend that and give the same '
+            'command again, which keeps the others.',
         )
     return 0

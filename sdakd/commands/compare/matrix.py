@@ -46,7 +46,9 @@ class Matrix:
         state = read_weights(self.teacher, where='teacher')
         self.network = infer_network(state)
         if self.network is None or self.network['type'] not in ('RRDBNet', 'SRVGGNetCompact'):
-            raise UserError(f'teacher: {self.teacher} is no RRDBNet or SRVGGNetCompact with PReLU; give one of these.')
+            raise UserError(
+                'teacher', f'{self.teacher} is no RRDBNet or SRVGGNetCompact with PReLU; give one of these.'
+            )
         folder = self.config.teacher_cache
         self.cache = {'cache': str(Path(folder).expanduser().absolute())} if folder else {}
         self.scale = scale_of(build(self.network, 'teacher'), 'teacher')
@@ -55,7 +57,7 @@ class Matrix:
         for ratio in self.config.ratios():
             student_of(self.network, float(ratio))
         if self.config.budget.crop % self.scale:
-            raise UserError(f'budget:crop: {self.config.budget.crop} must be a multiple of the scale {self.scale}.')
+            raise UserError('budget:crop', f'{self.config.budget.crop} must be a multiple of the scale {self.scale}.')
         self.judged = [row.name for row in self.rows if _named(row.options)]
 
     # ------------------------------------------------------------------------------------------------ option files

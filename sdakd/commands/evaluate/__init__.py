@@ -29,7 +29,7 @@ def _whole(flag: str, least: int = 0) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         if not re.fullmatch(r'\d+', text) or int(text) < least:
-            raise UserError(f'{flag}: write a whole number of at least {least}, not {text!r}.')
+            raise UserError(flag, f'write a whole number of at least {least}, not {text!r}.')
         return int(text)
 
     return read
@@ -78,14 +78,14 @@ def _device(name: str | None) -> str:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:120]
-        raise UserError(f'--device: {name} cannot be used here ({reason}); write cpu.') from None
+        raise UserError('--device', f'{name} cannot be used here ({reason}); write cpu.') from None
     return name
 
 
 def _teacher(name: str | None, contenders: list[Contender]) -> Contender | None:
     rows = {contender.name: contender for contender in contenders}
     if name is not None and name not in rows:
-        raise UserError(f'--teacher: no row is called {name!r}; {near(name, rows)}.')
+        raise UserError('--teacher', f'no row is called {name!r}; {near(name, rows)}.')
     networks = (row for row in contenders if row.kind in ('network', 'onnx'))
     return rows[name] if name is not None else next(networks, None)
 
@@ -100,16 +100,18 @@ def _check_measurable(metrics: list[Metric], sets: list[TestSet], others: bool, 
         if testset.hr is None and not others and not all(metric.blind for metric in metrics):
             names = ' '.join(metric.name for metric in metrics if not metric.blind)
             raise UserError(
-                f'-d: {testset.name} has no ground truth, and there are no two models to compare with each other; '
-                f'leave {names} out of --metrics or give HR images.'
+                '-d',
+                f'{testset.name} has no ground truth, and there are no two models to compare with each other; '
+                f'leave {names} out of --metrics or give HR images.',
             )
         if {'psnr', 'ssim'} & {metric.name for metric in metrics}:
             for name in testset.names:
                 size = testset.size(name)
                 if size and min(size) < 2 * border + 11:
                     raise UserError(
-                        f'-d: {name} of {testset.name} ({size[1]}x{size[0]}) is too small for SSIM without a border of '
-                        f'{border} pixels; take it out or write a smaller --crop_border.'
+                        '-d',
+                        f'{name} of {testset.name} ({size[1]}x{size[0]}) is too small for SSIM without a border of '
+                        f'{border} pixels; take it out or write a smaller --crop_border.',
                     )
 
 
@@ -182,8 +184,9 @@ def _measure(measurements: Sequence[Measurement]) -> None:
     for measurement in measurements:
         if not measurement.measured:
             raise UserError(
-                f'-d: none of the {len(measurement.testset.names)} images of {measurement.testset.name} could be used '
-                f'({measurement.unreadable[0]}); nothing was written.'
+                '-d',
+                f'none of the {len(measurement.testset.names)} images of {measurement.testset.name} could be used '
+                f'({measurement.unreadable[0]}); nothing was written.',
             )
 
 
@@ -316,7 +319,7 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
 
     scales = args.scale
     if len(set(scales)) < len(scales):
-        raise UserError(f'--scale: {" ".join(map(str, scales))} names a factor twice; give each once.')
+        raise UserError('--scale', f'{" ".join(map(str, scales))} names a factor twice; give each once.')
     sets = [open_sets(args.data, scale) for scale in scales]
     scale = scales[0] if len(scales) == 1 else None
     contenders = open_contenders(args.models, scale, args.device, args.tile, args.noise, args.seed)
@@ -373,8 +376,9 @@ def run(args: argparse.Namespace) -> int:
         _explain(plans[0].contenders, plans[0].metrics)
     except OSError as error:
         raise UserError(
-            f'-o: {error.filename or output} cannot be written ({error.strerror or error}); mend that and give the '
-            'same command again.'
+            '-o',
+            f'{error.filename or output} cannot be written ({error.strerror or error}); mend that and give the '
+            'same command again.',
         ) from None
     except KeyboardInterrupt:
         done = ', '.join(f'x{content["scale"]}' for content in contents)
@@ -393,7 +397,8 @@ def run(args: argparse.Namespace) -> int:
     if unreadable:
         first = '; '.join(unreadable[:3]) + ('; ...' if len(unreadable) > 3 else '')
         raise UserError(
-            f'-d: {len(unreadable)} images could not be used and are left out of all results ({first}); repair or '
-            'remove them.'
+            '-d',
+            f'{len(unreadable)} images could not be used and are left out of all results ({first}); repair or '
+            'remove them.',
         )
     return 0

@@ -88,16 +88,18 @@ class NetworkContender(Contender):
         opened = open_network(path, faces=True)
         self.faces = opened.scale is None
         if self.faces and tile:
-            raise UserError(f'-t: {path} ({opened.network["type"]}) sees whole faces, without tiles; leave it out.')
+            raise UserError('-t', f'{path} ({opened.network["type"]}) sees whole faces, without tiles; leave it out.')
         if not self.faces and scale is None:
             raise UserError(
-                f'-m: {path} always enlarges {opened.scale} times, but --scale gives several factors, which only GCFSR '
-                'and bicubic know; give one.'
+                '-m',
+                f'{path} always enlarges {opened.scale} times, but --scale gives several factors, which only GCFSR '
+                'and bicubic know; give one.',
             )
         if not self.faces and opened.scale != scale:
             raise UserError(
-                f'-m: {path} enlarges {opened.scale} times, but --scale is {scale}; measure models of other '
-                'factors in separate runs.'
+                '-m',
+                f'{path} enlarges {opened.scale} times, but --scale is {scale}; measure models of other '
+                'factors in separate runs.',
             )
         self.kind = 'onnx' if isinstance(opened.module, OnnxNetwork) else 'network'
         self.network, self.metadata = opened.network, opened.metadata
@@ -118,16 +120,18 @@ class NetworkContender(Contender):
             side, scale = self.module.out_size, testset.scale
             if side % scale or side // scale < SMALLEST_FACE:
                 raise UserError(
-                    f'--scale: {scale} does not fit {self.name}, whose faces have {side}x{side} pixels: a factor must '
-                    f'divide {side} and leave {SMALLEST_FACE} pixels.'
+                    '--scale',
+                    f'{scale} does not fit {self.name}, whose faces have {side}x{side} pixels: a factor must '
+                    f'divide {side} and leave {SMALLEST_FACE} pixels.',
                 )
             for name in testset.names:
                 size = testset.hr.size(name) if testset.hr else testset.size(name)
                 if size and size != (side, side):
                     reached = '' if testset.hr else f', enlarged {scale} times'
                     raise UserError(
-                        f'-d: {name} of {testset.name} has {size[1]}x{size[0]} pixels{reached}, and {self.name} makes '
-                        f'faces of {side}x{side}; make the set with `sdakd prepare faces --size {side}`.'
+                        '-d',
+                        f'{name} of {testset.name} has {size[1]}x{size[0]} pixels{reached}, and {self.name} makes '
+                        f'faces of {side}x{side}; make the set with `sdakd prepare faces --size {side}`.',
                     )
 
     def enlarge(self, testset: TestSet, image: str, sample: Sample) -> np.ndarray:
@@ -149,11 +153,12 @@ class NetworkContender(Contender):
         except torch.OutOfMemoryError:
             if self.faces:
                 raise UserError(
-                    f'--device: {self.name} finds too little memory on {self.device} for a face; write --device cpu.'
+                    '--device', f'{self.name} finds too little memory on {self.device} for a face; write --device cpu.'
                 ) from None
             raise UserError(
-                f'-t: {self.name} finds too little memory on {self.device} for {image} ({lq.shape[3]}x{lq.shape[2]}); '
-                f'give smaller tiles, for example -t {max(32, (tile or max(lq.shape[2:])) // 2)}.'
+                '-t',
+                f'{self.name} finds too little memory on {self.device} for {image} ({lq.shape[3]}x{lq.shape[2]}); '
+                f'give smaller tiles, for example -t {max(32, (tile or max(lq.shape[2:])) // 2)}.',
             ) from None
 
     def _noise(self, image: str, scale: int) -> list[torch.Tensor] | None:
@@ -196,8 +201,9 @@ class FolderContender(Contender):
                 size, wanted = folder.size(own), testset.size(name)
                 if size and wanted and not (size == wanted or testset.hr and size == testset.hr.size(name)):
                     raise UserError(
-                        f'-m: {folder.file(own)} in {path} has {size[1]}x{size[0]} pixels; enlarged {testset.scale} '
-                        f'times, {name} of {testset.name} has {wanted[1]}x{wanted[0]}.'
+                        '-m',
+                        f'{folder.file(own)} in {path} has {size[1]}x{size[0]} pixels; enlarged {testset.scale} '
+                        f'times, {name} of {testset.name} has {wanted[1]}x{wanted[0]}.',
                     )
             self.files[testset.name] = (folder, found)
 
@@ -246,20 +252,20 @@ def open_contenders(
     contenders = []
     for name, (_, path, source) in zip(names, given, strict=True):
         if names.count(name) > 1:
-            raise UserError(f'-m: two models are called {name}; write NAME=PATH to give one another name.')
+            raise UserError('-m', f'two models are called {name}; write NAME=PATH to give one another name.')
         if name in RESERVED or not re.fullmatch(r'[^/\\\0.][^/\\\0]*', name):
-            raise UserError(f'-m: {name!r} cannot be the name of a row and its folder; write NAME=PATH.')
+            raise UserError('-m', f'{name!r} cannot be the name of a row and its folder; write NAME=PATH.')
         if path == 'bicubic':
             contenders.append(Contender(name, source))
         elif os.path.isdir(path):
             if scale is None:
-                raise UserError(f'-m: {path} holds images of one factor, but --scale gives several; give one.')
+                raise UserError('-m', f'{path} holds images of one factor, but --scale gives several; give one.')
             contenders.append(FolderContender(name, source, path))
         else:
             contenders.append(NetworkContender(name, source, path, scale, device, tile, noise, seed))
             sys.stderr.write(f'{name}: {_network_line(contenders[-1])}\n')
     if noise != 'none' and not any(getattr(contender, 'faces', False) for contender in contenders):
-        raise UserError(f'--noise: only GCFSR adds {noise} noise, and no model is one; leave it out.')
+        raise UserError('--noise', f'only GCFSR adds {noise} noise, and no model is one; leave it out.')
     return contenders
 
 

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     _need_packages(names)
     model = Path(args.model)
     if model.suffix == '.onnx':
-        raise UserError(f'-m: {model} is an exported graph already; give the .pth or .safetensors that it came from.')
+        raise UserError('-m', f'{model} is an exported graph already; give the .pth or .safetensors that it came from.')
     targets = _targets(names, Path(args.output), model, args.half)
     compat.import_basicsr()
     from sdakd.files.generators import open_network
@@ -132,7 +132,9 @@ def _need_packages(names: list[str]) -> None:
                 importlib.import_module(package)
             except ImportError:
                 wanted = ' '.join(FORMATS[name].packages)
-                raise UserError(f'--to {name}: the package {package} is not installed: pip install {wanted}.') from None
+                raise UserError(
+                    f'--to {name}', f'the package {package} is not installed: pip install {wanted}.'
+                ) from None
 
 
 def _targets(names: list[str], output: Path, model: Path, half: bool) -> dict[str, Path]:
@@ -140,21 +142,21 @@ def _targets(names: list[str], output: Path, model: Path, half: bool) -> dict[st
     known = {ending for entry in FORMATS.values() for ending in entry.endings}
     if output.suffix in known and not output.is_dir():
         if len(names) > 1:
-            raise UserError(f'-o: {output} is one file, but --to names {len(names)} formats; give a folder.')
+            raise UserError('-o', f'{output} is one file, but --to names {len(names)} formats; give a folder.')
         endings = FORMATS[names[0]].endings
         if output.suffix not in endings:
-            raise UserError(f'-o: {output} should end in {" or ".join(endings)}, as --to {names[0]} writes it.')
+            raise UserError('-o', f'{output} should end in {" or ".join(endings)}, as --to {names[0]} writes it.')
         targets = {names[0]: output.with_suffix('.param') if names[0] == 'ncnn' else output}
     else:
         if output.exists() and not output.is_dir():
-            raise UserError(f'-o: {output} is a file; give a folder, or a name that ends as the format does.')
+            raise UserError('-o', f'{output} is a file; give a folder, or a name that ends as the format does.')
         stem, end = model.stem.removesuffix('_fp16'), '_fp16' if half else ''
         targets = {n: output / f'{stem}{FORMATS[n].mark}{end}{FORMATS[n].endings[0]}' for n in names}
     for target in targets.values():
         if target.resolve() == model.resolve():
-            raise UserError(f'-o: {target} is the model itself, which would be overwritten; give another folder.')
+            raise UserError('-o', f'{target} is the model itself, which would be overwritten; give another folder.')
         if target.is_dir():
-            raise UserError(f'-o: {target} is a folder; remove it or give another name.')
+            raise UserError('-o', f'{target} is a folder; remove it or give another name.')
     return targets
 
 
@@ -167,7 +169,7 @@ def _folder(folder: Path) -> Iterator[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             work = tempfile.TemporaryDirectory(dir=folder, prefix='.export_')
         except OSError as error:
-            raise UserError(f'-o: {folder} cannot be written to ({error.strerror or error}).') from None
+            raise UserError('-o', f'{folder} cannot be written to ({error.strerror or error}).') from None
         with work:
             yield Path(work.name)
     except BaseException:
@@ -183,15 +185,16 @@ def _export(name: str, opened: Opened, path: Path, half: bool) -> str:
     try:
         entry.write(opened, path, half)
     except (OSError, RuntimeError) as error:  # torch raises the latter
-        raise UserError(f'-o: {path.name} cannot be written ({error}).') from None
+        raise UserError('-o', f'{path.name} cannot be written ({error}).') from None
     difference, psnr, sizes = _compare(name, opened, path)
     if not (psnr >= LOWEST_PSNR if half else difference <= TOLERANCE):  # also where it is nan
         bound = f'at least {LOWEST_PSNR:g} dB' if half else f'at most {TOLERANCE:g}'
         found = f'{psnr:.1f} dB' if half else f'{difference:.1e}'
         remedy = 'export without --half' if half else f'update the packages of this format ({_versions(name)})'
         raise UserError(
-            f'--to {name}: the file that was written for {opened.path} does not give what PyTorch gives ({found}, '
-            f'{bound} is wanted) and was deleted; {remedy}.'
+            f'--to {name}',
+            f'the file that was written for {opened.path} does not give what PyTorch gives ({found}, '
+            f'{bound} is wanted) and was deleted; {remedy}.',
         )
     size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file() and file.suffix != '.json')
     quality = f'largest difference {difference:.1e}' if difference else 'no difference'
@@ -224,7 +227,7 @@ def _compare(name: str, opened: Opened, path: Path) -> tuple[float, float, str]:
     except Exception as error:  # every runtime raises its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f'--to {name}: the file that was written for {opened.path} could not {at} and was deleted ({reason}).'
+            f'--to {name}', f'the file that was written for {opened.path} could not {at} and was deleted ({reason}).'
         ) from None
     psnr = -10 * math.log10(squares / count) if squares else math.inf
     if math.isnan(largest):

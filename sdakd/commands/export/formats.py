@@ -101,7 +101,7 @@ def _write_texts(opened: Opened, path: Path) -> None:
 
 def _refusal(format_name: str, opened: Opened, error: BaseException) -> UserError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return UserError(f'--to {format_name}: {opened.path} cannot be written in this format ({lines[0][:200]}).')
+    return UserError(f'--to {format_name}', f'{opened.path} cannot be written in this format ({lines[0][:200]}).')
 
 
 def _trace(opened: Opened, half: bool, pad: bool = True) -> torch.jit.ScriptModule:
@@ -131,7 +131,7 @@ def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
     try:
         import onnx
     except ImportError:
-        raise UserError('--to onnx: the package onnx is not installed: pip install onnx onnxruntime.') from None
+        raise UserError('--to onnx', 'the package onnx is not installed: pip install onnx onnxruntime.') from None
     from sdakd_arch.inference.regroup import regroup
 
     axes = {'input': {0: 'batch', 2: 'height', 3: 'width'}}
@@ -322,13 +322,14 @@ def check_padded(opened: Opened) -> None:
     network = opened.network
     if network['type'] != 'RRDBNet':
         raise UserError(
-            f'--to padded: {opened.path} holds {network["type"]}, which has no growth channels to pad; '
-            'SRVGGNetCompact of any width opens in spandrel, chaiNNer and ComfyUI as it is, or with --to safetensors.'
+            '--to padded',
+            f'{opened.path} holds {network["type"]}, which has no growth channels to pad; '
+            'SRVGGNetCompact of any width opens in spandrel, chaiNNer and ComfyUI as it is, or with --to safetensors.',
         )
     growth = network.get('num_grow_ch', 32)
     if growth >= GROWTH:
         reason = 'opens as it is, or with --to safetensors' if growth == GROWTH else f'cannot be padded to {GROWTH}'
-        raise UserError(f'--to padded: {opened.path} has {growth} growth channels already and {reason}.')
+        raise UserError('--to padded', f'{opened.path} has {growth} growth channels already and {reason}.')
 
 
 def to_padded(opened: Opened, path: Path, half: bool = False) -> None:

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         return args.run(args)
     except (OSError, lmdb.Error) as error:
         where, what = getattr(error, 'filename', None) or args.output, getattr(error, 'strerror', None) or error
-        raise UserError(f'{where}: {what}; mend that and give the same command again to go on.') from None
+        raise UserError(where, f'{what}; mend that and give the same command again to go on.') from None
     except BrokenProcessPool:
         raise UserError(
             f'a worker process was killed, most likely for want of memory: try --workers {max(1, args.workers // 2)}.'

@@ -35,19 +35,21 @@ def _existing_lmdb(args: argparse.Namespace, keys: dict[str, str]) -> int:
         made = os.path.getmtime(os.path.join(args.output, 'data.mdb'))
         lines = Path(args.output, 'meta_info.txt').read_text().splitlines()
     except (OSError, UnicodeDecodeError):
-        raise UserError(f'-o: {args.output} already exists and is no database of images; give another name.') from None
+        raise UserError(
+            '-o', f'{args.output} already exists and is no database of images; give another name.'
+        ) from None
     remedy = f'delete {args.output} to have it made again, or give another name'
     held = {line.split('.')[0] for line in lines}
     if held - keys.keys():
-        raise UserError(f'-o: the database holds {min(held - keys.keys())}, which {args.input} does not; {remedy}.')
+        raise UserError('-o', f'the database holds {min(held - keys.keys())}, which {args.input} does not; {remedy}.')
     for key in held:
         if os.path.getmtime(os.path.join(args.input, keys[key])) > made:
-            raise UserError(f'-o: {keys[key]} in {args.input} is newer than the database; {remedy}.')
+            raise UserError('-o', f'{keys[key]} in {args.input} is newer than the database; {remedy}.')
     images = Pass(args, args.input)
     # what the first run could not read is missing rightly
     missing = [name for key, name in keys.items() if key not in held]
     for name, _ in images.over(functools.partial(_encode, source=args.input), missing) if missing else ():
-        raise UserError(f'-o: the database lacks {name} of {args.input}; {remedy}.')
+        raise UserError('-o', f'the database lacks {name} of {args.input}; {remedy}.')
     images.counts['kept'] = len(held)
     return images.finish(args.output, f'dataroot_gt (or dataroot_lq): {args.output}, io_backend: {{type: lmdb}}')
 
@@ -62,15 +64,16 @@ def keys_of(names: Iterable[str], folder: str) -> dict[str, str]:
     for key, name in keys.items():
         if not re.fullmatch(r'[ -~]+', key) or '.' in key or len(key) > 511:
             raise UserError(
-                f"-i: {name} in {folder} cannot be a key (BasicSR's readers take ASCII without a dot before the "
-                'ending, in folders too); rename it.'
+                '-i',
+                f"{name} in {folder} cannot be a key (BasicSR's readers take ASCII without a dot before the "
+                'ending, in folders too); rename it.',
             )
     return keys
 
 
 def run(args: argparse.Namespace) -> int:
     if not args.output.endswith('.lmdb'):
-        raise UserError(f"-o: {args.output} must end in .lmdb, or BasicSR's datasets refuse it.")
+        raise UserError('-o', f"{args.output} must end in .lmdb, or BasicSR's datasets refuse it.")
     apart(args.input, args.output)
     keys = keys_of(list_images(args.input), args.input)
     if os.path.lexists(args.output):

@@ -22,7 +22,7 @@ SIZES = tuple(1 << power for power in range(5, 11))
 
 def _size(text: str) -> int:
     if text not in map(str, SIZES):
-        raise UserError(f'--size: write a power of two, {", ".join(map(str, SIZES))}, not {text!r}.')
+        raise UserError('--size', f'write a power of two, {", ".join(map(str, SIZES))}, not {text!r}.')
     return int(text)
 
 
@@ -82,8 +82,9 @@ def _parts(args: argparse.Namespace, names: list[str]) -> dict[str, tuple[str, s
         return identities.assign(names, args.identities, held_out)
     if held_out:
         raise UserError(
-            f'--{next(iter(held_out))}: faces that are held out at random show people of the training set again; say '
-            'with --identities FILE who is who, or leave the flag out to have all in train.'
+            f'--{next(iter(held_out))}',
+            'faces that are held out at random show people of the training set again; say '
+            'with --identities FILE who is who, or leave the flag out to have all in train.',
         )
     sys.stderr.write(
         'All faces go into train; to hold some out, say with --identities FILE who is who: faces that are held out at '
@@ -99,15 +100,16 @@ def _check_made(output: str, targets: dict[str, str]) -> None:
         for path in sorted(Path(output, part).glob('*.png')):
             if path.name[0] != '.' and os.path.normpath(path) not in wanted:
                 raise UserError(
-                    f'-o: {path} was made of a picture that is gone or of another part now; delete the folder {output} '
-                    'to have it made again, or give another.'
+                    '-o',
+                    f'{path} was made of a picture that is gone or of another part now; delete the folder {output} '
+                    'to have it made again, or give another.',
                 )
 
 
 def run(args: argparse.Namespace) -> int:
     """Makes the faces, and the databases if they are wanted."""
     if args.aligned and args.detector:
-        raise UserError('--detector: with --aligned no face is searched for; leave one of the two out.')
+        raise UserError('--detector', 'with --aligned no face is searched for; leave one of the two out.')
     source, names = _inputs(args.input, args.output)
     if args.lmdb:
         database.keys_of(names, source)

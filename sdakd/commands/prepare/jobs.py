@@ -19,7 +19,9 @@ RECORD = '.sdakd_prepare.json'  # what an output folder was made of; BasicSR's f
 def apart(folder: str, output: str, flag: str = '-i') -> None:
     """Raises a UserError if the output lies in a folder of inputs: the next run would take it for an input."""
     if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
-        raise UserError(f'-o: {output} lies in the folder of the inputs ({flag} {folder}); put it beside that folder.')
+        raise UserError(
+            '-o', f'{output} lies in the folder of the inputs ({flag} {folder}); put it beside that folder.'
+        )
 
 
 def claim(output: str, record: dict[str, Any]) -> None:
@@ -38,12 +40,15 @@ def claim(output: str, record: dict[str, Any]) -> None:
         if changed:
             key = changed[0]
             raise UserError(
-                f'-o: {output} was made with {key} {found.get(key)!r}, and now it is {record.get(key)!r}; '
-                'give another folder, or delete this one.'
+                '-o',
+                f'{output} was made with {key} {found.get(key)!r}, and now it is {record.get(key)!r}; '
+                'give another folder, or delete this one.',
             )
         return
     if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
-        raise UserError(f'-o: {output} already exists and `sdakd prepare` did not make it; give a new or empty folder.')
+        raise UserError(
+            '-o', f'{output} already exists and `sdakd prepare` did not make it; give a new or empty folder.'
+        )
     write(path, (json.dumps(record, indent=1, sort_keys=True) + '\n').encode())
 
 
@@ -52,7 +57,7 @@ def whole(flag: str, least: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         if not re.fullmatch(r'\d+', text) or int(text) < least:
-            raise UserError(f'{flag}: write a whole number of at least {least}, not {text!r}.')
+            raise UserError(flag, f'write a whole number of at least {least}, not {text!r}.')
         return int(text)
 
     return read

@@ -29,29 +29,33 @@ def _check(line: str, root: str, lq_root: str | None) -> bool:
 
 def _pair_lines(gt_folder: str, lq_folder: str) -> list[str]:
     gt_names = by_stem(list_images(gt_folder), gt_folder)
-    lq_names = by_stem(list_images(lq_folder, '--lq'), lq_folder)
+    lq_names = by_stem(list_images(lq_folder, '--lq'), lq_folder, where='--lq')
     lines = []
     for key, gt in gt_names.items():
         scaled = (key + f'x{scale}' for scale in (2, 3, 4, 8))  # DIV2K's way of naming: 0801.png and 0801x4.png
         lq = next((lq_names.pop(k) for k in (key, *scaled) if k in lq_names), None)
         if lq is None:
-            raise UserError(f'--lq: {lq_folder} has no partner for {gt}; give both the same name (or 1.png, 1x4.png).')
+            raise UserError(
+                '--lq', f'{lq_folder} has no partner for {gt}; give both the same name (or 1.png, 1x4.png).'
+            )
         lines.append(f'{gt}, {lq}')
     if lq_names:
         lq = next(iter(lq_names.values()))
-        raise UserError(f'--lq: {len(lq_names)} images have no partner in {gt_folder}, the first is {lq}; remove them.')
+        raise UserError(
+            '--lq', f'{len(lq_names)} images have no partner in {gt_folder}, the first is {lq}; remove them.'
+        )
     return lines
 
 
 def run(args: argparse.Namespace) -> int:
     folders = args.input
     if not args.output.endswith('.txt') or os.path.isdir(args.output):
-        raise UserError(f'-o: {args.output} is no name for a meta-info file; give one that ends in .txt.')
+        raise UserError('-o', f'{args.output} is no name for a meta-info file; give one that ends in .txt.')
     for folder in folders:
         apart(folder, args.output)
     if args.lq is not None:
         if len(folders) > 1 or args.root:
-            raise UserError('--lq: pairs have one folder each, -i for GT and --lq for LQ, and no --root.')
+            raise UserError('--lq', 'pairs have one folder each, -i for GT and --lq for LQ, and no --root.')
         apart(args.lq, args.output, '--lq')
         root = folders[0]
         lines = _pair_lines(root, args.lq)
@@ -66,16 +70,16 @@ def run(args: argparse.Namespace) -> int:
         roots = set(args.root or [default])
         root = roots.pop()
         if roots:
-            raise UserError('--root: an option file has one dataroot_gt; give one folder that holds all inputs.')
+            raise UserError('--root', 'an option file has one dataroot_gt; give one folder that holds all inputs.')
         paths = [os.path.join(folder, name) for folder in folders for name in list_images(folder)]
         lines = list(dict.fromkeys(Path(os.path.relpath(path, root)).as_posix() for path in paths))
         if any(line.startswith('../') for line in lines):
-            raise UserError(f'--root: {root} does not hold every folder of -i; give one that does.')
+            raise UserError('--root', f'{root} does not hold every folder of -i; give one that does.')
         broken = [line for line in lines if re.search(r'\s', line)]
         what = 'space'
     if broken:
         raise UserError(
-            f'-i: BasicSR would cut the line of {broken[0]} at its {what}; rename it ({len(broken)} such names).'
+            '-i', f'BasicSR would cut the line of {broken[0]} at its {what}; rename it ({len(broken)} such names).'
         )
 
     images = Pass(args, root)
@@ -87,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
     text = os.fsencode(''.join(f'{line}\n' for line in lines))
     if os.path.exists(args.output):
         if Path(args.output).read_bytes() != text:
-            raise UserError(f'-o: {args.output} already exists and lists other images; delete it or give another name.')
+            raise UserError(
+                '-o', f'{args.output} already exists and lists other images; delete it or give another name.'
+            )
         images.counts['kept'] += images.counts.pop('done', 0)
     elif lines:
         write(args.output, text)

@@ -275,11 +275,11 @@ def _check(args: argparse.Namespace) -> Path:
 
     output = Path(args.output)
     if output.suffix.lower() not in ('.html', '.htm'):
-        raise UserError(f'-o: {output} is no name of a page; give one that ends in .html.')
+        raise UserError('-o', f'{output} is no name of a page; give one that ends in .html.')
     if output.is_dir():
-        raise UserError(f'-o: {output} is a folder; give the name of a file.')
+        raise UserError('-o', f'{output} is a folder; give the name of a file.')
     if args.max_images is not None and args.max_images < 1:
-        raise UserError(f'--max_images: {args.max_images} is no number of images; give 1 or more, or leave it out.')
+        raise UserError('--max_images', f'{args.max_images} is no number of images; give 1 or more, or leave it out.')
     output_folder(output.parent)
     return output
 
@@ -304,7 +304,7 @@ def run(args: argparse.Namespace) -> int:
         images.write(output, data)
     except OSError as error:
         output.with_name(f'.{output.name}.part').unlink(missing_ok=True)
-        raise UserError(f'-o: {output} cannot be written ({error.strerror}); choose another place.') from None
+        raise UserError('-o', f'{output} cannot be written ({error.strerror}); choose another place.') from None
     sections = [name for name in ('evaluate', 'bench') if getattr(inputs, name) is not None]
     sections += [f'run {entry.name}' for entry in inputs.runs]
     count = f', {len(gallery.shown)} of {gallery.total} images' if gallery.total else ''

@@ -97,18 +97,18 @@ def inputs(args: argparse.Namespace) -> tuple[Path, dict[str, str]]:
     """
     source = Path(args.input)
     if not source.exists():
-        raise UserError(f'-i: {source} does not exist; give an image or a folder.')
+        raise UserError('-i', f'{source} does not exist; give an image or a folder.')
     folder = source if source.is_dir() else source.parent
     if source.is_dir():
         names = list_images(str(source))
         if Path(os.path.realpath(args.output)).is_relative_to(os.path.realpath(source)):
             raise UserError(
-                f'-o: {args.output} lies in the folder of the inputs (-i {source}); put it beside that one.'
+                '-o', f'{args.output} lies in the folder of the inputs (-i {source}); put it beside that one.'
             )
     else:
         names = [source.name]
         if source.suffix.lower() not in ENDINGS:
-            raise UserError(f'-i: {source} is no image; images are told by their endings {", ".join(ENDINGS)}.')
+            raise UserError('-i', f'{source} is no image; images are told by their endings {", ".join(ENDINGS)}.')
 
     def result(name: str) -> str:
         return stem(name) + (f'_{args.suffix}' if args.suffix else '') + ending_of(folder / name, args.ext)
@@ -117,9 +117,11 @@ def inputs(args: argparse.Namespace) -> tuple[Path, dict[str, str]]:
     for name in results:
         target = Path(args.output, name)
         if target.is_dir():
-            raise UserError(f'-o: {target} is a folder, and a result would get its name; remove it or change --suffix.')
+            raise UserError(
+                '-o', f'{target} is a folder, and a result would get its name; remove it or change --suffix.'
+            )
         if source.is_file() and target.exists() and target.samefile(source):
-            raise UserError(f'-o: the result would replace {source} itself; choose another folder or give --suffix.')
+            raise UserError('-o', f'the result would replace {source} itself; choose another folder or give --suffix.')
     return folder, results
 
 
@@ -141,7 +143,7 @@ def model_file(args: argparse.Namespace) -> tuple[Path, str]:
         return shipped[name], '-n'
     official = {Path(file).stem for file in URLS if file.lower().startswith('realesr') and 'netD' not in file}
     if name not in official:
-        raise UserError(f'-n: no model is called {name}; {near(name, official | shipped.keys())}.')
+        raise UserError('-n', f'no model is called {name}; {near(name, official | shipped.keys())}.')
     path = DOWNLOADS / f'{name}.pth'
     ensure_file(path, '-n', 'name another file with -m')
     return path, '-n'
@@ -153,7 +155,7 @@ def _device(gpu: int | None, onnx: bool) -> str:
     count = torch.cuda.device_count()
     if gpu is not None and gpu >= count:
         have = f'the GPUs are 0 to {count - 1}' if count else 'torch finds no GPU here; leave the flag out'
-        raise UserError(f'-g: there is no GPU {gpu}: {have}.')
+        raise UserError('-g', f'there is no GPU {gpu}: {have}.')
     return f'cuda:{gpu or 0}' if count and not onnx else 'cpu'  # ONNX Runtime takes and gives arrays in main memory
 
 
@@ -172,14 +174,15 @@ def _face_enhancer(upscaler, outscale: float):
         from gfpgan import GFPGANer
     except ModuleNotFoundError as error:
         raise UserError(
-            f'--face_enhance: the package {error.name} is not installed: pip install gfpgan, or leave the flag out.'
+            '--face_enhance', f'the package {error.name} is not installed: pip install gfpgan, or leave the flag out.'
         ) from None
     try:
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # the face detector's
     except RuntimeError:
         raise UserError(
-            '--face_enhance: the installed torchvision was built for another torch and cannot detect faces: install '
-            f'the torchvision that belongs to torch {torch.__version__}, or leave the flag out.'
+            '--face_enhance',
+            'the installed torchvision was built for another torch and cannot detect faces: install '
+            f'the torchvision that belongs to torch {torch.__version__}, or leave the flag out.',
         ) from None
     for name, url in FACE_URLS.items():
         ensure_file(FACE_FOLDER / name, '--face_enhance', 'leave the flag out', url)
@@ -188,8 +191,8 @@ def _face_enhancer(upscaler, outscale: float):
         return GFPGANer(path, upscale=outscale, bg_upsampler=upscaler, device=upscaler.device)
     except Exception as error:  # a file that is cut off, or of another network
         raise UserError(
-            f'--face_enhance: a file in {FACE_FOLDER} cannot be used ({first_line(error)}); remove it to have it '
-            'downloaded again.'
+            '--face_enhance',
+            f'a file in {FACE_FOLDER} cannot be used ({first_line(error)}); remove it to have it downloaded again.',
         ) from None
 
 
@@ -219,7 +222,7 @@ def _upscaler(args: argparse.Namespace, opened: Opened, device: str) -> Upscaler
         check_flags(args, opened)
         return FaceUpscaler(opened, args.factor, device)
     if args.factor is not None:
-        raise UserError(f'--factor: {opened.path} always enlarges {opened.scale} times; leave the flag out.')
+        raise UserError('--factor', f'{opened.path} always enlarges {opened.scale} times; leave the flag out.')
     try:
         from sdakd.commands.upscale.upscaler import Upscaler
     except ModuleNotFoundError as error:
@@ -243,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
         if single:  # before the model is loaded
             read(args.input)
     except UnusableError as error:
-        raise UserError(f'-i: {args.input} {error.reason}.') from None
+        raise UserError('-i', f'{args.input} {error.reason}.') from None
     compat.import_basicsr()
     from sdakd.files.generators import open_network
 
@@ -274,7 +277,7 @@ def run(args: argparse.Namespace) -> int:
             reason = error.reason if known else f'cannot be upscaled ({first_line(error)})'
             failed.append(f'{name} {reason}')
             if single:
-                raise UserError(f'-i: {args.input} {reason}.') from None
+                raise UserError('-i', f'{args.input} {reason}.') from None
             tqdm.write(f'{folder / name} {reason}', file=sys.stderr)
     seconds = time.perf_counter() - begun
     done = len(results) - len(failed)

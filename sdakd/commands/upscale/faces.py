@@ -24,16 +24,17 @@ def check_flags(args: argparse.Namespace, opened: Opened) -> None:
     name = f'{opened.path} ({opened.network["type"]})'
     for flag, given in (('-t', args.tile), ('--tile_pad', args.tile_pad), ('--pre_pad', args.pre_pad)):
         if given:
-            raise UserError(f'{flag}: {name} sees whole faces, without tiles and padding; leave the flag out.')
+            raise UserError(flag, f'{name} sees whole faces, without tiles and padding; leave the flag out.')
     if args.face_enhance:
-        raise UserError(f'--face_enhance: {name} makes faces itself; leave the flag out.')
+        raise UserError('--face_enhance', f'{name} makes faces itself; leave the flag out.')
     largest = opened.module.out_size // SMALLEST_FACE
     if args.factor is not None and opened.network['type'] == 'GCFSRBlind':
-        raise UserError(f'--factor: {name} is not told a factor; leave the flag out.')
+        raise UserError('--factor', f'{name} is not told a factor; leave the flag out.')
     if args.factor is not None and not 1 <= args.factor <= largest:
         raise UserError(
-            f'--factor: {args.factor:g} does not fit faces of {opened.module.out_size} pixels; give a number from 1 to '
-            f'{largest}.'
+            '--factor',
+            f'{args.factor:g} does not fit faces of {opened.module.out_size} pixels; give a number from 1 to '
+            f'{largest}.',
         )
 
 
