@@ -136,7 +136,7 @@ def standard_file(names: tuple[str, ...], where: str, otherwise: str) -> Path:
 
 
 def need(package: str, where: str, otherwise: str) -> None:
-    """Sees that an optional package is installed.
+    """Checks that an optional package is installed.
 
     Raises:
         UserError: It is not.

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from sdakd.compat import UserError
+from sdakd.compat import UserError, near
 
 
 class Outcome:
@@ -24,7 +24,7 @@ class Outcome:
         return ''
 
     def check(self) -> None:
-        """Sees that nothing was left out.
+        """Checks that nothing was left out.
 
         Raises:
             UserError: Something was, such as an image that cannot be used; everything else was done.
@@ -62,14 +62,26 @@ class Flags:
 
 def number(text: str) -> int | float | str:
     """Reads a number of a flag; a text that is none stays one, and the function refuses it in one sentence."""
-    try:
-        return int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def one_of(value: str, known: Iterable[str], where: str) -> None:
+    """Checks that an argument is one of the known ones.
+
+    Raises:
+        UserError: It is not; with near names.
+    """
+    if value not in known:
+        raise UserError(where, f'{value} is unknown; {near(value, known)}.')
 
 
 def whole(value: object, where: str, least: int = 0) -> int:
-    """Sees that an argument is a whole number.
+    """Checks that an argument is a whole number.
 
     Raises:
         UserError: It is none, or less than ``least``.

@@ -1,4 +1,4 @@
-"""Generators from files, whatever the file: what evaluate, bench, export and upscale open a model with."""
+"""Opens generators from files of any supported kind, for evaluate, bench, export and upscale."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
     """Opens a generator: BasicSR's and ESRGAN's ``.pth``, ``.safetensors`` or ``.onnx``.
 
     The architecture is told by the file's metadata, else by the names and shapes of its weights, else by the option
-    file of the BasicSR experiment that the checkpoint lies in. ``params_ema`` goes before ``params``.
+    file of the BasicSR experiment that the checkpoint lies in. ``params_ema`` is preferred to ``params``.
 
     Args:
         path: The file.

@@ -238,7 +238,7 @@ def peak_of(pid: int) -> float | None:
 
 @contextlib.contextmanager
 def alone_in(folder: Path, flag: str) -> Iterator[int]:
-    """Sees that no other command, and no process that one left behind, works in a folder; yields a file descriptor.
+    """Locks a folder against other commands and processes that they left behind; yields a file descriptor.
 
     Processes that inherit the descriptor keep the folder taken.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,20 @@ import numpy as np
 from PIL import Image
 
 from sdakd.compat import UserError
-from sdakd.files.images import UnusableError, by_stem, decode, list_images, read_image, stem
+from sdakd.files.images import UnusableError, by_stem, decode, find_images, read_image, stem
 
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 class Folder:
-    """Images of a folder, with its sub-folders, by their relative path without ending."""
+    """Images of a folder, with its sub-folders, by their relative path without ending.
+
+    ``note`` is a line for people about files of other kinds.
+    """
 
     def __init__(self, path: str, flag: str) -> None:
         self.path = path
-        names = list_images(path, flag)
+        names, self.note = find_images(path, flag)
         self.files = by_stem(names, path, where=flag)
         self.sizes: dict[str, tuple[int, int] | None] = {}  # of headers that were read
 
@@ -53,6 +55,7 @@ class Folder:
 class Database:
     """Images of an LMDB database in BasicSR's layout, by their keys."""
 
+    note = ''
     opened: dict[str, object] = {}  # LMDB opens a database only once per process
 
     def __init__(self, path: str, flag: str) -> None:
@@ -166,7 +169,7 @@ class TestSet:
         UserError: Numbers, names or sizes of ``hr`` and ``lr`` do not match.
     """
 
-    __test__ = False  # not a test, whatever its name
+    __test__ = False  # pytest would take the class for a test by its name
 
     def __init__(self, name: str, source: str, hr: Images | None, lr: Images | None, scale: int) -> None:
         self.name, self.source, self.hr, self.lr, self.scale = name, source, hr, lr, scale
@@ -198,10 +201,11 @@ class TestSet:
                 )
 
     def describe(self) -> str:
-        """One line for people, which says where the LR images come from."""
+        """A line for people, which says where the LR images come from, behind those of the folders."""
         made = f'made from HR by MATLAB bicubic x1/{self.scale}'
         origin = f'from {self.lr.path}' if self.lr else made
-        return f'{self.name}: {len(self.names)} images, LR {origin}{"" if self.hr else ", no ground truth"}'
+        notes = ''.join(images.note for images in (self.hr, self.lr) if images)
+        return f'{notes}{self.name}: {len(self.names)} images, LR {origin}{"" if self.hr else ", no ground truth"}'
 
     def size(self, name: str) -> tuple[int, int] | None:
         """Height and width that an enlarged image must have; None where the file's header cannot be read."""
@@ -277,7 +281,6 @@ def open_sets(sources: Iterable[str], scale: int) -> list[TestSet]:
             raise UserError('-d', f'two sets are called {name}; write NAME=PATH to give one another name.')
         images = open_images(hr) if hr else None
         sets[name] = TestSet(name, source, images, open_images(lr) if lr else None, scale)
-        sys.stderr.write(sets[name].describe() + '\n')
     return list(sets.values())
 
 

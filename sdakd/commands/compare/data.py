@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
@@ -19,7 +18,7 @@ from sdakd.files.runs import digest
 
 @dataclass
 class Images:
-    """Where the images are.
+    """The folders of the images.
 
     Args:
         train, validation: Folders of ground truth and input.
@@ -51,7 +50,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def check_apart(groups: Mapping[str, list[Path]]) -> None:
-    """Sees that no two groups of files hold the same image; only files of equal size are read.
+    """Checks that no two groups of files hold the same image; only files of equal size are read.
 
     Raises:
         UserError: Two do; names both keys and one image of each.
@@ -157,7 +156,7 @@ def make_pairs(config: Config, images: Images, splits: dict[str, list[str]], out
             work = functools.partial(
                 pairs.make_pair, source=str(folder), output=str(place), settings=json.dumps(settings)
             )
-            every = Pass(argparse.Namespace(name=f'pairs to {part}', workers=1), str(folder))
+            every = Pass(f'pairs to {part}', str(folder), workers=1)
             every.run(work, todo)
             if every.unusable:
                 raise UserError(f'data:photographs: {folder}', f'{every.unusable[0]}; repair or remove it.')

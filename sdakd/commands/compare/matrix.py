@@ -1,4 +1,4 @@
-"""The cells of a comparison, method x width x seed, and the option file of each: equal but for what a method is."""
+"""The cells of a comparison, method x width x seed, and the option file of each: equal except for the method."""
 
 from __future__ import annotations
 

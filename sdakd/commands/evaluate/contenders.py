@@ -39,7 +39,7 @@ class Contender:
         self.name, self.source = name, source
 
     def check(self, sets: Iterable[TestSet]) -> None:
-        """Looks whether it can take part in all sets."""
+        """Checks that the row can take part in all sets."""
 
     def enlarge(self, testset: TestSet, image: str, sample: Sample) -> np.ndarray:
         """The enlarged image, uint8 (H, W, 3), BGR.
@@ -109,7 +109,7 @@ class NetworkContender(Contender):
         self.noise, self.seed = noise, seed
 
     def check(self, sets: Iterable[TestSet]) -> None:
-        """Sees by the headers that a network for faces gets faces of its size, reduced by a factor that it can take.
+        """Checks by the headers that a network for faces gets faces of its size, reduced by a factor that it can take.
 
         Raises:
             UserError: Images of another size, or a factor that does not divide it or leaves too little.
@@ -179,7 +179,7 @@ class FolderContender(Contender):
         self.files: dict[str, tuple[Folder, dict[str, str]]] = {}
 
     def check(self, sets: Iterable[TestSet]) -> None:
-        """Finds the images of all sets, and sees by their headers that their sizes are right.
+        """Finds the images of all sets, and checks their sizes by their headers.
 
         Raises:
             UserError: One is missing or has another size.
@@ -188,7 +188,10 @@ class FolderContender(Contender):
         for testset in sets:
             inner = os.path.join(self.path, testset.name)
             path = inner if os.path.isdir(inner) else self.path
-            folder = folders.setdefault(path, Folder(path, '-m')) if path not in folders else folders[path]
+            if path not in folders:
+                folders[path] = Folder(path, '-m')
+                sys.stderr.write(folders[path].note)
+            folder = folders[path]
             found = partners(
                 testset.names,
                 folder.files,

@@ -9,9 +9,8 @@ import math
 import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from sdakd import __version__, compat
 from sdakd.commands.export import formats as exporters
 from sdakd.commands.export.formats import to_onnx
+from sdakd.commands.interface import Flags, Outcome, one_of
 from sdakd.compat import UserError
 
 if TYPE_CHECKING:
@@ -77,25 +77,69 @@ FORMATS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('-m', '--model', required=True, metavar='FILE', help='the generator: .pth or .safetensors')
-    parser.add_argument('--to', required=True, nargs='+', choices=FORMATS, metavar='FORMAT', help=', '.join(FORMATS))
-    parser.add_argument('-o', '--output', required=True, metavar='OUT', help='a folder, or for one format a file name')
-    parser.add_argument('--half', action='store_true', help='weights in float16; input and output stay float32')
+    """Adds the flags."""
+    add = Flags(parser, export)
+    add('-m', '--model', metavar='FILE', help='the generator: .pth or .safetensors')
+    add('--to', nargs='+', choices=FORMATS, metavar='FORMAT', help=', '.join(FORMATS))
+    add('-o', '--output', metavar='OUT', help='a folder, or for one format a file name')
+    add('--half', action='store_true', help='weights in float16; input and output stay float32')
 
 
-def run(args: argparse.Namespace) -> int:
-    """Writes the formats one after the other; each file gets its name when it has been read back and compared.
+@dataclass
+class Exported(Outcome):
+    """What was written.
+
+    Args:
+        files: File by format; for ncnn the ``.param``, beside which the ``.bin`` lies.
+        lines: Size, precision and difference to PyTorch by format, in words.
+        network: The generator, in words.
+    """
+
+    files: dict[str, Path]
+    lines: dict[str, str]
+    network: str
+
+    def __str__(self) -> str:
+        folder = next(iter(self.files.values())).parent
+        lines = ''.join(f'{path}: {self.lines[name]}\n' for name, path in self.files.items())
+        return (
+            f'{lines}Wrote {self.network} to {folder} as {", ".join(self.files)}; every file was read back by its own '
+            'runtime and gives what PyTorch gives.\n'
+        )
+
+
+def export(
+    model: str | Path,
+    to: Sequence[str],
+    output: str | Path,
+    *,
+    half: bool = False,
+) -> Exported:
+    """Writes a generator as files for other programs, one format after the other.
+
+    Each file gets its name when its own runtime has read it back and its output was compared with PyTorch's.
+
+    Args:
+        model: ``.pth`` or ``.safetensors``.
+        to: Of :data:`FORMATS`.
+        output: A folder, or for one format a file name with the format's ending.
+        half: Weights in float16; input and output stay float32.
+
+    Returns:
+        The files.
 
     Raises:
         UserError: A mistake in the arguments, a missing package, a model that cannot be opened or written in a format,
             or a file that does not give what PyTorch gives.
     """
-    names = list(dict.fromkeys(args.to))
+    names = list(dict.fromkeys([to] if isinstance(to, str) else to))
+    for name in names:
+        one_of(name, FORMATS, '--to')
     _need_packages(names)
-    model = Path(args.model)
+    model = Path(model)
     if model.suffix == '.onnx':
         raise UserError('-m', f'{model} is an exported graph already; give the .pth or .safetensors that it came from.')
-    targets = _targets(names, Path(args.output), model, args.half)
+    targets = _targets(names, Path(output), model, half)
     compat.import_basicsr()
     from sdakd.files.generators import open_network
 
@@ -104,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
         if FORMATS[name].check:
             FORMATS[name].check(opened)
     opened.metadata = _facts(opened)
+    lines: dict[str, str] = {}
     mask = os.umask(0)
     os.umask(mask)
     with _folder(next(iter(targets.values())).parent) as work:
@@ -112,17 +157,12 @@ def run(args: argparse.Namespace) -> int:
             bar.set_postfix_str(name)
             place = work / name
             place.mkdir()
-            line = _export(name, opened, place / targets[name].name, args.half)
+            lines[name] = _export(name, opened, place / targets[name].name, half)
             for file in sorted(place.iterdir()):
                 if file.is_file():
                     file.chmod(0o666 & ~mask)  # safetensors writes for its owner alone
                     os.replace(file, targets[name].with_name(file.name))
-            tqdm.write(f'{targets[name]}: {line}', file=sys.stdout)
-    sys.stdout.write(
-        f'Wrote {opened.describe()} to {targets[names[0]].parent} as {", ".join(names)}; every file was read back by '
-        'its own runtime and gives what PyTorch gives.\n'
-    )
-    return 0
+    return Exported(targets, lines, opened.describe())
 
 
 def _need_packages(names: list[str]) -> None:

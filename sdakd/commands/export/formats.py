@@ -1,7 +1,7 @@
 """Formats of `sdakd export`: writers, and each format's own runtime to read the file back.
 
 A writer takes a generator, the path to write and whether to use float16; a reader takes the path and returns a function
-of ``(N, 3, h, w)``. Nothing here renames, compares or deletes: `sdakd/export.py` does.
+of ``(N, 3, h, w)``. This module does not rename, compare or delete files: the package does.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _trace(opened: Opened, half: bool, pad: bool = True) -> torch.jit.ScriptModu
 def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
     """Writes an ONNX graph of opset 17 with the input ``input`` and the output ``output``, both float32.
 
-    Batch, height and width are dynamic; any height and width will do, but for RRDBNet of scale 2 and 1, which wants at
+    Batch, height and width are dynamic; any height and width will do, except that RRDBNet of scale 2 and 1 needs at
     least 4 pixels. The dense blocks of narrow RRDBNets are regrouped, which runtimes compute faster. TorchScript's
     exporter is used: for RRDBNet-23 it takes 1 s where torch.export's takes 35 s, it is in every torch since 2.1, and
     its graphs are of opset 17, where the other one's begin at 18.
@@ -199,7 +199,7 @@ def to_ncnn(opened: Opened, path: Path, half: bool = False) -> None:
     """
     import pnnx
 
-    # In chains of residual additions pnnx's time and memory double with every block, to 113 s and gigabytes for
+    # pnnx's time and memory double with every block of a chain of residual additions, to 113 s and gigabytes for
     # RRDBNet-23. A copy between two blocks stops that, and pnnx removes it from the result.
     blocks = getattr(opened.module, 'body', ()) if type(opened.module).__name__ == 'RRDBNet' else ()
     hooks = [block.register_forward_hook(lambda module, inputs, output: output.clone()) for block in blocks]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdakd.commands.prepare.jobs import add_job, apart
+from sdakd.commands.prepare.jobs import Made, add_job, apart, job, made
 from sdakd.compat import UserError
 from sdakd.files.images import Pass, UnusableError, by_stem, list_images, read_image, write
 
@@ -47,18 +47,40 @@ def _pair_lines(gt_folder: str, lq_folder: str) -> list[str]:
     return lines
 
 
-def run(args: argparse.Namespace) -> int:
-    folders = args.input
-    if not args.output.endswith('.txt') or os.path.isdir(args.output):
-        raise UserError('-o', f'{args.output} is no name for a meta-info file; give one that ends in .txt.')
+@job
+def meta(
+    images: str | Sequence[str],
+    output: str,
+    *,
+    lq: str | None = None,
+    root: str | Sequence[str] | None = None,
+    check: bool = False,
+    workers: int | None = None,
+) -> Made:
+    """Writes a meta-info file: a line per image, or per GT/LQ pair.
+
+    Args:
+        images: Folder of images, or several.
+        output: The file, ``.txt``.
+        lq: Folder of the LQ images of the GT images in ``images``, for lines ``gt, lq``.
+        root: ``dataroot_gt``, which holds all images; default: the folder of the images, or what several share.
+        check: Decode every image, and leave out what cannot be used.
+        workers: Processes; default: one per core.
+
+    Raises:
+        UserError: No images, images without a partner, a name that BasicSR cannot read, or another file of this name.
+    """
+    folders = [images] if isinstance(images, str) else images
+    if not output.endswith('.txt') or os.path.isdir(output):
+        raise UserError('-o', f'{output} is no name for a meta-info file; give one that ends in .txt.')
     for folder in folders:
-        apart(folder, args.output)
-    if args.lq is not None:
-        if len(folders) > 1 or args.root:
+        apart(folder, output)
+    if lq is not None:
+        if len(folders) > 1 or root:
             raise UserError('--lq', 'pairs have one folder each, -i for GT and --lq for LQ, and no --root.')
-        apart(args.lq, args.output, '--lq')
+        apart(lq, output, '--lq')
         root = folders[0]
-        lines = _pair_lines(root, args.lq)
+        lines = _pair_lines(root, lq)
         broken = [line for line in lines if line.count(', ') > 1 or '\n' in line]
         what = '", "'
     else:
@@ -67,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             if len(folders) == 1
             else os.path.relpath(os.path.commonpath([os.path.abspath(f) for f in folders]))
         )
-        roots = set(args.root or [default])
+        roots = {root} if isinstance(root, str) else set(root or [default])
         root = roots.pop()
         if roots:
             raise UserError('--root', 'an option file has one dataroot_gt; give one folder that holds all inputs.')
@@ -82,29 +104,27 @@ def run(args: argparse.Namespace) -> int:
             '-i', f'BasicSR would cut the line of {broken[0]} at its {what}; rename it ({len(broken)} such names).'
         )
 
-    images = Pass(args, root)
-    if args.check:
-        work = functools.partial(_check, root=root, lq_root=args.lq)
-        lines = [line for line, _ in images.over(work, lines)]
+    every = Pass('meta', root, workers)
+    if check:
+        work = functools.partial(_check, root=root, lq_root=lq)
+        lines = [line for line, _ in every.over(work, lines)]
     else:
-        images.counts['done'] = len(lines)
+        every.counts['done'] = len(lines)
     text = os.fsencode(''.join(f'{line}\n' for line in lines))
-    if os.path.exists(args.output):
-        if Path(args.output).read_bytes() != text:
-            raise UserError(
-                '-o', f'{args.output} already exists and lists other images; delete it or give another name.'
-            )
-        images.counts['kept'] += images.counts.pop('done', 0)
+    if os.path.exists(output):
+        if Path(output).read_bytes() != text:
+            raise UserError('-o', f'{output} already exists and lists other images; delete it or give another name.')
+        every.counts['kept'] += every.counts.pop('done', 0)
     elif lines:
-        write(args.output, text)
-    second = f', dataroot_lq: {args.lq}' if args.lq else ''
-    return images.finish(args.output, f'dataroot_gt: {root}{second}, meta_info: {args.output}')
+        write(output, text)
+    second = f', dataroot_lq: {lq}' if lq else ''
+    return made(every, output, f'dataroot_gt: {root}{second}, meta_info: {output}')
 
 
 def add_to(jobs: Any) -> None:
     """Adds the job and its flags."""
     description = 'write a meta-info file: a line per image, or per GT/LQ pair'
-    command = add_job(jobs, 'meta', run, description, 'file.txt', nargs='+')
-    command.add_argument('--lq', help='folder of the LQ images of the GT images in -i, for lines `gt, lq`')
-    command.add_argument('--root', nargs='+', help='dataroot_gt (default: the folder of -i, or what several share)')
-    command.add_argument('--check', action='store_true', help='decode every image; leave out what cannot be used')
+    add = add_job(jobs, 'meta', meta, description, 'file.txt', nargs='+')
+    add('--lq', help='folder of the LQ images of the GT images in -i, for lines `gt, lq`')
+    add('--root', nargs='+', help='dataroot_gt (default: the folder of -i, or what several share)')
+    add('--check', action='store_true', help='decode every image; leave out what cannot be used')
