@@ -1,7 +1,7 @@
 # make demo   set up, distil a student on real photographs, show it
 # make test   set up, run every test
 # make lint   ruff
-# make setup  only install, into .venv
+# make setup  only install, into .venv; tests and lint install what only they need
 #
 # PYTHON=python3.12        the interpreter for .venv (3.10 to 3.12)
 # TORCH_INDEX=address      where to get torch and torchvision from, such as PyTorch's own index of CPU wheels
@@ -24,22 +24,26 @@ demo: .venv/ready
 # A process for every file: not all of the native runtimes that tests load (OpenVINO, ncnn, ONNX, TensorBoard) share one.
 # A thread for each: the small networks of tests gain nothing by more, and threads of several processes wait for each other.
 # What a file prints comes in one piece, and a failure does not keep the others from running.
-test: .venv/ready
+test: .venv/tested
 	@printf '%s\n' tests/test_*.py | OMP_NUM_THREADS=1 xargs -P $(JOBS) -I{} sh -c \
 	  'out=$$($(BIN)/python -m pytest -q {} 2>&1); status=$$?; printf "%s\n%s\n" {} "$$out"; exit $$status'
 
-lint: .venv/ready
+lint: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 setup: .venv/ready
 
-.venv/ready: requirements.txt requirements-build.txt requirements-dev.txt pyproject.toml
+.venv/ready: requirements.txt requirements-build.txt pyproject.toml
 	@echo 'Setting up .venv (a few minutes)'
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Error: Python %d.%d is not supported, BasicSR needs 3.10 to 3.12: make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv
 	$(if $(FROM),$(INSTALL) $(FROM) $$(grep '^torch==' requirements-build.txt) $$(grep '^torchvision==' requirements.txt))
 	$(INSTALL) -r requirements-build.txt
-	$(INSTALL) --no-build-isolation -r requirements.txt -r requirements-dev.txt
+	$(INSTALL) --no-build-isolation -r requirements.txt
 	$(INSTALL) --no-build-isolation --no-deps -e .
+	@touch $@
+
+.venv/tested: .venv/ready requirements-dev.txt
+	$(INSTALL) --no-build-isolation -c requirements-build.txt -c requirements.txt -r requirements-dev.txt
 	@touch $@

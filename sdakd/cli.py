@@ -1,4 +1,4 @@
-"""The `sdakd` command; a subcommand is a module of `sdakd.commands` with `add_arguments(parser)` and `run(args)`."""
+"""The `sdakd` command: parsers that fill in the arguments of the functions in `sdakd.commands`."""
 
 from __future__ import annotations
 
@@ -55,8 +55,17 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=description, description=description)
         if argv[:1] == [name]:
             importlib.import_module(f'sdakd.commands.{name}').add_arguments(command)
-    args = parser.parse_args(argv)
-    return importlib.import_module(f'sdakd.commands.{args.command}').run(args)
+    arguments = vars(parser.parse_args(argv))
+    function = arguments.pop('function')
+    del arguments['command']
+    try:
+        outcome = function(**arguments)
+    except KeyboardInterrupt as stop:  # its text says what is left
+        sys.stderr.write('\nInterrupted' + ''.join(f': {text}' for text in stop.args) + '.\n')
+        return 130
+    sys.stdout.write(str(outcome))
+    outcome.check()
+    return outcome.status
 
 
 if __name__ == '__main__':

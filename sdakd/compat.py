@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import re
 import sys
 import types
 import warnings
@@ -14,13 +15,34 @@ OLDEST_TORCH = (2, 1)
 
 
 class UserError(Exception):
-    """A mistake that a user can mend: the text is one sentence that says what, where (file and key) and what to do.
+    """A mistake that a user can mend, in one sentence.
 
-    Commands print the sentence without a traceback and exit with status 2.
+    Commands print ``where: sentence`` without a traceback and exit with status 2.
+
+    Args:
+        where: A key, a file, a flag, or several from the outside in (``run.yml: train:stages``). Without a second
+            argument it is the whole text, which is taken apart behind a first word or flag.
+        sentence: What is wrong there and what to do about it.
     """
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence.replace('?.', '?'))  # where it ends in the question of near()
+    def __init__(self, where: str, sentence: str | None = None) -> None:
+        super().__init__(*((where,) if sentence is None else (where, sentence)))
+        if sentence is None:
+            found = re.match(r'(\S+|-\S+ \w+): ', where)
+            where, sentence = (found[1], where[found.end() :]) if found else ('', where)
+        self.where = where
+        self.sentence = sentence.replace('?.', '?')  # where it ends in the question of near()
+
+    def __str__(self) -> str:
+        return f'{self.where}: {self.sentence}' if self.where else self.sentence
+
+    def at(self, where: str) -> UserError:
+        """The same sentence about another place: a caller knows what the user wrote and where."""
+        return UserError(where, self.sentence)
+
+    def within(self, where: str) -> UserError:
+        """The same error, with what surrounds its place in front, such as the file of a key."""
+        return self.at(f'{where}: {self.where}' if self.where else where)
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -7,21 +7,28 @@ immunohistochemistry. Held out: chelsea and the left image of motorcycle.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import io
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
-from sdakd import cli, compat
-from sdakd.files.results import read_results, write_tables
+import sdakd
+from sdakd import compat
+from sdakd.commands.prepare.pairs import pairs
+from sdakd.commands.prepare.subimages import subimages
+from sdakd.commands.report import report
 from sdakd.files.results import table as results_table
+from sdakd.files.results import write_tables
+
+if TYPE_CHECKING:
+    from sdakd.commands.bench import Timings
+    from sdakd.commands.evaluate import Results
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ('astronaut', 'coffee', 'rocket', 'hubble_deep_field', 'retina', 'immunohistochemistry')
@@ -54,24 +61,22 @@ def photographs(folder: Path) -> None:
 
 
 def prepare(folder: Path, scale: int) -> None:
-    """Cuts the photographs into training and validation pairs, by the commands that a user would type."""
-    cut = ['--crop_size', '160', '--step', '140']
+    """Cuts the photographs into training and validation pairs, as `sdakd prepare` would."""
+    cut = {'crop_size': 160, 'step': 140}
     key = folder / 'cut.txt'
-    if folder.exists() and not (key.exists() and key.read_text() == ' '.join(cut)):
+    if folder.exists() and not (key.exists() and key.read_text() == str(cut)):
         shutil.rmtree(folder)  # made by another version of this demo
     folder.mkdir(parents=True, exist_ok=True)
-    key.write_text(' '.join(cut))
+    key.write_text(str(cut))
     photographs(folder / 'photographs')
-    bicubic = ['--degradation', 'bicubic']
-    jobs = [
-        ['subimages', '-i', folder / 'photographs/train', '-o', folder / 'train_sub', *cut],
-        ['pairs', '-i', folder / 'train_sub', '-o', folder / f'train_x{scale}', '--scale', scale, *bicubic],
-        ['pairs', '-i', folder / 'photographs/val', '-o', folder / f'val_x{scale}', '--scale', scale, *bicubic],
-    ]
-    for job in jobs:
-        status = cli.main(['prepare', *map(str, job)])
-        if status:
-            raise SystemExit(status)
+    bicubic = {'degradation': 'bicubic', 'scale': scale}
+    for made in (
+        subimages(folder / 'photographs/train', folder / 'train_sub', **cut),
+        pairs(folder / 'train_sub', folder / f'train_x{scale}', **bicubic),
+        pairs(folder / 'photographs/val', folder / f'val_x{scale}', **bicubic),
+    ):
+        made.check()
+        say(str(made).rstrip())
 
 
 def options(teacher: Path, teacher_network: dict, data: Path, scale: int, seed: int) -> dict:
@@ -123,51 +128,48 @@ def train(opt: dict, name: str, out: Path, changes: list[str]) -> Path:
                 say('  ' + text.strip())
     if process.returncode:
         sys.stderr.write(''.join(printed[-15:]))
-        raise SystemExit(process.returncode)
+        raise compat.UserError(name, 'its training broke; mend what the lines above say, then `make demo` goes on.')
     mark.write_text(f'{key} done')
     return models
 
 
-def measure(models: dict[str, str], data: Path, scale: int, results: Path) -> None:
-    """Quality on the held-out photographs and time of every model, by the commands that a user would type."""
+def measure(models: dict[str, str], data: Path, scale: int, results: Path) -> tuple[Results, Timings]:
+    """Quality on the held-out photographs and time of every model, in float32, which is what the table shows."""
     named = [f'{name}={source}' for name, source in models.items()]
-    networks = [word for word in named if not word.endswith('=bicubic')]
-    quality = ['-d', f'held-out={data / "gt"}:{data / "lq"}', '--scale', str(scale), '--teacher', 'teacher']
-    for words in (
-        ['evaluate', '-m', *named, *quality, '-o', str(results)],
-        ['bench', '-m', *networks, '--backends', 'eager', 'fast', '-o', str(results)],
-    ):
-        with contextlib.redirect_stdout(io.StringIO()):  # the tables are shown as one
-            status = cli.main(words)
-        if status:
-            raise SystemExit(status)
+    networks = [model for model in named if not model.endswith('=bicubic')]
+    held_out = [f'held-out={data / "gt"}:{data / "lq"}']
+    quality = sdakd.evaluate(named, held_out, results, scale=scale, teacher='teacher')
+    quality.check()
+    times = sdakd.bench(networks, results, backends=['eager', 'fast'], precisions=['fp32'])
+    times.check()
+    return quality, times
 
 
-def table(results: dict) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: what ``evaluate`` and ``bench`` measured, a row per model."""
-    scores = {(s['model'], s['metric'], s['reference']): s['mean'] for s in results['evaluate']['scores']}
-    runs = (r for r in results['bench']['runs'] if r['precision'] == 'fp32')
-    times = {(r['model'], r['backend']): r['median_ms'] for r in runs}
+def table(quality: Results, timings: Timings) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a row per model."""
+    section = next(iter(quality.sections.values()))
+    times = {(run['model'], run['backend']): run['median_ms'] for run in timings.section['runs']}
     header = ['model', 'PSNR-Y', 'SSIM-Y', 'NIQE', 'PSNR-Y to the teacher', 'parameters', 'GMACs', 'ms', 'ms, fast']
-    columns = [('psnr', 'gt', '.2f'), ('ssim', 'gt', '.4f'), ('niqe', None, '.2f'), ('psnr', 'teacher', '.2f')]
+    columns = [('psnr', 'gt', '.2f'), ('ssim', 'gt', '.4f'), ('niqe', 'gt', '.2f'), ('psnr', 'teacher', '.2f')]
     rows = []
-    for model in results['evaluate']['models']:
+    for model in section['models']:
         name = model['name']
-        cells = [(scores.get((name, metric, reference)), form) for metric, reference, form in columns]
+        cells = [(quality.mean(name, metric, reference), form) for metric, reference, form in columns]
         cells += [(model['parameters'], ',d'), (model['macs'] and model['macs'] / 1e9, '.3f')]
         cells += [(times.get((name, backend)), '.1f') for backend in ('eager', 'fast')]
         rows.append([name, *('-' if value is None else format(value, form) for value, form in cells)])
     return header, rows
 
 
-def picture(results: Path, names: list[str], path: Path) -> None:
+def picture(quality: Results, names: list[str], path: Path) -> None:
     """Writes one strip per photograph: the whole with its crop marked, then the crop from every model, enlarged."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=16)
     side, gap, label = 288, 8, 26
     strips = []
-    for photograph, files in read_results(results)['evaluate']['pictures']['held-out'].items():
+    results, section = quality.output, next(iter(quality.sections.values()))
+    for photograph, files in section['pictures']['held-out'].items():
         left, top, width, height = CROPS[photograph]
         box = (left, top, left + width, top + height)
         images = {name: Image.open(results / file).convert('RGB') for name, file in files['models'].items()}
@@ -217,7 +219,7 @@ def main() -> int:
     state = read_weights(teacher, where='TEACHER')
     network = infer_network(state)
     if network is None or hasattr(build(network, 'TEACHER'), 'example_inputs') or family_of(network).discriminator:
-        raise compat.UserError(f'TEACHER: {teacher} is no generator that takes any image, such as RRDBNet; give one.')
+        raise compat.UserError('TEACHER', f'{teacher} is no generator that takes any image, such as RRDBNet; give one.')
     scale = scale_of(build(network, 'TEACHER'), 'TEACHER')
     say(f'{teacher.name}: {describe(network)}')
 
@@ -228,7 +230,7 @@ def main() -> int:
     opt = options(teacher, network, data, scale, args.seed)
     stages = ', '.join(f'{name} {stage["iters"]:,d}' for name, stage in opt['train']['stages'].items())
     step(3, f'Distilling a student with 1/4 of the channels (iterations: {stages})')
-    sdakd = train(opt, 'demo_sdakd', out, [])
+    distilled = train(opt, 'demo_sdakd', out, [])
     step(4, 'The same student for the same number of steps without a teacher')
     plain = train(opt, 'demo_no_teacher', out, ['train:feature_opt=~'])
 
@@ -238,17 +240,17 @@ def main() -> int:
     models = {
         'bicubic': 'bicubic',
         'teacher': str(teacher),
-        'SDAKD, end of stage 2': str(sdakd / f'net_g_{sum(iters[:2])}.pth'),
+        'SDAKD, end of stage 2': str(distilled / f'net_g_{sum(iters[:2])}.pth'),
         'student without teacher': str(plain / 'net_g_latest.pth'),
-        'SDAKD student': str(sdakd / 'net_g_latest.pth'),
+        'SDAKD student': str(distilled / 'net_g_latest.pth'),
     }
     results = out / 'results'
-    measure(models, data / f'val_x{scale}', scale, results)
-    header, rows = table(read_results(results))
+    quality, timings = measure(models, data / f'val_x{scale}', scale, results)
+    header, rows = table(quality, timings)
     write_tables(out, 'table', header, rows)
-    picture(results, ['bicubic', 'teacher', 'student without teacher', 'SDAKD student'], out / 'comparison.png')
-    shutil.copyfile(sdakd / 'net_g_latest.pth', out / 'student.pth')
-    cli.main(['report', '-i', str(results), '-o', str(out / 'report.html')])
+    picture(quality, ['bicubic', 'teacher', 'student without teacher', 'SDAKD student'], out / 'comparison.png')
+    shutil.copyfile(distilled / 'net_g_latest.pth', out / 'student.pth')
+    report([results], out / 'report.html')
     say('\n' + results_table(header, rows))
     say('PSNR and SSIM: higher is closer to the photograph. NIQE: lower looks more natural. Cost: 64x64 pixels.')
     for name in ('report.html', 'comparison.png', 'table.md', 'results/results.json', 'student.pth'):

@@ -16,7 +16,7 @@ from sdakd_metrics.distribution import PatchBackbone, open_backbone, read_backbo
 # EfficientNet-lite0's at strides 2 to 32.
 DEPTHS = {'vgg16': (3, 8, 15, 22, 29), 'squeezenet': (1, 4, 7, 12), LITE: (1, 3, 5, 11, 16)}
 SIDE = 32  # sides become multiples of it, at least two: the coarsest stride, and no layer meets less than its kernel
-KEPT, PIXELS = 4, 1 << 19  # of so many images the features are kept, if they are no larger: VGG16 makes 2 KB per pixel
+KEPT, PIXELS = 4, 1 << 19  # how many images' features are kept, if they are no larger: VGG16 makes 2 KB per pixel
 
 
 class FeatureDistance(nn.Module):
@@ -38,9 +38,9 @@ class FeatureDistance(nn.Module):
     def maps(self, image: np.ndarray) -> list[torch.Tensor]:
         """The features of ``(H, W, 3)``, uint8 BGR, at every depth.
 
-        The image is mirrored at its right and lower border to multiples of 32 pixels, as the strides want it. Of the
-        last few images the features are kept, for every result is compared with the same references; so an image must
-        not change between calls.
+        The image is mirrored at its right and lower border to multiples of 32 pixels, as the strides want it. The
+        features of the last few images are kept, because every result is compared with the same references; so an image
+        must not change between calls.
         """
         for number, (own, found) in enumerate(self.kept):
             if own is image:
@@ -76,5 +76,5 @@ def open_distance(spec: object, where: str) -> FeatureDistance:
     """
     kind, _, _ = read_backbone(spec, where)
     if kind not in DEPTHS:
-        raise UserError(f'{where}: no depths are known for {kind}; give {", ".join(DEPTHS)} or squeezenet-caffe.')
+        raise UserError(where, f'no depths are known for {kind}; give {", ".join(DEPTHS)} or squeezenet-caffe.')
     return FeatureDistance(open_backbone(spec, where))

@@ -128,14 +128,15 @@ def standard_file(names: tuple[str, ...], where: str, otherwise: str) -> Path:
     wanted = path.stem.rsplit('-', 1)[1]
     if not digest.hexdigest().startswith(wanted):
         raise UserError(
-            f'{where}: {path} is not the standard file (its SHA-256 begins with {digest.hexdigest()[:8]}, not '
-            f'{wanted}); get it again from {url}, or {otherwise}.'
+            where,
+            f'{path} is not the standard file (its SHA-256 begins with {digest.hexdigest()[:8]}, not '
+            f'{wanted}); get it again from {url}, or {otherwise}.',
         )
     return path
 
 
 def need(package: str, where: str, otherwise: str) -> None:
-    """Sees that an optional package is installed.
+    """Checks that an optional package is installed.
 
     Raises:
         UserError: It is not.
@@ -144,7 +145,7 @@ def need(package: str, where: str, otherwise: str) -> None:
 
     if find_spec(package) is None:
         pip = package.replace('_', '-')
-        raise UserError(f'{where}: the package {pip} is not installed: pip install {pip}, or {otherwise}.')
+        raise UserError(where, f'the package {pip} is not installed: pip install {pip}, or {otherwise}.')
 
 
 class Inception(nn.Module):
@@ -238,7 +239,7 @@ def read_backbone(spec: object, where: str) -> tuple[str, bool, str]:
     """
     name, colon, file = str(spec).partition(':')
     if not colon or not file:
-        raise UserError(f'{where}: write KIND:FILE, for example squeezenet:squeezenet1_1-b8a52dc0.pth, not {spec!r}.')
+        raise UserError(where, f'write KIND:FILE, for example squeezenet:squeezenet1_1-b8a52dc0.pth, not {spec!r}.')
     return *split_name(name, where), file
 
 

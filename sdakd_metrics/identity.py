@@ -102,7 +102,7 @@ def open_face_model(file: str | None, device: str) -> FaceModel:
     """
     if file is not None and file.endswith('.onnx'):
         if not Path(file).is_file():
-            raise UserError(f'--face_model: the file {file} does not exist.')
+            raise UserError('--face_model', f'the file {file} does not exist.')
         network, name = OnnxNetwork(Path(file), '--face_model'), Path(file).name
     else:
         network, name = _arcface(file).to(device), "facexlib's ArcFace (IR-SE-50)"
@@ -111,18 +111,18 @@ def open_face_model(file: str | None, device: str) -> FaceModel:
         found = model.network(torch.zeros(1, 3, SIDE, SIDE, device=device))
     except Exception as error:  # ONNX Runtime's share no base class
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f'--face_model: {file} does not run on (1, 3, {SIDE}, {SIDE}) ({reason}).') from None
+        raise UserError('--face_model', f'{file} does not run on (1, 3, {SIDE}, {SIDE}) ({reason}).') from None
     if found.dim() < 2 or len(found) != 1 or found.numel() != found.shape[1] or found.numel() < 2:
-        raise UserError(f'--face_model: {file} gives {tuple(found.shape)} for a face, not one vector (1, C).')
+        raise UserError('--face_model', f'{file} gives {tuple(found.shape)} for a face, not one vector (1, C).')
     return model
 
 
 def _arcface(file: str | None) -> nn.Module:
-    otherwise = 'name an .onnx with --face_model, or leave identity out of --metrics'
+    otherwise = 'name an .onnx with --face_model, or leave identity out of the metrics'
     found = importlib.util.find_spec('facexlib')
     if found is None:
         raise UserError(
-            f'--metrics identity: the package facexlib is not installed: pip install facexlib, {otherwise}.'
+            '--metrics identity', f'the package facexlib is not installed: pip install facexlib, {otherwise}.'
         )
     path = Path(file or Path(found.submodule_search_locations[0], 'weights', WEIGHTS))
     where = '--metrics identity' if file is None else '--face_model'

@@ -170,7 +170,7 @@ def _niqe(settings: Settings) -> Metric:
 def _lpips(settings: Settings) -> Metric:
     from sdakd_metrics.distribution import open_lpips
 
-    network = open_lpips('--metrics lpips', 'leave lpips out of --metrics')
+    network = open_lpips('--metrics lpips', 'leave lpips out of the metrics')
     convention = 'LPIPS v0.1 with AlexNet of the package lpips, on whole RGB images in [-1, 1].'
     measure = lpips_measure(network.to(settings.device), settings.device)
     return Metric('lpips', 'LPIPS', None, False, 4, convention, measure)
@@ -200,7 +200,7 @@ def _inception(where: str, otherwise: str, device: str):
 
 def _of_inception(name: str, names: Sequence[str], settings: Settings) -> Metric:
     both = [known for known in ('fid', 'kid') if known in names]
-    where, otherwise = f'--metrics {" ".join(both)}', f'leave {" and ".join(both)} out of --metrics'
+    where, otherwise = f'--metrics {" ".join(both)}', f'leave {" and ".join(both)} out of the metrics'
     network = _inception(where, f'{otherwise} (fd needs another, smaller file)', settings.device)
     on = "features of torch-fidelity's InceptionV3 with the standard weights (2015-12-05), one vector per whole image"
     if name == 'fid':
@@ -218,8 +218,9 @@ def _fd(settings: Settings) -> Metric:
 
     if settings.backbone is None:
         raise UserError(
-            '--metrics fd: name the backbone and its weights file with --backbone, for example squeezenet:FILE, or '
-            'leave fd out of --metrics.'
+            '--metrics fd',
+            'name the backbone and its weights file with --backbone, for example squeezenet:FILE, or '
+            'leave fd out of the metrics.',
         )
     network = open_backbone(settings.backbone, '--backbone').to(settings.device)
     convention = (
@@ -262,11 +263,11 @@ def open_metrics(names: Sequence[str], settings: Settings) -> list[Metric]:
     """
     for name in names:
         if name not in METRICS:
-            raise UserError(f'--metrics: there is no metric {name!r}; {near(name, METRICS)}.')
+            raise UserError('--metrics', f'there is no metric {name!r}; {near(name, METRICS)}.')
     if settings.backbone is not None and 'fd' not in names:
-        raise UserError('--backbone: only the metric fd uses it; add fd to --metrics.')
+        raise UserError('--backbone', 'only the metric fd uses it; add fd to the metrics.')
     if settings.face_model is not None and 'identity' not in names:
-        raise UserError('--face_model: only the metric identity uses it; add identity to --metrics.')
+        raise UserError('--face_model', 'only the metric identity uses it; add identity to the metrics.')
     makers = {'niqe': _niqe, 'lpips': _lpips, 'fd': _fd, 'identity': _identity}
     metrics = []
     for name in dict.fromkeys(names):
@@ -279,5 +280,5 @@ def open_metrics(names: Sequence[str], settings: Settings) -> list[Metric]:
     for spec in settings.distances:
         metrics.append(_distance(spec, settings.device))
         if metrics[-1].name in [metric.name for metric in metrics[:-1]]:
-            raise UserError(f'--distance: {metrics[-1].name} would stand for two columns; give each KIND once.')
+            raise UserError('--distance', f'{metrics[-1].name} would stand for two columns; give each KIND once.')
     return metrics

@@ -50,7 +50,9 @@ class SetDistance:
     def __truediv__(self, images: int) -> float:
         self._take(self)
         if min(part.count for part in self.moments) < 2:
-            raise UserError(f'val:metrics: a Frechet distance needs two samples, the set has {self.moments[0].count}.')
+            raise UserError(
+                'val:metrics', f'a Frechet distance needs two samples, the set has {self.moments[0].count}.'
+            )
         return frechet_distance(*self.moments)
 
 
@@ -97,7 +99,7 @@ def check_set_metric(metric: MutableMapping, where: str) -> None:
         open_inception(where, _WITHOUT)
     elif metric['type'] == 'calculate_fd':
         if 'backbone' not in metric:
-            raise UserError(f'{where}:backbone: the key is missing; write KIND:FILE, for example squeezenet:FILE.')
+            raise UserError(f'{where}:backbone', 'the key is missing; write KIND:FILE, for example squeezenet:FILE.')
         kind, caffe, file = read_backbone(metric['backbone'], f'{where}:backbone')
         file = os.path.abspath(os.path.expanduser(file))
         metric['backbone'] = f'{kind}{"-caffe" if caffe else ""}:{file}'
@@ -115,4 +117,4 @@ def check_set_size(opt: Mapping, phase: str, images: int) -> None:
     """
     metrics = ((opt.get('val') or {}).get('metrics') or {}).values()
     if phase.startswith('val') and images < 2 and any(metric['type'] == 'calculate_fid' for metric in metrics):
-        raise UserError(f'datasets:{phase}: FID needs at least two images, this set has {images}; {_WITHOUT}.')
+        raise UserError(f'datasets:{phase}', f'FID needs at least two images, this set has {images}; {_WITHOUT}.')

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.archs.srvgg_arch import SRVGGNetCompact
 
 from sdakd import cli
+from sdakd.commands.bench import backends
 from sdakd.commands.bench.backends import keep_sums_precise, open_model
 from sdakd.commands.bench.memory import peak_growth
 from sdakd.compat import UserError
@@ -50,10 +53,12 @@ def test_the_whole_table(files, tmp_path, capsys):
         parameters = sum((9 * inputs + 1) * outputs for inputs, outputs in layers) + 3 * features  # and PReLU's slopes
         assert (model['name'], model['macs'], model['parameters']) == (name, macs, parameters)
 
+    with_units = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    both = ('fp32', 'bf16') if with_units else ('fp32',)
     assert [(run['backend'], run['precision']) for run in bench['runs'] if run['model'] == 'small'] == [
-        *((backend, precision) for backend in ('eager', 'channels_last', 'fast') for precision in ('fp32', 'bf16')),
+        *((backend, precision) for backend in ('eager', 'channels_last', 'fast') for precision in both),
         ('onnxruntime', 'fp32'),
-        *(('openvino', precision) for precision in ('fp32', 'bf16')),
+        *(('openvino', precision) for precision in both),
     ]
     base = bench['runs'][0]['median_ms']
     for run in bench['runs']:
@@ -71,6 +76,7 @@ def test_the_whole_table(files, tmp_path, capsys):
 
     screen = capsys.readouterr().out
     assert 'MiB: growth at the peak' in screen and str(tmp_path) in screen
+    assert ('bf16: this processor has no units for it' in screen) != with_units
     for ending in ('md', 'csv', 'tex'):
         assert 'openvino' in (tmp_path / f'bench.{ending}').read_text()
 
@@ -86,6 +92,35 @@ def test_only_some_backends_still_refer_to_the_teacher(files, tmp_path):
         ('student', 'onnxruntime', 'fp32'),
     ]
     assert all(run['ratio'] == pytest.approx(runs[0]['median_ms'] / run['median_ms']) for run in runs)
+
+
+@pytest.mark.parametrize('units', [False, True])
+@pytest.mark.parametrize(
+    ('flags', 'without', 'with_units'),
+    [
+        ([], ['fp32'], ['fp32', 'bf16']),
+        (['--precisions', 'fp32'], ['fp32'], ['fp32']),
+        (['--precisions', 'bf16'], ['fp32', 'bf16'], ['fp32', 'bf16']),  # the ratio is to fp32
+    ],
+)
+def test_bf16_is_measured_where_the_processor_has_units_or_on_demand(
+    files, tmp_path, monkeypatch, capsys, units, flags, without, with_units
+):
+    monkeypatch.setattr(backends, 'computes_bf16', lambda: units)
+    common = ['-o', str(tmp_path), '--size', '8', '--rounds', '1', '--threads', '1', '--backends', 'eager']
+    cli.main(['bench', '-m', f'{files}/student.pth', *common, *flags])
+    runs = read(tmp_path)['bench']['runs']
+    assert [run['precision'] for run in runs] == (with_units if units else without)
+    assert all(run['median_ms'] > 0 for run in runs)
+    assert ('bf16: this processor has no units for it' in capsys.readouterr().out) == (not units and not flags)
+
+
+def test_the_processor_is_asked_itself():
+    """Linux lists what a processor can: without AVX-512 and its kind, an x86 has no units for bfloat16."""
+    cpuinfo = Path('/proc/cpuinfo')
+    if not cpuinfo.exists() or not (found := re.search(r'^flags\s*:(.*)$', cpuinfo.read_text(), re.M)):
+        pytest.skip('not an x86 with Linux')
+    assert backends.computes_bf16() == bool({'avx512bw', 'avx_ne_convert'} & set(found[1].split()))
 
 
 def test_an_exported_model_runs_where_it_can(files, tmp_path):
@@ -171,6 +206,7 @@ def test_sums_of_the_trunk_and_the_tail_are_kept_precise(tmp_path):
         (['-m', 'random:UNetDiscriminatorSN'], 'no generator is called'),
         (['-m', 'random:SRVGGNetCompact', 'random:SRVGGNetCompact'], 'two models are called SRVGGNetCompact'),
         (['-m', 'random:SRVGGNetCompact', '--backends', 'onnx'], '--backends: onnx is unknown; did you mean'),
+        (['-m', 'random:SRVGGNetCompact', '--precisions', 'bf8'], '--precisions: bf8 is unknown; did you mean bf16'),
         (['-m', 'random:SRVGGNetCompact', '--size', '4'], '--size: write a whole number of at least 8'),
         (['-m', 'random:SRVGGNetCompact', '--rounds', 'many'], '--rounds: write a whole number'),
         (['-m', 'random:SRVGGNetCompact', '--threads', '0'], '--threads: write a whole number'),

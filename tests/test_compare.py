@@ -609,6 +609,11 @@ MISTAKES = [
     (['data', 'train', 'gt'], HR.format('trian'), 'data:train:gt: the folder datasets/smoke/trian/HR does not exist'),
     (['data', 'test', 'smoke'], 'datasets/no', 'data:test:smoke: the folder datasets/no does not exist'),
     (['data', 'test', 'smoke'], HR.format('validation'), 'is also in data:test:smoke'),
+    (
+        ['data', 'test', 'smoke'],
+        HR.format('test') + ':datasets/smoke/train/LRx4',
+        'data:test:smoke: .*HR holds 2 images',
+    ),
     (['data', 'validation', 'gt'], HR.format('train'), 'is also in data:train:gt'),
     (['data', 'validation'], None, 'data: write either photographs, or both train and validation'),
     (['data', 'photographs'], {'folder': 'x', 'validation': 1}, 'data: write either photographs, or both'),
@@ -658,6 +663,17 @@ def test_mistakes_are_one_sentence(here, path, value, sentence, capsys):
     text = str(error.value)
     assert text.startswith(f'{file}: ') and text.count(str(file)) == 1 and '\n' not in text
     assert not list((here / 'BAD').rglob('*.json')) and not (here / 'BAD/experiments').exists()
+
+
+@pytest.mark.parametrize('kind', ['squeezenett', 'squeezenet'])
+def test_the_backbone_of_fd_is_named_by_its_key(here, kind):
+    """And not by the flag of `sdakd evaluate`: an unknown kind, and weights of another network."""
+    options = {**smoke(), 'metrics': ['psnr', 'fd'], 'fd_backbone': f'{kind}:datasets/smoke/teacher.pth'}
+    file = write(here, options, 'bad.yml')
+    with pytest.raises(UserError) as error:
+        compare('-opt', file, '-o', 'BAD')
+    assert str(error.value).startswith(f'{file}: fd_backbone: ') and '--' not in str(error.value)
+    assert not (here / 'BAD').exists()
 
 
 def test_the_command_line_refuses_with_status_2(here):

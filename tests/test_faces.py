@@ -719,7 +719,7 @@ def test_face_models_that_cannot_be_used(ground, tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         metric(None)
     for part in ('--metrics identity: ', 'facexlib/weights/recognition_nowhere.pth', 'http://127.0.0.1:9/recognition',
-                 'name an .onnx with --face_model, or leave identity out of --metrics'):  # fmt: skip
+                 'name an .onnx with --face_model, or leave identity out of the metrics'):  # fmt: skip
         assert part in str(caught.value)
     wrong = {
         tmp_path / 'gone.onnx': r'--face_model: the file .*gone.onnx does not exist',

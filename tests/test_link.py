@@ -418,7 +418,7 @@ def linked(tmp_path_factory):
     folder = tmp_path_factory.mktemp('linked') / 'BasicSR'
     shutil.copytree(INSTALLED, folder / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
     (folder / 'options').mkdir()
-    assert link.Checkout(str(folder)).link() == 0
+    assert link.link(folder).status == 0
     (folder / 'basicsr/models/stop_model.py').write_text(STOP)
     return folder
 

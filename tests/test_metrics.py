@@ -163,9 +163,9 @@ def hub(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('names', 'file', 'otherwise'),
     [
-        (['fid'], distribution.INCEPTION[0], 'leave fid out of --metrics'),
-        (['psnr', 'kid', 'fid'], distribution.INCEPTION[0], 'leave fid and kid out of --metrics'),
-        (['lpips'], distribution.ALEXNET[0], 'leave lpips out of --metrics'),
+        (['fid'], distribution.INCEPTION[0], 'leave fid out of the metrics'),
+        (['psnr', 'kid', 'fid'], distribution.INCEPTION[0], 'leave fid and kid out of the metrics'),
+        (['lpips'], distribution.ALEXNET[0], 'leave lpips out of the metrics'),
     ],
 )
 def test_missing_weights_are_announced_with_file_address_and_remedy(hub, names, file, otherwise):

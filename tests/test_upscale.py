@@ -24,7 +24,7 @@ from sdakd.compat import UserError
 from sdakd.files.generators import Opened, open_network
 from sdakd.files.images import UnusableError
 
-STUDENT = Path(upscale.__file__).parent / 'pretrained/demo_student_x4.pth'
+STUDENT = upscale.PRETRAINED / 'demo_student_x4.pth'
 
 
 @pytest.fixture(scope='module')
@@ -91,7 +91,7 @@ def run(*words):
 
 def command(*words, cwd=None):
     words = [sys.executable, '-m', 'sdakd.cli', 'upscale', *(str(word) for word in words)]
-    environment = {'PYTHONPATH': str(Path(upscale.__file__).parents[1]), 'PATH': '', 'OMP_NUM_THREADS': '1'}
+    environment = {'PYTHONPATH': str(Path(cli.__file__).parents[1]), 'PATH': '', 'OMP_NUM_THREADS': '1'}
     return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
@@ -128,6 +128,32 @@ def test_enhance_is_realesrganers(model, picture, kind, outscale):
     expected, expected_mode = theirs.enhance(image, outscale)
     assert mode == expected_mode == kind.split()[0]
     assert apart(result, expected) <= 1
+
+
+def test_half_precision_is_realesrganers(model, picture):
+    theirs = RealESRGANer(
+        4, str(model), model=open_network(model).module, pre_pad=0, half=True, device=torch.device('cpu')
+    )
+    assert apart(Upscaler(open_network(model), half=True).enhance(picture)[0], theirs.enhance(picture)[0]) <= 1
+
+
+def test_bicubic_alpha_is_opencvs(model, picture):
+    alpha = np.linspace(0, 255, picture.shape[1]).astype(np.uint8)[None].repeat(picture.shape[0], 0)
+    result = Upscaler(open_network(model)).enhance(np.dstack([picture, alpha]), alpha_upsampler='bicubic')[0]
+    assert (result[..., 3] == cv2.resize(alpha, (152, 180), interpolation=cv2.INTER_CUBIC)).all()
+
+
+def test_nothing_of_realesrgan_and_its_faces_is_needed(tmp_path, model, picture):
+    """As in an environment without the packages and what they bring."""
+    source = save(tmp_path / 'a.png', picture)
+    hidden = ('realesrgan', 'gfpgan', 'facexlib', 'numba', 'llvmlite', 'filterpy')
+    code = (
+        f'import sys; sys.modules.update(dict.fromkeys({hidden}))\nfrom sdakd import cli\n'
+        f'sys.exit(cli.main(["upscale", "-i", {str(source)!r}, "-o", {str(tmp_path / "out")!r}, "-m", {str(model)!r}]))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=Path(cli.__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert apart(load(tmp_path / 'out/a_out.png'), direct(model, picture).round().astype(np.uint8)) == 0
 
 
 def test_x2_is_realesrganers_and_odd_sizes_and_tiles_are_no_obstacle(tmp_path, picture):
@@ -559,19 +585,20 @@ def test_mistakes_on_the_command_line(tmp_path, model, picture, monkeypatch):
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (['-s', '0'], 'no factor'),
-        (['-s', 'nan'], 'no factor'),
-        (['-t', '-1'], 'expected one argument|no number of pixels'),
-        (['--tile_pad', 'wide'], 'no number of pixels'),
+        (['-s', '0'], '-s: 0 is no factor; give a number above 0'),
+        (['-s', 'nan'], '-s: nan is no factor'),
+        (['-t', '-1'], "expected one argument|-t: write a whole number of at least 0, not '-1'"),
+        (['--tile_pad', 'wide'], "--tile_pad: write a whole number of at least 0, not 'wide'"),
         (['--suffix', 'a/b'], 'no part of a file name'),
         (['--ext', 'gif'], 'invalid choice'),
     ],
 )
 def test_values_that_flags_refuse(flags, message, capsys):
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises((SystemExit, UserError)) as error:
         run('-i', 'in', '-o', 'out', *flags)
-    assert error.value.code == 2
-    assert re.search(message, capsys.readouterr().err)
+    if error.type is SystemExit:  # argparse's own
+        assert error.value.code == 2
+    assert re.search(message, capsys.readouterr().err or str(error.value))
 
 
 def test_an_official_model_that_cannot_be_downloaded(tmp_path, picture, monkeypatch):

@@ -1,1 +1,1 @@
-"""The subcommands of `sdakd`: one module or package each, with `add_arguments(parser)` and `run(args) -> int`."""
+"""The subcommands of `sdakd`: a module or package each, with a function of its name and `add_arguments(parser)`."""

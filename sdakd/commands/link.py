@@ -4,7 +4,7 @@ BasicSR imports every ``*_arch.py``, ``*_loss.py`` and ``*_model.py`` of three f
 of them is enough for an unmodified ``basicsr/train.py``. The option files are copied beside BasicSR's own.
 
 A shim is known by its first line. An option file is known by its checksum in the record, a file at the top of the
-checkout: a user may edit an option file, and then it is his. The record names a file before it is written, so that an
+checkout: a user may edit an option file, which is then kept. The record names a file before it is written, so that an
 interrupted command can be given again, or undone.
 """
 
@@ -17,8 +17,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from sdakd.commands.interface import Flags, Outcome
 from sdakd.compat import UserError
 from sdakd.files.images import write
 
@@ -58,7 +60,7 @@ def shim(package: str) -> bytes:
 
 
 def options_folder() -> Path:
-    """Where this installation keeps its option files: inside the package, or beside it in a checkout."""
+    """The folder of this installation's option files: inside the package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / 'options'
     return inside if inside.is_dir() else package.parent / 'options'
@@ -108,6 +110,22 @@ def find_checkout(folder: str) -> Path:
     if 'def parse_options(root_path' not in (root / 'basicsr/utils/options.py').read_text(errors='replace'):
         raise UserError(f'{folder} holds a BasicSR older than 1.4, which this plugin does not fit: `git pull` in it.')
     return root
+
+
+@dataclass
+class Linked(Outcome):
+    """What was done or found.
+
+    Args:
+        lines: For people.
+        status: 0, or 1 where a check finds that the checkout is not linked or does not work.
+    """
+
+    lines: list[str]
+    status: int = 0
+
+    def __str__(self) -> str:
+        return ''.join(f'{line}\n' for line in self.lines)
 
 
 class Checkout:
@@ -165,8 +183,9 @@ class Checkout:
         """The state of every file that is wanted, or that an older version of the plugin has written."""
         return {name: self.state(name) for name in dict.fromkeys((*self.wanted, *self.files))}
 
-    def link(self) -> int:
-        """Writes what is missing or outdated; returns the exit status."""
+    def link(self) -> Linked:
+        """Writes what is missing or outdated."""
+        lines: list[str] = []
         states = self.states()
         foreign = [name for name in self.wanted if states[name] == 'foreign']
         if foreign:
@@ -184,74 +203,71 @@ class Checkout:
             self._write_record()
         for name in due:
             write(self.root / name, self.wanted[name])
-            sys.stdout.write(f'{"wrote" if states[name] == "missing" else "updated"} {name}\n')
+            lines.append(f'{"wrote" if states[name] == "missing" else "updated"} {name}')
         dropped = [name for name in self.files if name not in self.wanted]
         for name in dropped:  # the plugin has this option file no more
             if states[name] == 'outdated':
                 (self.root / name).unlink()
-                sys.stdout.write(f'removed {name}\n')
+                lines.append(f'removed {name}')
             del self.files[name]
         self.files = {n: c if states[n] == 'edited' else _checksum(self.wanted[n]) for n, c in self.files.items()}
         if due or dropped or (self.root / RECORD).exists():
             self._write_record()
         for name in self.wanted:
             if states[name] == 'edited':
-                sys.stdout.write(f'kept {name}, which has been changed since it was written\n')
+                lines.append(f'kept {name}, which has been changed since it was written')
         if due or dropped:
-            sys.stdout.write(
+            lines.append(
                 f'{self.folder} is linked: `sdakd link {self.folder} --check` tries it, and then `python '
-                'basicsr/train.py -opt options/....yml` trains there.\n'
+                'basicsr/train.py -opt options/....yml` trains there.'
             )
         else:
-            sys.stdout.write(f'{self.folder} is linked already: nothing has changed.\n')
-        return 0
+            lines.append(f'{self.folder} is linked already: nothing has changed.')
+        return Linked(lines)
 
-    def remove(self) -> int:
-        """Takes away what was written and has not been changed; returns the exit status."""
+    def remove(self) -> Linked:
+        """Takes away what was written and has not been changed."""
+        lines: list[str] = []
         states = self.states()
         ours = [name for name in SHIMS if states[name] in ('current', 'outdated')]
         ours += [name for name in self.files if states[name] in ('current', 'outdated')]
         kept = [name for name in self.files if states[name] == 'edited']
         for name in ours:
             (self.root / name).unlink()
-            sys.stdout.write(f'removed {name}\n')
+            lines.append(f'removed {name}')
         for name in reversed(self.folders):
             folder = self.root / name
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-                sys.stdout.write(f'removed {name}/\n')
+                lines.append(f'removed {name}/')
         (self.root / RECORD).unlink(missing_ok=True)
         for name in kept:
-            sys.stdout.write(f'kept {name}, which has been changed since it was written\n')
+            lines.append(f'kept {name}, which has been changed since it was written')
         end = 'is not linked any more' if ours or kept else 'is not linked: there was nothing to remove'
-        sys.stdout.write(f'{self.folder} {end}.\n')
-        return 0
+        lines.append(f'{self.folder} {end}.')
+        return Linked(lines)
 
-    def check(self) -> int:
-        """Says whether the checkout is linked and works; returns 0 only then, else 1."""
+    def check(self) -> Linked:
+        """Whether the checkout is linked and works; the status is 0 only then."""
         states = self.states()
         again = f'run `sdakd link {self.folder}`'
         if not any(states[name] in ('current', 'outdated') for name in SHIMS):
-            sys.stdout.write(f'not linked: {again}.\n')
-            return 1
+            return Linked([f'not linked: {again}.'], 1)
         due = [name for name in self.wanted if states[name] not in ('current', 'edited')]
         due += [name for name in self.files if name not in self.wanted]
         if due:
-            sys.stdout.write(f'out of date: {again} ({", ".join(due)}).\n')
-            return 1
+            return Linked([f'out of date: {again} ({", ".join(due)}).'], 1)
         edited = [name for name in self.wanted if states[name] == 'edited']
         changed = f', of which {", ".join(edited)} changed since' if edited else ''
-        sys.stdout.write(f'linked: {len(SHIMS)} shims, {len(self.wanted) - len(SHIMS)} option files{changed}.\n')
+        linked = f'linked: {len(SHIMS)} shims, {len(self.wanted) - len(SHIMS)} option files{changed}.'
         if not (self.root / 'basicsr/version.py').is_file():
             fault = f'{self.folder} has no basicsr/version.py, which its installation generates, {INSTALL}'
         else:
             found = self._try()
             fault = self._fault(found)
         if fault:
-            sys.stdout.write(f'not working: {fault}.\n')
-            return 1
-        sys.stdout.write(f'working: `python basicsr/train.py` there knows {", ".join(found["models"])}.\n')
-        return 0
+            return Linked([linked, f'not working: {fault}.'], 1)
+        return Linked([linked, f'working: `python basicsr/train.py` there knows {", ".join(found["models"])}.'])
 
     def _try(self) -> dict:
         """Imports the checkout's BasicSR in a process of its own, as its train.py would."""
@@ -338,27 +354,31 @@ def _probe() -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    parser.add_argument('folder', help='folder of a BasicSR checkout')
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument('--check', action='store_true', help='only say whether it is linked and works (exit status 0)')
-    action.add_argument('--remove', action='store_true', help='take away what was written and not changed since')
+    """Adds the flags."""
+    add, action = Flags(parser, link), parser.add_mutually_exclusive_group()
+    add('folder', help='folder of a BasicSR checkout')
+    only = 'only say whether it is linked and works (exit status 0)'
+    add('--check', action='store_true', help=only, to=action)
+    add('--remove', action='store_true', help='take away what was written and not changed since', to=action)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Links, checks or unlinks.
+def link(folder: str | Path, *, check: bool = False, remove: bool = False) -> Linked:
+    """Drops the plugin into a BasicSR checkout.
 
-    Returns:
-        The exit status: 0, or 1 where ``--check`` finds that the checkout is not linked or does not work.
+    Args:
+        folder: Of the checkout.
+        check: Only look whether it is linked and works.
+        remove: Take away what was written and has not been changed since.
 
     Raises:
         UserError: No BasicSR checkout, a file of someone else's in the way, or a folder that cannot be written.
     """
+    folder = str(folder)
     try:
-        checkout = Checkout(args.folder)
-        return checkout.remove() if args.remove else checkout.check() if args.check else checkout.link()
+        checkout = Checkout(folder)
+        return checkout.remove() if remove else checkout.check() if check else checkout.link()
     except OSError as error:
         raise UserError(
-            f'{error.filename or args.folder}: {error.strerror or error}; make {args.folder} readable and writable, '
-            'then give the command again.'
+            error.filename or folder,
+            f'{error.strerror or error}; make {folder} readable and writable, then give the command again.',
         ) from None

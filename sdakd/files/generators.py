@@ -1,4 +1,4 @@
-"""Generators from files, whatever the file: what evaluate, bench, export and upscale open a model with."""
+"""Opens generators from files of any supported kind, for evaluate, bench, export and upscale."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _open_onnx(path: Path, where: str, threads: int) -> Opened:
         output = module(torch.zeros(1, 3, 16, 16))
     except Exception as error:  # a graph for one fixed size, for example
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f'{where}: {path} does not run on an image of 16x16 pixels ({reason}).') from None
+        raise UserError(where, f'{path} does not run on an image of 16x16 pixels ({reason}).') from None
     return Opened(path.stem, path, module, output.shape[-1] // 16, metadata.get('network'), metadata)
 
 
@@ -170,7 +170,7 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
     """Opens a generator: BasicSR's and ESRGAN's ``.pth``, ``.safetensors`` or ``.onnx``.
 
     The architecture is told by the file's metadata, else by the names and shapes of its weights, else by the option
-    file of the BasicSR experiment that the checkpoint lies in. ``params_ema`` goes before ``params``.
+    file of the BasicSR experiment that the checkpoint lies in. ``params_ema`` is preferred to ``params``.
 
     Args:
         path: The file.
@@ -186,26 +186,28 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
     path = Path(path)
     if path.suffix == '.onnx':
         if not path.is_file():
-            raise UserError(f'{where}: the file {path} does not exist.')
+            raise UserError(where, f'the file {path} does not exist.')
         return _open_onnx(path, where, threads)
     state = read_weights(path, 'params_ema', where)
     metadata = read_metadata(path)
     network = metadata.get('network') or infer_network(state) or (options_beside(path) or {}).get('network_g')
     if network is None:
         raise UserError(
-            f'{where}: nothing tells the architecture of {path}: its weights are of no known family '
+            where,
+            f'nothing tells the architecture of {path}: its weights are of no known family '
             f'({", ".join(name for name, family in FAMILIES.items() if not family.discriminator)}), and no option file '
-            'with network_g lies two folders above; put it where its experiment left it.'
+            'with network_g lies two folders above; put it where its experiment left it.',
         )
     if family_of(network).discriminator:
-        raise UserError(f'{where}: {path} holds the discriminator {describe(network)}; give a generator (net_g_...).')
+        raise UserError(where, f'{path} holds the discriminator {describe(network)}; give a generator (net_g_...).')
     module = build(network, where).eval().requires_grad_(False)
     load_into(module, state, path, where)
     if hasattr(module, 'example_inputs'):
         if faces:
             return Opened(path.stem, path, FaceNetwork(module).eval(), None, network, metadata)
         raise UserError(
-            f'{where}: {path} holds {describe(network)}, which takes faces of one size and their factor; give a '
-            'generator that takes any image, such as RRDBNet or SRVGGNetCompact.'
+            where,
+            f'{path} holds {describe(network)}, which takes faces of one size and their factor; give a '
+            'generator that takes any image, such as RRDBNet or SRVGGNetCompact.',
         )
     return Opened(path.stem, path, module, scale_of(build(network, where), where), network, metadata)

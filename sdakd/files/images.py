@@ -7,7 +7,6 @@ is there is complete, and a command that was interrupted goes on where it stoppe
 
 from __future__ import annotations
 
-import argparse
 import functools
 import io
 import multiprocessing
@@ -40,14 +39,24 @@ class UnusableError(Exception):
         self.kind, self.reason = kind, reason
 
 
-def list_images(folder: str, flag: str = '-i') -> list[str]:
+def list_images(folder: str, where: str = '-i') -> list[str]:
+    """:func:`find_images` without the note, which goes to stderr."""
+    names, note = find_images(folder, where)
+    sys.stderr.write(note)
+    return names
+
+
+def find_images(folder: str, where: str = '-i') -> tuple[list[str], str]:
     """Paths of the images below ``folder``, relative to it, with forward slashes, sorted; dot-files are passed over.
+
+    Returns:
+        The paths, and a line for people about files of other kinds, empty where there are none.
 
     Raises:
         UserError: There is no such folder, or no image in it.
     """
     if not os.path.isdir(folder):
-        raise UserError(f'{flag}: {folder} is no folder; give one that holds images.')
+        raise UserError(where, f'{folder} is no folder; give one that holds images.')
     names, others, seen = [], Counter(), set()
     for at, folders, files in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(at))
@@ -62,10 +71,9 @@ def list_images(folder: str, flag: str = '-i') -> list[str]:
     kinds = ', '.join(sorted(others))
     if not names:
         there = f'only files of other kinds ({kinds})' if others else 'no file'
-        raise UserError(f'{flag}: {folder} holds {there}; images are told by their endings {", ".join(ENDINGS)}.')
-    if others:
-        sys.stderr.write(f'{folder}: left out {sum(others.values())} of other kinds ({kinds}).\n')
-    return sorted(names)
+        raise UserError(where, f'{folder} holds {there}; images are told by their endings {", ".join(ENDINGS)}.')
+    note = f'{folder}: left out {sum(others.values())} of other kinds ({kinds}).\n' if others else ''
+    return sorted(names), note
 
 
 def stem(name: str) -> str:
@@ -73,7 +81,9 @@ def stem(name: str) -> str:
     return os.path.splitext(name)[0]
 
 
-def by_stem(names: Iterable[str], folder: str, rename: Callable[[str], str] = stem) -> dict[str, str]:
+def by_stem(
+    names: Iterable[str], folder: str, rename: Callable[[str], str] = stem, where: str = '-i'
+) -> dict[str, str]:
     """Maps output names to inputs.
 
     Raises:
@@ -83,7 +93,9 @@ def by_stem(names: Iterable[str], folder: str, rename: Callable[[str], str] = st
     for name in names:
         other = found.setdefault(rename(name), name)
         if other != name:
-            raise UserError(f'-i: {name} and {other} in {folder} would both become {rename(name)}; rename one of them.')
+            raise UserError(
+                where, f'{name} and {other} in {folder} would both become {rename(name)}; rename one of them.'
+            )
     return found
 
 
@@ -167,7 +179,7 @@ def _start_worker() -> None:
     import torch
 
     torch.set_num_threads(1)  # there is a process per core, and results must not depend on how many there are
-    Image.MAX_IMAGE_PIXELS = None  # a training image is no attack
+    Image.MAX_IMAGE_PIXELS = None  # a user's own large image is not an attack
     parent = multiprocessing.parent_process().sentinel
 
     def follow() -> None:
@@ -202,16 +214,22 @@ def _attempt(work: Callable[[str], Any], name: str) -> tuple[str, Any, UnusableE
         return name, None, error
 
 
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 class Pass:
     """One pass over images in several processes: a progress bar, counts, and what could not be used.
 
     Args:
-        args: The command line, for the job's name and the number of processes.
+        job: Its name.
         folder: Where the images are, to name them.
+        workers: How many processes; None: one per core.
     """
 
-    def __init__(self, args: argparse.Namespace, folder: str):
-        self.job, self.workers, self.folder = args.name, args.workers, folder
+    def __init__(self, job: str, folder: str, workers: int | None = None):
+        self.job, self.folder, self.workers = job, folder, workers or cores()
         self.counts: Counter = Counter()
         self.unusable: list[str] = []
 
@@ -232,22 +250,3 @@ class Pass:
     def run(self, work: Callable[[str], Any], names: Iterable[str]) -> None:
         for _ in self.over(work, names):
             pass
-
-    def finish(self, output: str, use: str) -> int:
-        """Writes the final line and how to use the output.
-
-        Raises:
-            UserError: Some image could not be used.
-        """
-        kinds = ['done', 'kept', 'unreadable', *sorted(self.counts.keys() - {'done', 'kept', 'unreadable'})]
-        counts = ', '.join(f'{self.counts[kind]} {kind}' for kind in kinds)
-        sys.stdout.write(f'{self.job}: {counts}; {output}\n')
-        if self.counts['done'] + self.counts['kept']:
-            sys.stdout.write(f'In the option file: {use}\n')
-        if self.unusable:
-            first = '; '.join(self.unusable[:3]) + ('; ...' if len(self.unusable) > 3 else '')
-            raise UserError(
-                f'{len(self.unusable)} of {sum(self.counts.values())} images in {self.folder} could not be used '
-                f'({first}); repair or remove them and give the same command again.'
-            )
-        return 0

@@ -49,7 +49,7 @@ def write_section(folder: str | Path, section: str, content: dict) -> Path:
 
 
 def output_folder(folder: str | Path, flag: str = '-o') -> Path:
-    """Makes the output folder and sees that it can be written to, before anything is computed.
+    """Makes the output folder and checks that it can be written to, before anything is computed.
 
     Raises:
         UserError: It cannot be made or written to.
@@ -61,7 +61,7 @@ def output_folder(folder: str | Path, flag: str = '-o') -> Path:
         probe.write_bytes(b'')
         probe.unlink()
     except OSError as error:
-        raise UserError(f'{flag}: {folder} cannot be written to ({error.strerror}); choose another folder.') from None
+        raise UserError(flag, f'{folder} cannot be written to ({error.strerror}); choose another folder.') from None
     return folder
 
 

@@ -238,7 +238,7 @@ def peak_of(pid: int) -> float | None:
 
 @contextlib.contextmanager
 def alone_in(folder: Path, flag: str) -> Iterator[int]:
-    """Sees that no other command, and no process that one left behind, works in a folder; yields a file descriptor.
+    """Locks a folder against other commands and processes that they left behind; yields a file descriptor.
 
     Processes that inherit the descriptor keep the folder taken.
 
@@ -252,8 +252,9 @@ def alone_in(folder: Path, flag: str) -> Iterator[int]:
         except OSError:
             file.seek(0)
             raise UserError(
-                f'{flag}: another command works in {folder} (process {file.read().strip() or "unknown"}, or what it '
-                'started); wait for it or stop it.'
+                flag,
+                f'another command works in {folder} (process {file.read().strip() or "unknown"}, or what it '
+                'started); wait for it or stop it.',
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,21 @@ import numpy as np
 from PIL import Image
 
 from sdakd.compat import UserError
-from sdakd.files.images import UnusableError, by_stem, decode, list_images, read_image, stem
+from sdakd.files.images import UnusableError, by_stem, decode, find_images, read_image, stem
 
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 class Folder:
-    """Images of a folder, with its sub-folders, by their relative path without ending."""
+    """Images of a folder, with its sub-folders, by their relative path without ending.
+
+    ``note`` is a line for people about files of other kinds.
+    """
 
     def __init__(self, path: str, flag: str) -> None:
         self.path = path
-        names = list_images(path, flag)
-        try:
-            self.files = by_stem(names, path)
-        except UserError as error:
-            raise UserError(str(error).replace('-i:', f'{flag}:', 1)) from None
+        names, self.note = find_images(path, flag)
+        self.files = by_stem(names, path, where=flag)
         self.sizes: dict[str, tuple[int, int] | None] = {}  # of headers that were read
 
     def file(self, name: str) -> str:
@@ -56,6 +55,7 @@ class Folder:
 class Database:
     """Images of an LMDB database in BasicSR's layout, by their keys."""
 
+    note = ''
     opened: dict[str, object] = {}  # LMDB opens a database only once per process
 
     def __init__(self, path: str, flag: str) -> None:
@@ -68,11 +68,12 @@ class Database:
             self.sizes = {name: (int(shape[0]), int(shape[1])) for name, shape in shapes.items()}
         except (OSError, ValueError, IndexError):
             raise UserError(
-                f"{flag}: {path} is no database in BasicSR's layout (data.mdb, meta_info.txt); make it with "
-                '`sdakd prepare lmdb`.'
+                flag,
+                f"{path} is no database in BasicSR's layout (data.mdb, meta_info.txt); make it with "
+                '`sdakd prepare lmdb`.',
             ) from None
         if not self.sizes:
-            raise UserError(f'{flag}: {path} holds no image.')
+            raise UserError(flag, f'{path} holds no image.')
         self.files = {name: name for name in self.sizes}
         key = os.path.realpath(path)
         if key not in self.opened:
@@ -81,7 +82,7 @@ class Database:
             try:
                 self.opened[key] = lmdb.open(key, readonly=True, lock=False, readahead=False, meminit=False)
             except lmdb.Error as error:
-                raise UserError(f'{flag}: {path} cannot be opened as an LMDB database ({error}).') from None
+                raise UserError(flag, f'{path} cannot be opened as an LMDB database ({error}).') from None
         self.environment = self.opened[key]
 
     def file(self, name: str) -> str:
@@ -168,7 +169,7 @@ class TestSet:
         UserError: Numbers, names or sizes of ``hr`` and ``lr`` do not match.
     """
 
-    __test__ = False  # not a test, whatever its name
+    __test__ = False  # pytest would take the class for a test by its name
 
     def __init__(self, name: str, source: str, hr: Images | None, lr: Images | None, scale: int) -> None:
         self.name, self.source, self.hr, self.lr, self.scale = name, source, hr, lr, scale
@@ -178,8 +179,9 @@ class TestSet:
             return
         if len(hr.files) != len(lr.files):
             raise UserError(
-                f'-d: {hr.path} holds {len(hr.files)} images and {lr.path} {len(lr.files)}; give folders whose images '
-                'belong together, one to one.'
+                '-d',
+                f'{hr.path} holds {len(hr.files)} images and {lr.path} {len(lr.files)}; give folders whose images '
+                'belong together, one to one.',
             )
         self.inputs = partners(
             self.names,
@@ -193,15 +195,17 @@ class TestSet:
             large, small = hr.size(name), lr.size(self.inputs[name])
             if large and small and (large[0] // scale, large[1] // scale) != small:
                 raise UserError(
-                    f'-d: {hr.file(name)} in {hr.path} has {large[1]}x{large[0]} pixels and its LR image in {lr.path} '
-                    f'{small[1]}x{small[0]}; for --scale {scale} it must have {large[1] // scale}x{large[0] // scale}.'
+                    '-d',
+                    f'{hr.file(name)} in {hr.path} has {large[1]}x{large[0]} pixels and its LR image in {lr.path} '
+                    f'{small[1]}x{small[0]}; for --scale {scale} it must have {large[1] // scale}x{large[0] // scale}.',
                 )
 
     def describe(self) -> str:
-        """One line for people, which says where the LR images come from."""
+        """A line for people, which says where the LR images come from, behind those of the folders."""
         made = f'made from HR by MATLAB bicubic x1/{self.scale}'
         origin = f'from {self.lr.path}' if self.lr else made
-        return f'{self.name}: {len(self.names)} images, LR {origin}{"" if self.hr else ", no ground truth"}'
+        notes = ''.join(images.note for images in (self.hr, self.lr) if images)
+        return f'{notes}{self.name}: {len(self.names)} images, LR {origin}{"" if self.hr else ", no ground truth"}'
 
     def size(self, name: str) -> tuple[int, int] | None:
         """Height and width that an enlarged image must have; None where the file's header cannot be read."""
@@ -267,15 +271,16 @@ def open_sets(sources: Iterable[str], scale: int) -> list[TestSet]:
         given, paths = split_name(source)
         hr, colon, lr = (paths, '', '') if os.path.exists(paths) else paths.partition(':')
         if colon and not lr:
-            raise UserError(f'-d: {source} names no folder behind its colon; write HR:LR, or :LR without ground truth.')
+            raise UserError(
+                '-d', f'{source} names no folder behind its colon; write HR:LR, or :LR without ground truth.'
+            )
         if hr and not lr and not hr.endswith('.lmdb'):
             lr = _sibling(hr, scale)
         name = given or set_name(hr or lr)
         if name in sets:
-            raise UserError(f'-d: two sets are called {name}; write NAME=PATH to give one another name.')
+            raise UserError('-d', f'two sets are called {name}; write NAME=PATH to give one another name.')
         images = open_images(hr) if hr else None
         sets[name] = TestSet(name, source, images, open_images(lr) if lr else None, scale)
-        sys.stderr.write(sets[name].describe() + '\n')
     return list(sets.values())
 
 

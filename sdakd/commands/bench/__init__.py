@@ -6,7 +6,6 @@ import argparse
 import datetime
 import math
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdakd import __version__, compat
-from sdakd.compat import UserError, near
+from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
+from sdakd.compat import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -27,29 +27,22 @@ NAMES = ('eager', 'channels_last', 'fast', 'compile', 'onnxruntime', 'openvino')
 HEADER = ('model', 'parameters', 'GMACs', 'backend', 'precision', 'ms', 'p10', 'p90', 'ratio', 'MiB', 'PSNR')
 
 
-def _whole(flag: str, least: int):
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise UserError(f'{flag}: write a whole number of at least {least}, not {text!r}.')
-        return int(text)
-
-    return read
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
-    add = parser.add_argument
+    add = Flags(parser, bench)
     models = (
         '.pth, .safetensors or .onnx, or random:TYPE:WIDTH for random weights, such as random:RRDBNet:1/4 or '
         'random:GCFSR512:1/4; NAME=MODEL names the row; the first one is the teacher'
     )
-    add('-m', '--models', nargs='+', required=True, metavar='MODEL', help=models)
+    add('-m', '--models', nargs='+', metavar='MODEL', help=models)
     add('-o', '--output', required=True, help='folder for results.json and the tables')
-    add('--size', type=_whole('--size', 8), default=64, help='side of the input in pixels (default: 64)')
-    add('--rounds', type=_whole('--rounds', 1), default=20, help='how often each is timed (default: 20)')
-    add('--threads', type=_whole('--threads', 1), help="on a processor (default: torch's choice, one per core)")
+    add('--size', type=number, help='side of the input in pixels (default: {default})')
+    add('--rounds', type=number, help='how often each is timed (default: {default})')
+    add('--threads', type=number, help="on a processor (default: torch's choice, one per core)")
     backends = f'{" ".join(NAMES)} (default: all; on a processor all but compile, which takes a minute per model)'
     add('--backends', nargs='+', metavar='BACKEND', help=backends)
+    precisions = 'fp32 bf16 fp16 (default: fp32 and fp16 on a GPU; fp32, and bf16 on a processor that has units for it)'
+    add('--precisions', nargs='+', metavar='PRECISION', help=precisions)
     add('--device', choices=('cpu', 'cuda'), help='default: cuda where there is one')
 
 
@@ -108,12 +101,12 @@ def _open(sources: Sequence[str], size: int, threads: int) -> dict[str, tuple[st
         opened = open_model(source, threads)
         name = name or opened.name
         if name in models:
-            raise UserError(f'-m: two models are called {name}; write NAME={source} to give one another name.')
+            raise UserError('-m', f'two models are called {name}; write NAME={source} to give one another name.')
         if opened.scale is None:
             if fault := opened.module.fault(size, size):
-                raise UserError(f'--size: the input of {name} {fault}.')
+                raise UserError('--size', f'the input of {name} {fault}.')
         elif size % opened.multiple:
-            raise UserError(f'--size: {name} takes sides that are multiples of {opened.multiple}, not {size}.')
+            raise UserError('--size', f'{name} takes sides that are multiples of {opened.multiple}, not {size}.')
         models[name] = source, opened
     return models
 
@@ -122,8 +115,7 @@ def _backends(names: Sequence[str] | None, device: str) -> list[str]:
     if names is None:
         return [name for name in NAMES if name != 'compile' or device == 'cuda']
     for name in names:
-        if name not in NAMES:
-            raise UserError(f'--backends: {name} is unknown; {near(name, NAMES)}.')
+        one_of(name, NAMES, '--backends')
     return [name for name in NAMES if name in names]
 
 
@@ -131,29 +123,31 @@ def _device(name: str | None) -> str:
     import torch
 
     if name == 'cuda' and not torch.cuda.is_available():
-        raise UserError('--device: torch finds no GPU here; write cpu.')
+        raise UserError('--device', 'torch finds no GPU here; write cpu.')
     return name or ('cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def _cases(models: dict[str, tuple[str, Opened]], backends: Sequence[str], device: str) -> list[Case]:
-    from sdakd.commands.bench.backends import GRAPHS, PLAIN, precisions
+def _cases(
+    models: dict[str, tuple[str, Opened]], backends: Sequence[str], precisions: Sequence[str], device: str
+) -> list[Case]:
+    from sdakd.commands.bench.backends import GRAPHS, PLAIN, possible_precisions
     from sdakd_arch.inference.onnx_network import OnnxNetwork
 
     cases = []
-    for number, (name, (source, opened)) in enumerate(models.items()):
+    for index, (name, (source, opened)) in enumerate(models.items()):
         exported = isinstance(opened.module, OnnxNetwork)
         # the teacher's eager pass is what all ratios refer to
-        wanted = backends if number or exported or 'eager' in backends else ['eager', *backends]
+        wanted = backends if index or exported or 'eager' in backends else ['eager', *backends]
         possible = GRAPHS if exported else PLAIN if opened.scale is None else NAMES
         if not set(backends) & set(possible):
             raise UserError(
-                f'--backends: {" and ".join(backends)} cannot run {name}; name one of {", ".join(possible)}.'
+                '--backends', f'{" and ".join(backends)} cannot run {name}; name one of {", ".join(possible)}.'
             )
         for backend in wanted:
             if backend in possible:
-                chosen = precisions(backend, device)
-                if backend == 'eager' and 'eager' not in backends:
-                    chosen = ('fp32',)
+                chosen = [one for one in possible_precisions(backend, device) if one in precisions]
+                if backend == 'eager' and not index and not exported:
+                    chosen = ['fp32', *(one for one in chosen if one != 'fp32' and 'eager' in backends)]
                 cases += [Case(name, source, backend, precision) for precision in chosen]
     return cases
 
@@ -264,33 +258,94 @@ def _rows(content: dict) -> list[list[str]]:
     return rows
 
 
-def _write(output: str, content: dict) -> None:
-    from sdakd.files import results
+@dataclass
+class Timings(Outcome):
+    """What was measured.
 
-    results.write_section(output, 'bench', content)
-    rows = _rows(content)
-    results.write_tables(output, 'bench', HEADER, rows)
-    sys.stdout.write(results.table(HEADER, rows))
-    teacher, cuda = content['teacher'], content['device'] != 'cpu'
-    where = content['device'] if cuda else f'{content["cpu"]}, threads: {content["threads"]}'
-    basis = f'ratio: to eager fp32 of {teacher}; ' if teacher else ''
-    sys.stdout.write(
-        f'{where}; input {content["size"]}x{content["size"]}. ms: median (rounds: {content["rounds"]}), with '
-        f"percentiles; {basis}GMACs: half of torch's flop count; MiB: growth at the peak, "
-        f"{'on the GPU' if cuda else 'in a process of its own'}; PSNR: in dB to the model's own eager fp32 output.\n"
-    )
-    for run in content['runs']:
-        if run['error']:
-            sys.stdout.write(f'Left out: {run["model"]} {run["backend"]} {run["precision"]}: {run["error"]}\n')
-    sys.stdout.write(f'Wrote results.json and bench.md, .csv, .tex to {output}.\n')
+    Args:
+        section: The section ``bench`` of ``results.json``, see docs/performance.md; ``runs`` holds an entry per model,
+            backend and precision, with times in milliseconds.
+        output: The folder that it was written to, or None.
+        left_out: Why precisions were not measured, one line each.
+    """
+
+    section: dict
+    output: Path | None
+    left_out: list[str]
+
+    def __str__(self) -> str:
+        from sdakd.files import results
+
+        content, cuda = self.section, self.section['device'] != 'cpu'
+        where = content['device'] if cuda else f'{content["cpu"]}, threads: {content["threads"]}'
+        basis = f'ratio: to eager fp32 of {content["teacher"]}; ' if content['teacher'] else ''
+        lines = [
+            f'{where}; input {content["size"]}x{content["size"]}. ms: median (rounds: {content["rounds"]}), with '
+            f"percentiles; {basis}GMACs: half of torch's flop count; MiB: growth at the peak, "
+            f"{'on the GPU' if cuda else 'in a process of its own'}; PSNR: in dB to the model's own eager fp32 output."
+        ]
+        lines += self.left_out
+        lines += [
+            f'Left out: {run["model"]} {run["backend"]} {run["precision"]}: {run["error"]}'
+            for run in content['runs']
+            if run['error']
+        ]
+        if self.output:
+            lines.append(f'Wrote results.json and bench.md, .csv, .tex to {self.output}.')
+        return results.table(HEADER, _rows(content)) + ''.join(f'{line}\n' for line in lines)
+
+    def check(self) -> None:
+        if not any(run['median_ms'] for run in self.section['runs']):
+            raise UserError('nothing could be measured; the reasons stand above.')
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measures and writes.
+def _precisions(names: Sequence[str] | None, device: str) -> tuple[list[str], list[str]]:
+    """What to measure, and what to say of what is left out."""
+    from sdakd.commands.bench.backends import DTYPES, computes_bf16
+
+    if names is not None:
+        for name in names:
+            one_of(name, DTYPES, '--precisions')
+        return list(names), []
+    if device == 'cpu' and not computes_bf16():
+        return ['fp32'], ['bf16: this processor has no units for it (--precisions fp32 bf16 measures it anyway).']
+    return list(DTYPES), []
+
+
+def bench(
+    models: Sequence[str],
+    output: str | Path | None = None,
+    *,
+    size: int = 64,
+    rounds: int = 20,
+    threads: int | None = None,
+    backends: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    device: str | None = None,
+) -> Timings:
+    """Measures what models cost: parameters, multiply-accumulates, latency and memory.
+
+    Args:
+        models: ``.pth``, ``.safetensors`` or ``.onnx`` files, or ``random:TYPE:WIDTH`` for random weights, each with
+            ``NAME=`` in front where wanted. The first one is the teacher, to which ratios refer.
+        output: Folder for results.json and the tables; None writes nothing.
+        size: Side of the input in pixels, at least 8.
+        rounds: How often each is timed.
+        threads: On a processor; default: torch's choice. torch keeps it afterwards.
+        backends: Of :data:`NAMES`; default: all, on a processor all but ``compile``.
+        precisions: Of ``fp32``, ``bf16`` and ``fp16``, where a backend has them; default: on a GPU ``fp32`` and
+            ``fp16``; on a processor ``fp32``, and ``bf16`` where it has units for it. The teacher's eager pass is
+            always timed in ``fp32``.
+        device: ``cpu`` or ``cuda``; default: ``cuda`` where there is one.
+
+    Returns:
+        All measurements. What a runtime refuses has its reason in ``error``.
 
     Raises:
         UserError: A mistake in the arguments, a model that cannot be opened, or an output that cannot be written.
     """
+    size, rounds = whole(size, '--size', 8), whole(rounds, '--rounds', 1)
+    threads = None if threads is None else whole(threads, '--threads', 1)
     compat.import_basicsr()
     import torch
     from tqdm import tqdm
@@ -299,28 +354,30 @@ def run(args: argparse.Namespace) -> int:
     from sdakd.commands.bench.memory import peak_growth
     from sdakd.files import results
 
-    device = _device(args.device)
-    backends = _backends(args.backends, device)
-    threads = args.threads or torch.get_num_threads()
+    device = _device(device)
+    backends = _backends(backends, device)
+    wanted, left_out = _precisions(precisions, device)
+    threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    models = _open(args.models, args.size, threads)
-    cases = _cases(models, backends, device)
+    opened = _open(models, size, threads)
+    cases = _cases(opened, backends, wanted, device)
     if not cases:
-        raise UserError(f'--backends: none of {", ".join(backends)} can run these models on {device}; name others.')
+        raise UserError('--backends', f'none of {", ".join(backends)} can run these models on {device}; name others.')
     facts = [
-        {'name': name, 'source': source, 'network': opened.network, 'parameters': None, 'macs': None}
-        | (dict(zip(('parameters', 'macs'), opened.cost(args.size), strict=True)) if opened.network else {})
-        for name, (source, opened) in models.items()
+        {'name': name, 'source': source, 'network': model.network, 'parameters': None, 'macs': None}
+        | (dict(zip(('parameters', 'macs'), model.cost(size), strict=True)) if model.network else {})
+        for name, (source, model) in opened.items()
     ]
-    results.output_folder(args.output)
-    results.read_results(args.output)  # a damaged one shall not spoil the end
-    image = noise(args.size, device)
+    if output is not None:
+        results.output_folder(output)
+        results.read_results(output)  # a damaged one shall not spoil the end
+    image = noise(size, device)
     cuda = device == 'cuda'
-    steps = len(cases) * (args.rounds + (1 if cuda else 2))
+    steps = len(cases) * (rounds + (1 if cuda else 2))
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder, tqdm(total=steps, desc='bench', leave=False) as bar:
-        _prepare(cases, models, image, threads, Path(folder), bar)
+        _prepare(cases, opened, image, threads, Path(folder), bar)
         bar.set_postfix_str('timing')
-        for _ in range(args.rounds):
+        for _ in range(rounds):
             for case in cases:
                 bar.update()
                 if case.runner is not None:
@@ -333,7 +390,7 @@ def run(args: argparse.Namespace) -> int:
                 bar.set_postfix_str(f'memory of {case.model} {case.backend} {case.precision}')
                 if case.runner is not None:
                     where = (case.source, case.graph if case.backend in GRAPHS else None)
-                    case.memory = peak_growth(*where, case.backend, case.precision, args.size, threads)
+                    case.memory = peak_growth(*where, case.backend, case.precision, size, threads)
                 bar.update()
     reference = cases[0]
     plain = (reference.backend, reference.precision) == ('eager', 'fp32')
@@ -344,14 +401,14 @@ def run(args: argparse.Namespace) -> int:
         'cpu': _processor(),
         'threads': threads,
         'torch': torch.__version__,
-        'size': args.size,
-        'rounds': args.rounds,
+        'size': size,
+        'rounds': rounds,
         'date': datetime.datetime.now().isoformat(timespec='seconds'),
         'models': facts,
         'teacher': reference.model if base else None,
         'runs': [case.entry(base) for case in cases],
     }
-    _write(args.output, content)
-    if not any(case.times for case in cases):
-        raise UserError('nothing could be measured; the reasons stand above.')
-    return 0
+    if output is not None:
+        results.write_section(output, 'bench', content)
+        results.write_tables(output, 'bench', HEADER, _rows(content))
+    return Timings(content, None if output is None else Path(output), left_out)

@@ -42,11 +42,11 @@ def open_model(source: str, threads: int = 0) -> Opened:
     try:
         network = example_of(kind)
     except UserError as error:
-        raise UserError(f'-m: {source}: {error}') from None
+        raise error.at(f'-m: {source}') from None
     try:
         ratio = float(Fraction(width or '1'))
     except (ValueError, ZeroDivisionError):
-        raise UserError(f'-m: {source}: {width!r} is no width; write for example {RANDOM}{kind}:1/4.') from None
+        raise UserError(f'-m: {source}', f'{width!r} is no width; write for example {RANDOM}{kind}:1/4.') from None
     network = student_of(network, ratio)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -105,7 +105,7 @@ def _onnxruntime(graph: Path, image: torch.Tensor, dtype: torch.dtype, threads: 
 
 
 def keep_sums_precise(path: Path) -> None:
-    """Marks layers of an OpenVINO model (``.xml``) that stay in float32 whatever the inference precision.
+    """Marks layers of an OpenVINO model (``.xml``) that stay in float32 at any inference precision.
 
     These are the sums of a residual network's trunk, which would be rounded again at every one of them, and all that
     follows an interpolation, which is few layers. The trunk's sums are additions of two computed tensors of which none
@@ -175,11 +175,20 @@ GRAPHS = {'onnxruntime': _onnxruntime, 'openvino': _openvino}
 BACKENDS = (*TORCH, *GRAPHS)
 
 
-def precisions(backend: str, device: str) -> tuple[str, ...]:
-    """At which precisions a backend is measured on ``cpu`` or ``cuda``; none where it does not exist."""
+def possible_precisions(backend: str, device: str) -> tuple[str, ...]:
+    """At which precisions a backend can run on ``cpu`` or ``cuda``; none where it does not exist."""
     if device == 'cpu':
         return ('fp32',) if backend == 'onnxruntime' else ('fp32', 'bf16')  # its processor kernels know no bfloat16
     return () if backend in ('openvino', 'fast') else ('fp32', 'fp16')  # on a GPU, fast is channels_last
+
+
+def computes_bf16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this processor: with AVX-512, AVX-NE-CONVERT or Arm's instructions for it.
+
+    Elsewhere, torch computes it without oneDNN, which takes many times as long as float32.
+    """
+    supported = getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', None)
+    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
 
 
 def start(
@@ -192,7 +201,7 @@ def start(
         graph: The ONNX file for the others.
 
     Raises:
-        UserError: The backend is not to be had here.
+        UserError: The backend is not available here.
     """
     if backend in TORCH:
         return TORCH[backend](opened, image, DTYPES[precision])

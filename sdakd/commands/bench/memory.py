@@ -49,7 +49,7 @@ def _measure_growth(
 
 
 def peak_growth(source: str, graph: Path | None, backend: str, precision: str, size: int, threads: int) -> float | None:
-    """By how much a process's resident memory has grown at its peak while a ready model runs, in MiB.
+    """The growth of a process's resident memory, in MiB, at its peak while a ready model runs.
 
     Measured in a process of its own, from before the model is opened (its packages are imported already) to the peak of
     two runs: weights, what the runtime keeps, and activations. None where it cannot be told: not Linux; torch.compile,

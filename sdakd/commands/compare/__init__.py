@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
-import re
-import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdakd import compat
+from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
@@ -21,15 +19,38 @@ if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from sdakd.commands.compare.matrix import Matrix
     from sdakd.commands.compare.rows import Row
     from sdakd.commands.compare.summary import Cell
+    from sdakd.files.runs import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
-    add = parser.add_argument
-    add('-opt', required=True, metavar='FILE', help="the comparison's YAML; examples are in options/compare")
+    add = Flags(parser, compare)
+    add('-opt', dest='config', metavar='FILE', help="the comparison's YAML; examples are in options/compare")
     add('-o', '--output', metavar='FOLDER', help="folder for runs, tables and figures, instead of the YAML's")
-    add('--jobs', default='1', metavar='N', help='trainings at a time, which share the cores (default: 1)')
+    add('--jobs', type=number, metavar='N', help='trainings at a time, which share the cores (default: {default})')
     add('--dry_run', action='store_true', help='show the cells and what they would cost; train nothing')
+
+
+@dataclass
+class Compared(Outcome):
+    """What came out.
+
+    Args:
+        text: Tables and notes, for people.
+        broken: What to say of cells that broke, empty where none did.
+        config: The comparison's file.
+    """
+
+    text: str
+    broken: str
+    config: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def check(self) -> None:
+        if self.broken:
+            raise UserError(self.config, self.broken)
 
 
 # ----------------------------------------------------- the parts -----------------------------------------------------
@@ -43,12 +64,12 @@ def _check_measures(config: Config, matrix: Matrix) -> None:
     try:
         open_metrics(config.metrics, Settings(matrix.scale, backbone=_fd_backbone(config)))
     except UserError as error:
-        raise UserError(str(error).replace('--metrics', 'metrics', 1).replace('--backbone', 'fd_backbone')) from None
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # what it says is said when the sets are measured
-            open_sets([f'{name}={source}' for name, source in matrix.images.test.items()], matrix.scale)
-    except UserError as error:
-        raise UserError(str(error).replace('-d:', 'data:test:', 1).replace('--scale', 'the scale')) from None
+        raise error.at({'--backbone': 'fd_backbone'}.get(error.where, error.where.removeprefix('--'))) from None
+    for name, source in matrix.images.test.items():
+        try:
+            open_sets([f'{name}={source}'], matrix.scale)
+        except UserError as error:
+            raise error.at(f'data:test:{name}') from None
 
 
 def _fd_backbone(config: Config) -> str | None:
@@ -69,30 +90,29 @@ def _measure(
     Returns:
         The section ``evaluate`` of the folder's results.json.
     """
-    from sdakd.commands import evaluate
+    from sdakd.commands.evaluate import evaluate
     from sdakd.files.results import read_results
     from sdakd.files.runs import digest
 
     plain = {'teacher': str(matrix.teacher), 'bicubic': 'bicubic'}
     models = {name: plain[name] for name in others} | {cell.run.name: str(cell.run.result) for cell in cells}
-    words = ['-m', *(f'{name}={path}' for name, path in models.items())]
-    words += ['-d', *(f'{name}={source}' for name, source in sets.items())]
-    words += ['-o', str(folder), '--scale', str(matrix.scale), '--metrics', *metrics]
-    words += ['--backbone', _fd_backbone(config)] if 'fd' in metrics else []
-    words += ['--teacher', 'teacher'] if 'teacher' in others else []
-    words += [] if images else ['--no_images']
-
+    sources = {name: f'{name}={source}' for name, source in sets.items()}
     known = read_results(folder).get('evaluate') or {}
     wanted = {name: None if path == 'bicubic' else digest(path) for name, path in models.items()}
     same = {model['name']: model['sha256'] for model in known.get('models', ())} == wanted
-    same = same and {s['name']: s['source'] for s in known['sets']} == {n: f'{n}={s}' for n, s in sets.items()}
+    same = same and {s['name']: s['source'] for s in known['sets']} == sources
     if same and [metric['name'] for metric in known['metrics']] == list(dict.fromkeys(metrics)):
         return known
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    with contextlib.redirect_stdout(io.StringIO()):
-        if evaluate.run(parser.parse_args(words)) == 130:
-            raise KeyboardInterrupt
+    evaluate(
+        [f'{name}={path}' for name, path in models.items()],
+        list(sources.values()),
+        folder,
+        scale=matrix.scale,
+        metrics=metrics,
+        backbone=_fd_backbone(config) if 'fd' in metrics else None,
+        teacher='teacher' if 'teacher' in others else None,
+        images=images,
+    ).check()
     return read_results(folder)['evaluate']
 
 
@@ -127,8 +147,8 @@ def _factors(config: Config, row: Row) -> list[float]:
     return list(config.search.factors) if row.weights else [1.0]
 
 
-def _dry_run(matrix: Matrix, jobs: int, threads: int) -> int:
-    """Shows the matrix, with the time of every cell as a few of its steps foretell it."""
+def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
+    """The matrix for people, with the time of every cell as a few of its steps foretell it."""
     from tqdm import tqdm
 
     from sdakd.commands.compare import rehearsal
@@ -147,15 +167,14 @@ def _dry_run(matrix: Matrix, jobs: int, threads: int) -> int:
                 total, count = total + cells * seconds, count + cells
                 times = [duration(seconds), duration(cells * seconds)]
                 rows.append([row.name, str(ratio), str(cells), f'{row.iterations:,d}', *times])
-    sys.stdout.write(results.table(['Method', 'Width', 'Cells', 'Iterations', 'One cell', 'All'], rows))
-    sys.stdout.write(f'{budget_line(config.budget)}\n')
+    text = results.table(['Method', 'Width', 'Cells', 'Iterations', 'One cell', 'All'], rows)
+    text += f'{budget_line(config.budget)}\n'
     if judge is not None:
-        sys.stdout.write(f"The teacher's discriminator, trained before them, is not counted: {judge.iterations:,d}.\n")
-    sys.stdout.write(
+        text += f"The teacher's discriminator, trained before them, is not counted: {judge.iterations:,d}.\n"
+    return text + (
         f'{count} cells, about {duration(total / jobs)} with {jobs} at a time, {threads} thread{"s" * (threads > 1)} '
         'each, by a few steps of every stage; measuring comes on top. Nothing was written.\n'
     )
-    return 0
 
 
 def _train(matrix: Matrix, jobs: int, threads: int, lock: int) -> tuple[list[Cell], list[Cell], list[dict], list[str]]:
@@ -196,12 +215,12 @@ def _train(matrix: Matrix, jobs: int, threads: int, lock: int) -> tuple[list[Cel
     return final, list(every.values()), tried, [row.name for row in matrix.rows if row.name not in best]
 
 
-def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], tried: list[dict], jobs: int) -> None:
-    """Measures the students and writes tables, figures, results.json and the page."""
+def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], tried: list[dict], jobs: int) -> str:
+    """Measures the students, writes tables, figures, results.json and the page, and returns what people see of it."""
     from sdakd import __version__
-    from sdakd.commands import report
     from sdakd.commands.compare import summary
     from sdakd.commands.compare.figures import draw_all
+    from sdakd.commands.report import report
     from sdakd.files import results
     from sdakd.files.images import write
 
@@ -239,39 +258,41 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
         'compare_differences': (f'Differences to {config.reference}:', *summary.difference_table(section, differences)),
         'compare_cost': ('Training and network:', *summary.cost_table(spent, models)),
     }  # fmt: skip
-    page = '# Comparison\n\n' + ''.join(f'- {line}\n' for line in notes)
+    text, page = '', '# Comparison\n\n' + ''.join(f'- {line}\n' for line in notes)
     for table, (title, header, rows) in tables.items():
         if not rows:
             for kind in ('md', 'csv', 'tex'):
                 (output / f'{table}.{kind}').unlink(missing_ok=True)  # of an earlier call
             continue
         results.write_tables(output, table, header, rows)
-        sys.stdout.write(f'\n{title}\n'.lstrip('\n' if not title else '') + results.table(header, rows))
+        text += (f'\n{title}\n' if title else '') + results.table(header, rows)
         page += f'\n{title}\n\n'.replace('\n\n\n', '\n') + results.table(header, rows, 'md')
     figures = draw_all(matrix, scores, spent, section)
     page += ''.join(f'\n![{path.stem}]({path.name})\n' for path in figures if path.suffix == '.png')
     write(output / 'comparison.md', page.encode())
-    with contextlib.redirect_stdout(io.StringIO()):
-        report.run(argparse.Namespace(input=[str(output)], output=str(output / 'report.html'), max_images=None))
-    sys.stdout.write('\n' + ''.join(f'{line}\n' for line in notes))
+    report([output], output / 'report.html')
+    return text + '\n' + ''.join(f'{line}\n' for line in notes)
 
 
 # ------------------------------------------------------ the command ---------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains what is missing, measures, and writes.
+def compare(config: str | Path, *, output: str | Path | None = None, jobs: int = 1, dry_run: bool = False) -> Compared:
+    """Trains methods x widths x seeds on equal terms, measures them, and makes one table; goes on where it stopped.
+
+    Args:
+        config: The comparison's YAML, see docs/compare.md.
+        output: Folder for runs, tables and figures; default: the YAML's.
+        jobs: Trainings at a time, which share the cores.
+        dry_run: Only say what would be trained and how long it would take.
 
     Returns:
-        0, or 130 when it was interrupted.
+        Tables and notes; its ``check()`` raises a UserError if cells broke.
 
     Raises:
-        UserError: A mistake in the option file or in a file that it names, found before any training; or, after all
-            else was written, cells that broke.
+        UserError: A mistake in the option file or in a file that it names, found before any training.
     """
-    if not re.fullmatch(r'[1-9]\d*', str(args.jobs)):
-        raise UserError(f'--jobs: write a whole number of at least 1, not {args.jobs!r}.')
-    jobs = int(args.jobs)
+    jobs, file = whole(jobs, '--jobs', 1), str(config)
     threads = max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // jobs)
     compat.import_basicsr()
     import sdakd_models  # noqa: F401  registers models and terms
@@ -282,46 +303,48 @@ def run(args: argparse.Namespace) -> int:
     from sdakd.files import runs
     from sdakd.files.results import output_folder, read_results
 
-    config = read_config(args.opt)
-    folder = args.output or config.output
+    config = read_config(file)
+    folder = output or config.output
     if not folder:
-        raise UserError(f'{args.opt}: output: no folder is named; name one here, or give -o FOLDER.')
-    output = Path(folder).absolute()
+        raise UserError(f'{file}: output', 'no folder is named; name one here, or give -o FOLDER.')
+    place, text = Path(folder).absolute(), ''
     try:
-        rows = read_rows(config, Path(args.opt).parent)
+        rows = read_rows(config, Path(file).parent)
         images, splits = data.open_images(config)
-        matrix = Matrix(config, rows, images, output)
+        matrix = Matrix(config, rows, images, place)
         _check_measures(config, matrix)
-        if args.dry_run:
-            return _dry_run(matrix, jobs, threads)
-        read_results(output)
-        output_folder(output)
-        with runs.alone_in(output, '-o') as lock:
-            data.make_pairs(config, images, splits, output, matrix.scale)
-            with tempfile.TemporaryDirectory() as place:
-                rehearsal.check_rows(matrix, Path(place), real_data=True)
+        if dry_run:
+            return Compared(_dry_run(matrix, jobs, threads), '', file)
+        read_results(place)
+        output_folder(place)
+        with runs.alone_in(place, '-o') as lock:
+            data.make_pairs(config, images, splits, place, matrix.scale)
+            with tempfile.TemporaryDirectory() as rehearsed:
+                rehearsal.check_rows(matrix, Path(rehearsed), real_data=True)
             for ratio in config.ratios():
                 for seed in config.seeds:
                     matrix.make_start(ratio, seed)
             final, every, tried, lost = _train(matrix, jobs, threads, lock)
             if any(cell.run.done for cell in final):
-                _summarise(Path(args.opt).name, matrix, final, every, tried, jobs)
+                text = _summarise(Path(file).name, matrix, final, every, tried, jobs)
+                text += f'Written to {folder}: comparison.md, tables, figures, results.json, report.html\n'
     except UserError as error:
-        raise UserError(f'{args.opt}: {str(error).removeprefix(f"{args.opt}: ")}') from None
+        raise error.within(file) from None
     except KeyboardInterrupt:
-        sys.stderr.write('\nInterrupted: give the same command again to go on.\n')
-        return 130
-    if any(cell.run.done for cell in final):
-        sys.stdout.write(f'Written to {folder}: comparison.md, tables, figures, results.json, report.html\n')
+        raise KeyboardInterrupt('give the same command again to go on') from None
     judge = matrix.judge_run()
     broken = [run for run in [judge, *(cell.run for cell in every)] if run is not None and not run.done]
-    if broken:
-        first = '; '.join(f'{run.name}: {run.record.reason.rstrip(".")}' for run in broken[:3])
-        more = '; ...' if len(broken) > 3 else ''
-        without = f' (no trial of {", ".join(lost)} was finished)' if lost else ''
-        total = len(every) + (judge is not None)
-        raise UserError(
-            f'{args.opt}: {len(broken)} of {total} cells broke{without}: {first}{more}; mend that and give the same '
-            'command again, which keeps the others.'
-        )
-    return 0
+    return Compared(text, _broken(broken, len(every) + (judge is not None), lost), file)
+
+
+def _broken(runs: Sequence[Run], total: int, lost: Sequence[str]) -> str:
+    """What to say of cells that broke, and of rows without any finished trial."""
+    if not runs:
+        return ''
+    first = '; '.join(f'{run.name}: {run.record.reason.rstrip(".")}' for run in runs[:3])
+    more = '; ...' if len(runs) > 3 else ''
+    without = f' (no trial of {", ".join(lost)} was finished)' if lost else ''
+    return (
+        f'{len(runs)} of {total} cells broke{without}: {first}{more}; mend that and give the same command again, which '
+        'keeps the others.'
+    )

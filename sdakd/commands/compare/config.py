@@ -169,11 +169,11 @@ def read_config(path: str) -> Config:
             content['methods'] = {str(name): entry for name, entry in content['methods'].items()}
         missing = [field for field in Config.__struct_fields__[:8] if field not in content]
         if missing:
-            raise UserError(f'{missing[0]}: the key is missing.')
+            raise UserError(missing[0], 'the key is missing.')
         config = typed(Config, content, 'the comparison')
         _check(config)
     except UserError as error:
-        raise UserError(f'{path}: {error}') from None
+        raise error.within(path) from None
     return config
 
 
@@ -206,7 +206,7 @@ def _distinct(values: Iterable[object], where: str) -> None:
     values = list(values)
     double = next((value for value in values if values.count(value) > 1), None)
     if double is not None:
-        raise UserError(f'{where}: {double} stands there twice; write it once.')
+        raise UserError(where, f'{double} stands there twice; write it once.')
 
 
 def _check(config: Config) -> None:
@@ -215,35 +215,37 @@ def _check(config: Config) -> None:
     if (data.photographs is None) == (data.train is None or data.validation is None) or (
         data.photographs is not None and (data.train or data.validation)
     ):
-        raise UserError('data: write either photographs, or both train and validation.')
+        raise UserError('data', 'write either photographs, or both train and validation.')
     _distinct(config.ratios(), 'widths')
     _distinct(config.seeds, 'seeds')
     _distinct(config.search.factors, 'search:factors')
     for name in (*config.methods, *config.schedules):
         if not NAME.fullmatch(name):
-            raise UserError(f'methods: {name!r} cannot name files; write letters, digits, dots, hyphens, underscores.')
+            raise UserError(
+                'methods', f'{name!r} cannot name files; write letters, digits, dots, hyphens, underscores.'
+            )
     for name, schedule in config.schedules.items():
         if name in config.methods:
-            raise UserError(f'schedules:{name}: a method has this name; choose another one.')
+            raise UserError(f'schedules:{name}', 'a method has this name; choose another one.')
         if schedule.method not in config.methods:
             raise UserError(
-                f'schedules:{name}:method: no method is called {schedule.method!r}; '
-                f'{near(schedule.method, config.methods)}.'
+                f'schedules:{name}:method',
+                f'no method is called {schedule.method!r}; {near(schedule.method, config.methods)}.',
             )
     rows = (*config.methods, *config.schedules)
     if config.reference not in rows:
-        raise UserError(f'reference: no method is called {config.reference!r}; {near(config.reference, rows)}.')
+        raise UserError('reference', f'no method is called {config.reference!r}; {near(config.reference, rows)}.')
     for where, name in (('primary:metric', config.primary.metric), *(('metrics', name) for name in config.metrics)):
         if name not in METRICS:
-            raise UserError(f'{where}: there is no metric {name!r}; {near(name, METRICS)}.')
+            raise UserError(where, f'there is no metric {name!r}; {near(name, METRICS)}.')
     if config.primary.metric not in config.metrics:
-        raise UserError(f'primary:metric: {config.primary.metric} is not among the metrics; add it there.')
+        raise UserError('primary:metric', f'{config.primary.metric} is not among the metrics; add it there.')
     if ('fd' in config.metrics) != (config.fd_backbone is not None):
-        raise UserError('fd_backbone: name it, as KIND:FILE, just where fd is among the metrics.')
+        raise UserError('fd_backbone', 'name it, as KIND:FILE, just where fd is among the metrics.')
     perceptual = config.perceptual
     if isinstance(perceptual, str) and perceptual not in ('as published', 'none') and ':' not in perceptual:
         raise UserError(
-            f'perceptual: write as published, none, or KIND:FILE such as squeezenet:FILE, not {perceptual!r}.'
+            'perceptual', f'write as published, none, or KIND:FILE such as squeezenet:FILE, not {perceptual!r}.'
         )
     if stand_in := config.stand_in():
         from sdakd_arch.backbones import check_backbone
@@ -264,7 +266,7 @@ def locate(path: str, where: str, folder: bool = False) -> Path:
         if found.is_dir() if folder else found.is_file():
             return found
     if folder:
-        raise UserError(f'{where}: the folder {path} does not exist; correct the path.')
+        raise UserError(where, f'the folder {path} does not exist; correct the path.')
     ensure_file(given.absolute(), where)
     return given.absolute()
 
@@ -285,10 +287,10 @@ def method_file(name: str, method: Method, base: Path) -> Path:
     if method.file is not None:
         found = base / method.file
         if not found.is_file():
-            raise UserError(f'methods:{name}:file: {found} does not exist; correct the path.')
+            raise UserError(f'methods:{name}:file', f'{found} does not exist; correct the path.')
         return found
     folder = options_folder() / 'methods'
     if not (folder / f'{name}.yml').is_file():
         known = [path.stem for path in folder.glob('*.yml')]
-        raise UserError(f'methods:{name}: there is no method of this name; {near(name, known)}.')
+        raise UserError(f'methods:{name}', f'there is no method of this name; {near(name, known)}.')
     return folder / f'{name}.yml'

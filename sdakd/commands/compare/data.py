@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
@@ -19,7 +18,7 @@ from sdakd.files.runs import digest
 
 @dataclass
 class Images:
-    """Where the images are.
+    """The folders of the images.
 
     Args:
         train, validation: Folders of ground truth and input.
@@ -51,7 +50,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def check_apart(groups: Mapping[str, list[Path]]) -> None:
-    """Sees that no two groups of files hold the same image; only files of equal size are read.
+    """Checks that no two groups of files hold the same image; only files of equal size are read.
 
     Raises:
         UserError: Two do; names both keys and one image of each.
@@ -68,8 +67,9 @@ def check_apart(groups: Mapping[str, list[Path]]) -> None:
             other, twin = seen.setdefault(digest(file), (key, file))
             if other != key:
                 raise UserError(
-                    f'{key}: {file} is also in {other} ({twin.name}); training, choosing weights and testing need '
-                    'images of their own.'
+                    key,
+                    f'{file} is also in {other} ({twin.name}); training, choosing weights and testing need '
+                    'images of their own.',
                 )
 
 
@@ -93,15 +93,16 @@ def open_images(config: Config) -> tuple[Images, dict[str, list[str]]]:
     if data.photographs is not None:
         where = 'data:photographs:folder'
         folder = locate(data.photographs.folder, where, folder=True)
-        names = list(by_stem(list_images(str(folder), where), str(folder)).values())
+        names = list(by_stem(list_images(str(folder), where), str(folder), where=where).values())
         if len(names) < data.photographs.validation + 1:
             raise UserError(
-                f'data:photographs:validation: {data.photographs.validation} of the {len(names)} images in {folder} '
-                'cannot be held out; write fewer.'
+                'data:photographs:validation',
+                f'{data.photographs.validation} of the {len(names)} images in {folder} '
+                'cannot be held out; write fewer.',
             )
         inner = next((name for name in names if '/' in name), None)
         if inner is not None:
-            raise UserError(f'{where}: {inner} of {folder} lies in a sub-folder; put all photographs into one folder.')
+            raise UserError(where, f'{inner} of {folder} lies in a sub-folder; put all photographs into one folder.')
         held = hold_out(names, data.photographs.validation)
         splits = {'train': [name for name in names if name not in set(held)], 'validation': held}
         groups |= {f'data:photographs ({part})': [folder / name for name in splits[part]] for part in splits}
@@ -155,8 +156,8 @@ def make_pairs(config: Config, images: Images, splits: dict[str, list[str]], out
             work = functools.partial(
                 pairs.make_pair, source=str(folder), output=str(place), settings=json.dumps(settings)
             )
-            every = Pass(argparse.Namespace(name=f'pairs to {part}', workers=1), str(folder))
+            every = Pass(f'pairs to {part}', str(folder), workers=1)
             every.run(work, todo)
             if every.unusable:
-                raise UserError(f'data:photographs: {folder}: {every.unusable[0]}; repair or remove it.')
+                raise UserError(f'data:photographs: {folder}', f'{every.unusable[0]}; repair or remove it.')
     images.train, images.validation = (tuple(made / part / side for side in ('gt', 'lq')) for part in splits)

@@ -1,4 +1,4 @@
-"""The cells of a comparison, method x width x seed, and the option file of each: equal but for what a method is."""
+"""The cells of a comparison, method x width x seed, and the option file of each: equal except for the method."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Matrix:
         for ratio in self.config.ratios():
             student_of(self.network, float(ratio))
         if self.config.budget.crop % self.scale:
-            raise UserError(f'budget:crop: {self.config.budget.crop} must be a multiple of the scale {self.scale}.')
+            raise UserError('budget:crop', f'{self.config.budget.crop} must be a multiple of the scale {self.scale}.')
         self.judged = [row.name for row in self.rows if _named(row.options)]
 
     # ------------------------------------------------------------------------------------------------ option files

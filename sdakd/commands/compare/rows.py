@@ -52,7 +52,7 @@ def look_up(options: Mapping, key: str, where: str) -> tuple[dict, str]:
     for depth, part in enumerate(parts):
         if not isinstance(block, Mapping) or part not in block:
             known = block if isinstance(block, Mapping) else ()
-            raise UserError(f'{where}: there is no {":".join(parts[: depth + 1])}; {near(part, known)}.')
+            raise UserError(where, f'there is no {":".join(parts[: depth + 1])}; {near(part, known)}.')
         if depth == len(parts) - 1:
             return block, part
         block = block[part]
@@ -75,9 +75,9 @@ def schedule(lengths: Mapping[str, Length], stages: Mapping[str, Mapping], where
         elif groups:
             groups[list(groups)[-1]].append(name)
         else:
-            raise UserError(f'{where}: its first stage {name!r} is none of budget:stages; {near(name, lengths)}.')
+            raise UserError(where, f'its first stage {name!r} is none of budget:stages; {near(name, lengths)}.')
     if [name for name in lengths if name in groups] != list(groups):
-        raise UserError(f'{where}: its stages {", ".join(groups)} have another order than budget:stages.')
+        raise UserError(where, f'its stages {", ".join(groups)} have another order than budget:stages.')
     found, carried = {}, 0
     for name, length in lengths.items():
         if name not in groups:
@@ -90,7 +90,7 @@ def schedule(lengths: Mapping[str, Length], stages: Mapping[str, Mapping], where
             iters = ends[number] - (ends[number - 1] if number else 0)
             if iters < 1:
                 raise UserError(
-                    f'{where}: nothing of the {total} iterations is left for its stage {member!r}; write more.'
+                    where, f'nothing of the {total} iterations is left for its stage {member!r}; write more.'
                 )
             stage = {'iters': iters, 'lr_g': length.lr_g, 'terms': list(stages[member]['terms'])}
             if length.lr_d is not None:
@@ -121,19 +121,21 @@ def read_rows(config: Config, base: Path) -> list[Row]:
         options = read_run(file)
         for key in ('network_g', 'train', 'teacher'):
             if not isinstance(options.get(key), Mapping):
-                raise UserError(f'{where}: {file} has no block {key}, as an option file of a method must.')
+                raise UserError(where, f'{file} has no block {key}, as an option file of a method must.')
         for key in ('r1_reg_weight', 'net_d_reg_every', 'precision'):
             if options['train'].get(key) is not None:
-                raise UserError(f'{where}: {file} has train:{key}, which a comparison does not know; leave it out.')
+                raise UserError(where, f'{file} has train:{key}, which a comparison does not know; leave it out.')
         if options['teacher'].get('replace_by'):
             raise UserError(
-                f'{where}: {file} trains its teacher along (teacher:replace_by), but all methods of a comparison share '
-                'one that is finished; leave the method out.'
+                where,
+                f'{file} trains its teacher along (teacher:replace_by), but all methods of a comparison share '
+                'one that is finished; leave the method out.',
             )
         for key, value in method.options.items():
             if not key.startswith(FREE) or key.startswith('train:') and not key.split(':')[1].endswith('_opt'):
                 raise UserError(
-                    f'{where}:options: {key} is equal for all methods; only terms, discriminators and teachers differ.'
+                    f'{where}:options',
+                    f'{key} is equal for all methods; only terms, discriminators and teachers differ.',
                 )
             block, last = look_up(options, key, f'{where}:options')
             block[last] = value
@@ -144,7 +146,7 @@ def read_rows(config: Config, base: Path) -> list[Row]:
         for key in weights:
             block, last = look_up(options, key, f'{where}:weight')
             if isinstance(block[last], bool) or not isinstance(block[last], int | float):
-                raise UserError(f'{where}:weight: {key} of {file} is {block[last]!r}, no number to search around.')
+                raise UserError(f'{where}:weight', f'{key} of {file} is {block[last]!r}, no number to search around.')
         stages = schedule(config.budget.stages, options['train']['stages'], where)
         rows.append(Row(name, name, file, options, weights, stages))
     named = dict.fromkeys(stage for row in rows for stage in row.options['train']['stages'])
@@ -154,7 +156,7 @@ def read_rows(config: Config, base: Path) -> list[Row]:
     ):
         unknown = next((stage for stage in stages if stage not in named), None)
         if unknown is not None:
-            raise UserError(f'{where}:stages:{unknown}: no method has a stage of this name; {near(unknown, named)}.')
+            raise UserError(f'{where}:stages:{unknown}', f'no method has a stage of this name; {near(unknown, named)}.')
     for name, entry in config.schedules.items():
         row = next(row for row in rows if row.name == entry.method)
         stages = schedule(entry.stages, row.options['train']['stages'], f'schedules:{name}')

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
-import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdakd import __version__, compat
+from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError, near
 
 if TYPE_CHECKING:
@@ -22,51 +22,38 @@ if TYPE_CHECKING:
     from sdakd_metrics.metrics import Metric
 
 FACTORS = 'table_factors'
-
-
-def _whole(flag: str, least: int = 0) -> Callable[[str], int]:
-    """A reader of whole numbers for a flag."""
-
-    def read(text: str) -> int:
-        if not re.fullmatch(r'\d+', text) or int(text) < least:
-            raise UserError(f'{flag}: write a whole number of at least {least}, not {text!r}.')
-        return int(text)
-
-    return read
+NOISE = ('none', 'random', 'fixed')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
-    add = parser.add_argument
-    add('-m', '--models', nargs='+', required=True, metavar='MODEL', help='.pth, .safetensors or .onnx, a folder of '
-        'enlarged images, or bicubic; NAME=MODEL names the row')  # fmt: skip
-    add('-d', '--data', nargs='+', required=True, metavar='SET', help='folder or .lmdb of HR images, HR:LR for two '
-        'folders, :LR without ground truth; NAME=SET names the set')  # fmt: skip
+    add = Flags(parser, evaluate)
+    add('-m', '--models', nargs='+', metavar='MODEL', help='.pth, .safetensors or .onnx, a folder of enlarged images, '
+        'or bicubic; NAME=MODEL names the row')  # fmt: skip
+    add('-d', '--data', nargs='+', metavar='SET', help='folder or .lmdb of HR images, HR:LR for two folders, :LR '
+        'without ground truth; NAME=SET names the set')  # fmt: skip
     add('-o', '--output', required=True, help='folder for results.json, tables and images')
-    add('--scale', type=_whole('--scale', 1), nargs='+', default=[4], metavar='S', help='factor between LR and HR '
-        '(default: 4); several for GCFSR: a folder OUT/xS for each')  # fmt: skip
-    add('--metrics', nargs='+', default=['psnr', 'ssim', 'niqe'], metavar='METRIC',
-        help='psnr ssim niqe lpips fid kid fd identity (default: the first three)')  # fmt: skip
+    add('--scale', type=number, nargs='+', metavar='S', help='factor between LR and HR (default: {default}); several '
+        'for GCFSR: a folder OUT/xS for each')  # fmt: skip
+    add('--metrics', nargs='+', metavar='METRIC', help='psnr ssim niqe lpips fid kid fd identity (default: {default})')
     add('--teacher', metavar='NAME', help='row that the others are also compared with (default: the first network)')
-    add(
-        '--crop_border',
-        type=_whole('--crop_border'),
-        help='border that PSNR, SSIM and NIQE leave out (default: the scale)',
-    )
+    border = 'border that PSNR, SSIM and NIQE leave out (default: the scale)'
+    add('--crop_border', type=number, help=border)
     add('--rgb', action='store_true', help='PSNR and SSIM on RGB instead of Y')
     add('--backbone', metavar='KIND:FILE', help='for fd: squeezenet, alexnet, vgg16, vgg19 or efficientnet_lite0 '
         'with its weights file, in the published key names; squeezenet-caffe etc. for BGR in 0..255')  # fmt: skip
-    add('--distance', nargs='+', default=[], metavar='KIND:FILE', help="columns dist-KIND: difference of two images' "
-        'features; vgg16, squeezenet, squeezenet-caffe or efficientnet_lite0')  # fmt: skip
+    add('--distance', nargs='+', metavar='KIND:FILE', help="columns dist-KIND: difference of two images' features; "
+        'vgg16, squeezenet, squeezenet-caffe or efficientnet_lite0')  # fmt: skip
     add('--face_model', metavar='FILE', help="for identity: facexlib's recognition_arcface_ir_se50.pth (default: where "
         'facexlib keeps it), or an .onnx')  # fmt: skip
-    add('-t', '--tile', type=_whole('-t'), help='side of a tile in input pixels, 0 for none (default: 384 for inputs '
-        'of more than 512x512 pixels)')  # fmt: skip
+    add('-t', '--tile', type=number, help='side of a tile in input pixels, 0 for none (default: 384 for inputs of more '
+        'than 512x512 pixels)')  # fmt: skip
     add('--device', help='cpu, cuda, cuda:1, ... (default: cuda where there is one)')
-    add('--noise', choices=('none', 'random', 'fixed'), default='none', help='noise that GCFSR adds: random, as in '
-        'its own validation, or fixed, the same for every network (default: none)')  # fmt: skip
-    add('--seed', type=_whole('--seed'), default=0, help='of the bootstrap and of random noise (default: 0)')
-    add('--no_images', action='store_true', help='do not save the enlarged images (sdakd report shows them)')
+    add('--noise', choices=NOISE, help='noise that GCFSR adds: random, as in its own validation, or fixed, the same '
+        'for every network (default: {default})')  # fmt: skip
+    add('--seed', type=number, help='of the bootstrap and of random noise (default: {default})')
+    no_images = 'do not save the enlarged images (sdakd report shows them)'
+    add('--no_images', dest='images', action='store_false', help=no_images)
 
 
 def _device(name: str | None) -> str:
@@ -78,20 +65,20 @@ def _device(name: str | None) -> str:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:120]
-        raise UserError(f'--device: {name} cannot be used here ({reason}); write cpu.') from None
+        raise UserError('--device', f'{name} cannot be used here ({reason}); write cpu.') from None
     return name
 
 
 def _teacher(name: str | None, contenders: list[Contender]) -> Contender | None:
     rows = {contender.name: contender for contender in contenders}
     if name is not None and name not in rows:
-        raise UserError(f'--teacher: no row is called {name!r}; {near(name, rows)}.')
+        raise UserError('--teacher', f'no row is called {name!r}; {near(name, rows)}.')
     networks = (row for row in contenders if row.kind in ('network', 'onnx'))
     return rows[name] if name is not None else next(networks, None)
 
 
 def _check_measurable(metrics: list[Metric], sets: list[TestSet], others: bool, border: int) -> None:
-    """Sees that every set has something to measure and that its images are larger than the border.
+    """Checks that every set has something to measure and that its images are larger than the border.
 
     Args:
         others: Whether there is a teacher, and a row to compare with it.
@@ -100,16 +87,18 @@ def _check_measurable(metrics: list[Metric], sets: list[TestSet], others: bool, 
         if testset.hr is None and not others and not all(metric.blind for metric in metrics):
             names = ' '.join(metric.name for metric in metrics if not metric.blind)
             raise UserError(
-                f'-d: {testset.name} has no ground truth, and there are no two models to compare with each other; '
-                f'leave {names} out of --metrics or give HR images.'
+                '-d',
+                f'{testset.name} has no ground truth, and there are no two models to compare with each other; '
+                f'leave {names} out of --metrics or give HR images.',
             )
         if {'psnr', 'ssim'} & {metric.name for metric in metrics}:
             for name in testset.names:
                 size = testset.size(name)
                 if size and min(size) < 2 * border + 11:
                     raise UserError(
-                        f'-d: {name} of {testset.name} ({size[1]}x{size[0]}) is too small for SSIM without a border of '
-                        f'{border} pixels; take it out or write a smaller --crop_border.'
+                        '-d',
+                        f'{name} of {testset.name} ({size[1]}x{size[0]}) is too small for SSIM without a border of '
+                        f'{border} pixels; take it out or write a smaller --crop_border.',
                     )
 
 
@@ -182,8 +171,9 @@ def _measure(measurements: Sequence[Measurement]) -> None:
     for measurement in measurements:
         if not measurement.measured:
             raise UserError(
-                f'-d: none of the {len(measurement.testset.names)} images of {measurement.testset.name} could be used '
-                f'({measurement.unreadable[0]}); nothing was written.'
+                '-d',
+                f'none of the {len(measurement.testset.names)} images of {measurement.testset.name} could be used '
+                f'({measurement.unreadable[0]}); nothing was written.',
             )
 
 
@@ -193,37 +183,37 @@ class Plan:
 
     Args:
         scale: The factor.
-        output: The folder.
+        output: The folder, or None.
         sets: With LR images of this factor.
         contenders: The rows; the same in all, as is the teacher.
         teacher: The row that the others are compared with, or None.
         metrics: The columns.
+        settings: What ``results.json`` says of the run: seed, noise and device.
     """
 
     scale: int
-    output: Path
+    output: Path | None
     sets: list[TestSet]
     contenders: list[Contender]
     teacher: Contender | None
     metrics: list[Metric]
+    settings: dict
 
-    def measure(self, args: argparse.Namespace) -> dict:
-        """The section for ``results.json``; images are written as they are made."""
+    def measure(self, images: bool) -> dict:
+        """The section for ``results.json``; images are written as they are made, if they are to be written."""
         import torch
 
         from sdakd.commands.evaluate.measurement import Measurement
 
-        images = None if args.no_images else self.output
-        done = [Measurement(one, self.contenders, self.metrics, self.teacher, images) for one in self.sets]
+        output, seed = self.output if images else None, self.settings['seed']
+        done = [Measurement(one, self.contenders, self.metrics, self.teacher, output) for one in self.sets]
         _measure(done)
         for note in (note for measurement in done for note in measurement.notes()):
             sys.stderr.write(note + '\n')
         return {
             'version': __version__,
             'scale': self.scale,
-            'seed': args.seed,
-            'noise': args.noise,
-            'device': args.device,
+            **self.settings,
             'torch': torch.__version__,
             'date': datetime.datetime.now().isoformat(timespec='seconds'),
             'models': [contender.facts() for contender in self.contenders],
@@ -238,20 +228,17 @@ class Plan:
                 for one in done
             ],
             'metrics': [metric.facts() for metric in self.metrics],
-            'scores': [score for one in done for score in one.scores(args.seed)],
-            'differences': [difference for one in done for difference in one.differences(args.seed)],
+            'scores': [score for one in done for score in one.scores(seed)],
+            'differences': [difference for one in done for difference in one.differences(seed)],
             'pictures': {one.testset.name: one.pictures for one in done if one.pictures},
         }
 
-    def write(self, content: dict) -> None:
-        """Writes results.json and the tables, and shows the tables."""
-        from sdakd.files import results
-
-        teacher = content['teacher']
-        tables = {
+    def tables(self, content: dict) -> dict[str, tuple[str, list[str], list[list[str]]]]:
+        """Title, header and rows by the name of the file; a table without rows has nothing to say."""
+        return {
             'table': ('', *quality_table(content['scores'], self.contenders, self.metrics, ('gt', None))),
             'table_teacher': (
-                f'Compared with the images of {teacher}:',
+                f'Compared with the images of {content["teacher"]}:',
                 *quality_table(content['scores'], self.contenders, self.metrics, ('teacher',)),
             ),
             'table_differences': (
@@ -259,28 +246,43 @@ class Plan:
                 *difference_table(content['differences'], self.metrics),
             ),
         }
+
+    def write(self, content: dict) -> None:
+        """Writes results.json and the tables."""
+        from sdakd.files import results
+
         results.write_section(self.output, 'evaluate', _without_infinities(content))
-        for name, (title, header, rows) in tables.items():
-            if not rows:
-                for kind in ('md', 'csv', 'tex'):
-                    Path(self.output, f'{name}.{kind}').unlink(missing_ok=True)  # of an earlier run
+        for name, (_, header, rows) in self.tables(content).items():
+            if rows:
+                results.write_tables(self.output, name, header, rows)
                 continue
-            results.write_tables(self.output, name, header, rows)
+            for kind in ('md', 'csv', 'tex'):
+                Path(self.output, f'{name}.{kind}').unlink(missing_ok=True)  # of an earlier run
+
+    def text(self, content: dict) -> str:
+        """The tables for the screen."""
+        from sdakd.files import results
+
+        text = ''
+        for name, (title, header, rows) in self.tables(content).items():
             if name == 'table_differences':  # on screen, those to the teacher say the most
-                rows = [row for row in rows if row[1].endswith(f' - {teacher}')] or rows
-            sys.stdout.write(f'\n{title}\n'.lstrip('\n' if not title else '') + results.table(header, rows))
+                rows = [row for row in rows if row[1].endswith(f' - {content["teacher"]}')] or rows
+            if rows:
+                text += (f'\n{title}\n' if title else '') + results.table(header, rows)
+        return text
 
 
-def _explain(contenders: Sequence[Contender], metrics: Sequence[Metric]) -> None:
-    """Says how the tables on screen are to be read."""
+def _explanation(contenders: Sequence[Contender], metrics: Sequence[Metric]) -> str:
+    """How the tables are to be read."""
+    text = ''
     for better, names in (
         ('Higher is better', [metric.label for metric in metrics if metric.higher_is_better]),
         ('Lower is better', [metric.label for metric in metrics if not metric.higher_is_better]),
     ):
         if names:
-            sys.stdout.write(f'{better}: {", ".join(names)}. ')
+            text += f'{better}: {", ".join(names)}. '
     faces = '; GCFSR: for one face' if any(getattr(row, 'faces', False) for row in contenders) else ''
-    sys.stdout.write(f'In brackets: 95% bootstrap intervals over images. GMACs: for 64x64 input pixels{faces}.\n')
+    return text + f'In brackets: 95% bootstrap intervals over images. GMACs: for 64x64 input pixels{faces}.\n'
 
 
 def factor_table(plans: Sequence[Plan], contents: Sequence[dict]) -> tuple[Metric, list[str], list[list[str]]]:
@@ -303,97 +305,178 @@ def factor_table(plans: Sequence[Plan], contents: Sequence[dict]) -> tuple[Metri
     return metric, ['Set', 'Model', *(f'{metric.label} x{one.scale}' for one in plans)], rows
 
 
-def _plans(args: argparse.Namespace) -> list[Plan]:
-    """Opens and checks everything, for all factors.
+@dataclass
+class Results(Outcome):
+    """What was measured.
 
-    Raises:
-        UserError: A mistake on the command line or in a file.
+    Args:
+        sections: By factor, what docs/evaluate.md says of the section ``evaluate`` of ``results.json``: ``models``,
+            ``sets``, ``scores``, ``differences``, ``pictures``. PSNR of equal images is infinite here.
+        output: The folder that it was written to, or None.
+        images: Whether enlarged images were written.
     """
-    from sdakd.commands.evaluate.contenders import open_contenders
-    from sdakd.files.results import read_results
-    from sdakd.files.testsets import open_sets
-    from sdakd_metrics.metrics import Settings, open_metrics
 
-    scales = args.scale
-    if len(set(scales)) < len(scales):
-        raise UserError(f'--scale: {" ".join(map(str, scales))} names a factor twice; give each once.')
-    sets = [open_sets(args.data, scale) for scale in scales]
-    scale = scales[0] if len(scales) == 1 else None
-    contenders = open_contenders(args.models, scale, args.device, args.tile, args.noise, args.seed)
-    for of_factor in sets:
-        for contender in contenders:
-            contender.check(of_factor)
-    teacher = _teacher(args.teacher, contenders)
-    plans = []
-    for scale, of_factor in zip(scales, sets, strict=True):
-        border = scale if args.crop_border is None else args.crop_border
-        metrics = open_metrics(
-            args.metrics,
-            Settings(border, args.rgb, args.backbone, args.device, args.face_model, args.distance),
+    sections: dict[int, dict]
+    output: Path | None
+    images: bool
+    plans: list[Plan] = field(repr=False)
+
+    def mean(self, model: str, metric: str, reference: str | None = 'gt', set: str | None = None) -> float | None:
+        """The mean of a metric over the images of a set, at the first factor.
+
+        Args:
+            model, metric: Their names.
+            reference: ``gt`` or ``teacher``; ignored for metrics without a reference.
+            set: The name; default: the first set.
+        """
+        section = next(iter(self.sections.values()))
+        set = set or section['sets'][0]['name']
+        return next(
+            (
+                score['mean']
+                for score in section['scores']
+                if (score['model'], score['metric'], score['set']) == (model, metric, set)
+                and score['reference'] in (reference, None)
+            ),
+            None,
         )
-        _check_measurable(metrics, of_factor, teacher is not None and len(contenders) > 1, border)
-        output = Path(args.output) if len(scales) == 1 else Path(args.output, f'x{scale}')
-        read_results(output)
-        plans.append(Plan(scale, output, of_factor, contenders, teacher, metrics))
-    return plans
+
+    def __str__(self) -> str:
+        from sdakd.files.results import table
+
+        text, several = '', len(self.plans) > 1
+        for one in self.plans:
+            if several:
+                text += f'\nx{one.scale}{f", in {one.output}" if one.output else ""}:\n'
+            text += one.text(self.sections[one.scale])
+        if several:
+            metric, header, rows = factor_table(self.plans, list(self.sections.values()))
+            text += f'\nAll factors, {metric.label}:\n{table(header, rows)}'
+        text += _explanation(self.plans[0].contenders, self.plans[0].metrics)
+        if self.output is None:
+            return text
+        written = f'results.json, tables as .md, .csv and .tex{", images/" if self.images else ""}'
+        if several:
+            folders = ', '.join(one.output.name for one in self.plans)
+            written = f'{FACTORS} as .md, .csv and .tex; in {folders} each {written}'
+        return text + f'Written to {self.output}: {written}\n'
+
+    def check(self) -> None:
+        # one that is damaged is so at every factor
+        reasons = [r for section in self.sections.values() for one in section['sets'] for r in one['unreadable']]
+        unreadable = list(dict.fromkeys(reasons))
+        if unreadable:
+            first = '; '.join(unreadable[:3]) + ('; ...' if len(unreadable) > 3 else '')
+            raise UserError(
+                '-d',
+                f'{len(unreadable)} images could not be used and are left out of all results ({first}); repair or '
+                'remove them.',
+            )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measures and writes.
+def evaluate(
+    models: Sequence[str],
+    data: Sequence[str],
+    output: str | Path | None = None,
+    *,
+    scale: int | Sequence[int] = 4,
+    metrics: Sequence[str] = ('psnr', 'ssim', 'niqe'),
+    teacher: str | None = None,
+    crop_border: int | None = None,
+    rgb: bool = False,
+    backbone: str | None = None,
+    distance: Sequence[str] = (),
+    face_model: str | None = None,
+    tile: int | None = None,
+    device: str | None = None,
+    noise: str = 'none',
+    seed: int = 0,
+    images: bool = True,
+) -> Results:
+    """Measures models on test sets, against the ground truth and against the teacher.
+
+    Args:
+        models: ``.pth``, ``.safetensors`` or ``.onnx`` files, folders of images that something else enlarged, or
+            ``bicubic``, each with ``NAME=`` in front where wanted.
+        data: Test sets: ``HR``, ``HR:LR`` or ``:LR``, folders or LMDB databases, each with ``NAME=`` in front where
+            wanted. LR images that are not given are made by MATLAB's bicubic interpolation.
+        output: Folder for results.json, tables and images; None writes nothing.
+        scale: Factor between LR and HR; several for GCFSR and bicubic, each then has a folder of its own.
+        metrics: Of ``psnr`` (dB), ``ssim``, ``niqe``, ``lpips``, ``fid``, ``kid``, ``fd``, ``identity``.
+        teacher: Name of the row that the others are also compared with; default: the first network.
+        crop_border: Pixels that PSNR, SSIM and NIQE leave out at every edge; default: the scale.
+        rgb: PSNR and SSIM on RGB instead of Y.
+        backbone: ``KIND:FILE`` for ``fd``.
+        distance: ``KIND:FILE`` of each backbone whose features are compared image by image.
+        face_model: File of the network for ``identity``; default: facexlib's.
+        tile: Side of a tile in input pixels, 0 for none; default: 384 for inputs of more than 512x512 pixels.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; default: ``cuda`` where there is one.
+        noise: What GCFSR adds: ``none``, ``random`` or ``fixed``.
+        seed: Of the bootstrap and of random noise.
+        images: Whether the enlarged images are written to ``output``.
 
     Returns:
-        0, or 130 when it was interrupted.
+        All measurements; its ``check()`` raises a UserError if images could not be used.
 
     Raises:
-        UserError: A mistake on the command line or in a file, found before anything is computed; or, after everything
-            else was written, images that could not be used.
+        UserError: A mistake in an argument or a file, found before anything is computed.
     """
+    factors = [whole(one, '--scale', 1) for one in ([scale] if isinstance(scale, int | str) else scale)]
+    crop_border = None if crop_border is None else whole(crop_border, '--crop_border')
+    tile, seed = None if tile is None else whole(tile, '-t'), whole(seed, '--seed')
+    one_of(noise, NOISE, '--noise')
+    if len(set(factors)) < len(factors):
+        raise UserError('--scale', f'{" ".join(map(str, factors))} names a factor twice; give each once.')
     compat.import_basicsr()
     import torch
 
+    from sdakd.commands.evaluate.contenders import open_contenders
     from sdakd.files import results
+    from sdakd.files.testsets import open_sets
+    from sdakd_metrics.metrics import Settings, open_metrics
 
-    args.device = _device(args.device)
+    device = _device(device)
     torch.backends.cudnn.allow_tf32 = False  # float32 must mean the same on a GPU as on a CPU
-    plans = _plans(args)
-    output = results.output_folder(args.output)
-    several = len(plans) > 1
-    contents: list[dict] = []
+    several = len(factors) > 1
+    sets = [open_sets(data, factor) for factor in factors]
+    for testset in (testset for of_factor in sets for testset in of_factor):
+        sys.stderr.write(f'{testset.describe()}\n')
+    contenders = open_contenders(models, None if several else factors[0], device, tile, noise, seed)
+    for of_factor in sets:
+        for contender in contenders:
+            contender.check(of_factor)
+    reference = _teacher(teacher, contenders)
+    output = None if output is None else Path(output)
+    plans = []
+    for factor, of_factor in zip(factors, sets, strict=True):
+        border = factor if crop_border is None else crop_border
+        columns = open_metrics(metrics, Settings(border, rgb, backbone, device, face_model, distance))
+        _check_measurable(columns, of_factor, reference is not None and len(contenders) > 1, border)
+        place = output / f'x{factor}' if output and several else output
+        if place:
+            results.read_results(place)
+        settings = {'seed': seed, 'noise': noise, 'device': device}
+        plans.append(Plan(factor, place, of_factor, contenders, reference, columns, settings))
+    if output:
+        results.output_folder(output)
+    sections: dict[int, dict] = {}
     try:
         for one in plans:
-            content = one.measure(args)
-            if several:
-                sys.stdout.write(f'\nx{one.scale}, in {one.output}:\n')
-            one.write(content)
-            contents.append(content)
-        if several:
-            metric, header, rows = factor_table(plans, contents)
-            results.write_tables(output, FACTORS, header, rows)
-            sys.stdout.write(f'\nAll factors, {metric.label}:\n{results.table(header, rows)}')
-        _explain(plans[0].contenders, plans[0].metrics)
+            content = one.measure(images)
+            if output:
+                one.write(content)
+            sections[one.scale] = content
+        if output and several:
+            results.write_tables(output, FACTORS, *factor_table(plans, list(sections.values()))[1:])
     except OSError as error:
         raise UserError(
-            f'-o: {error.filename or output} cannot be written ({error.strerror or error}); mend that and give the '
-            'same command again.'
+            '-o',
+            f'{error.filename or output} cannot be written ({error.strerror or error}); mend that and give the same '
+            'command again.',
         ) from None
     except KeyboardInterrupt:
-        done = ', '.join(f'x{content["scale"]}' for content in contents)
-        written = f'only the results of {done} were written' if contents else 'no results were written'
-        sys.stderr.write(f'\nInterrupted: {written}.\n')
-        return 130
-    extra = '' if args.no_images else ', images/'
-    written = f'results.json, tables as .md, .csv and .tex{extra}'
-    if several:
-        folders = ', '.join(one.output.name for one in plans)
-        written = f'{FACTORS} as .md, .csv and .tex; in {folders} each {written}'
-    sys.stdout.write(f'Written to {output}: {written}\n')
-    unreadable: list[str] = []
-    for content in contents:  # one that is damaged is so at every factor
-        unreadable += [reason for one in content['sets'] for reason in one['unreadable'] if reason not in unreadable]
-    if unreadable:
-        first = '; '.join(unreadable[:3]) + ('; ...' if len(unreadable) > 3 else '')
-        raise UserError(
-            f'-d: {len(unreadable)} images could not be used and are left out of all results ({first}); repair or '
-            'remove them.'
-        )
-    return 0
+        done = ', '.join(f'x{factor}' for factor in sections)
+        raise KeyboardInterrupt(
+            f'only the results of {done} were written' if done else 'no results were written'
+        ) from None
+    return Results(sections, output, images, plans)

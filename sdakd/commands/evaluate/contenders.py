@@ -39,7 +39,7 @@ class Contender:
         self.name, self.source = name, source
 
     def check(self, sets: Iterable[TestSet]) -> None:
-        """Looks whether it can take part in all sets."""
+        """Checks that the row can take part in all sets."""
 
     def enlarge(self, testset: TestSet, image: str, sample: Sample) -> np.ndarray:
         """The enlarged image, uint8 (H, W, 3), BGR.
@@ -88,16 +88,18 @@ class NetworkContender(Contender):
         opened = open_network(path, faces=True)
         self.faces = opened.scale is None
         if self.faces and tile:
-            raise UserError(f'-t: {path} ({opened.network["type"]}) sees whole faces, without tiles; leave it out.')
+            raise UserError('-t', f'{path} ({opened.network["type"]}) sees whole faces, without tiles; leave it out.')
         if not self.faces and scale is None:
             raise UserError(
-                f'-m: {path} always enlarges {opened.scale} times, but --scale gives several factors, which only GCFSR '
-                'and bicubic know; give one.'
+                '-m',
+                f'{path} always enlarges {opened.scale} times, but --scale gives several factors, which only GCFSR '
+                'and bicubic know; give one.',
             )
         if not self.faces and opened.scale != scale:
             raise UserError(
-                f'-m: {path} enlarges {opened.scale} times, but --scale is {scale}; measure models of other '
-                'factors in separate runs.'
+                '-m',
+                f'{path} enlarges {opened.scale} times, but --scale is {scale}; measure models of other '
+                'factors in separate runs.',
             )
         self.kind = 'onnx' if isinstance(opened.module, OnnxNetwork) else 'network'
         self.network, self.metadata = opened.network, opened.metadata
@@ -108,7 +110,7 @@ class NetworkContender(Contender):
         self.noise, self.seed = noise, seed
 
     def check(self, sets: Iterable[TestSet]) -> None:
-        """Sees by the headers that a network for faces gets faces of its size, reduced by a factor that it can take.
+        """Checks by the headers that a network for faces gets faces of its size, reduced by a factor that it can take.
 
         Raises:
             UserError: Images of another size, or a factor that does not divide it or leaves too little.
@@ -119,16 +121,18 @@ class NetworkContender(Contender):
             side, scale = self.module.out_size, testset.scale
             if side % scale or side // scale < SMALLEST_FACE:
                 raise UserError(
-                    f'--scale: {scale} does not fit {self.name}, whose faces have {side}x{side} pixels: a factor must '
-                    f'divide {side} and leave {SMALLEST_FACE} pixels.'
+                    '--scale',
+                    f'{scale} does not fit {self.name}, whose faces have {side}x{side} pixels: a factor must '
+                    f'divide {side} and leave {SMALLEST_FACE} pixels.',
                 )
             for name in testset.names:
                 size = testset.hr.size(name) if testset.hr else testset.size(name)
                 if size and size != (side, side):
                     reached = '' if testset.hr else f', enlarged {scale} times'
                     raise UserError(
-                        f'-d: {name} of {testset.name} has {size[1]}x{size[0]} pixels{reached}, and {self.name} makes '
-                        f'faces of {side}x{side}; make the set with `sdakd prepare faces --size {side}`.'
+                        '-d',
+                        f'{name} of {testset.name} has {size[1]}x{size[0]} pixels{reached}, and {self.name} makes '
+                        f'faces of {side}x{side}; make the set with `sdakd prepare faces --size {side}`.',
                     )
 
     def enlarge(self, testset: TestSet, image: str, sample: Sample) -> np.ndarray:
@@ -150,11 +154,12 @@ class NetworkContender(Contender):
         except torch.OutOfMemoryError:
             if self.faces:
                 raise UserError(
-                    f'--device: {self.name} finds too little memory on {self.device} for a face; write --device cpu.'
+                    '--device', f'{self.name} finds too little memory on {self.device} for a face; write --device cpu.'
                 ) from None
             raise UserError(
-                f'-t: {self.name} finds too little memory on {self.device} for {image} ({lq.shape[3]}x{lq.shape[2]}); '
-                f'give smaller tiles, for example -t {max(32, (tile or max(lq.shape[2:])) // 2)}.'
+                '-t',
+                f'{self.name} finds too little memory on {self.device} for {image} ({lq.shape[3]}x{lq.shape[2]}); '
+                f'give smaller tiles, for example -t {max(32, (tile or max(lq.shape[2:])) // 2)}.',
             ) from None
 
     def _noise(self, image: str, scale: int) -> list[torch.Tensor] | None:
@@ -175,7 +180,7 @@ class FolderContender(Contender):
         self.files: dict[str, tuple[Folder, dict[str, str]]] = {}
 
     def check(self, sets: Iterable[TestSet]) -> None:
-        """Finds the images of all sets, and sees by their headers that their sizes are right.
+        """Finds the images of all sets, and checks their sizes by their headers.
 
         Raises:
             UserError: One is missing or has another size.
@@ -184,7 +189,10 @@ class FolderContender(Contender):
         for testset in sets:
             inner = os.path.join(self.path, testset.name)
             path = inner if os.path.isdir(inner) else self.path
-            folder = folders.setdefault(path, Folder(path, '-m')) if path not in folders else folders[path]
+            if path not in folders:
+                folders[path] = Folder(path, '-m')
+                sys.stderr.write(folders[path].note)
+            folder = folders[path]
             found = partners(
                 testset.names,
                 folder.files,
@@ -197,8 +205,9 @@ class FolderContender(Contender):
                 size, wanted = folder.size(own), testset.size(name)
                 if size and wanted and not (size == wanted or testset.hr and size == testset.hr.size(name)):
                     raise UserError(
-                        f'-m: {folder.file(own)} in {path} has {size[1]}x{size[0]} pixels; enlarged {testset.scale} '
-                        f'times, {name} of {testset.name} has {wanted[1]}x{wanted[0]}.'
+                        '-m',
+                        f'{folder.file(own)} in {path} has {size[1]}x{size[0]} pixels; enlarged {testset.scale} '
+                        f'times, {name} of {testset.name} has {wanted[1]}x{wanted[0]}.',
                     )
             self.files[testset.name] = (folder, found)
 
@@ -247,20 +256,20 @@ def open_contenders(
     contenders = []
     for name, (_, path, source) in zip(names, given, strict=True):
         if names.count(name) > 1:
-            raise UserError(f'-m: two models are called {name}; write NAME=PATH to give one another name.')
+            raise UserError('-m', f'two models are called {name}; write NAME=PATH to give one another name.')
         if name in RESERVED or not re.fullmatch(r'[^/\\\0.][^/\\\0]*', name):
-            raise UserError(f'-m: {name!r} cannot be the name of a row and its folder; write NAME=PATH.')
+            raise UserError('-m', f'{name!r} cannot be the name of a row and its folder; write NAME=PATH.')
         if path == 'bicubic':
             contenders.append(Contender(name, source))
         elif os.path.isdir(path):
             if scale is None:
-                raise UserError(f'-m: {path} holds images of one factor, but --scale gives several; give one.')
+                raise UserError('-m', f'{path} holds images of one factor, but --scale gives several; give one.')
             contenders.append(FolderContender(name, source, path))
         else:
             contenders.append(NetworkContender(name, source, path, scale, device, tile, noise, seed))
             sys.stderr.write(f'{name}: {_network_line(contenders[-1])}\n')
     if noise != 'none' and not any(getattr(contender, 'faces', False) for contender in contenders):
-        raise UserError(f'--noise: only GCFSR adds {noise} noise, and no model is one; leave it out.')
+        raise UserError('--noise', f'only GCFSR adds {noise} noise, and no model is one; leave it out.')
     return contenders
 
 

@@ -49,7 +49,7 @@ class Measurement:
         self.pictures: dict[str, dict] = {}
 
     def references(self, metric: Metric, contender: Contender) -> Iterator[str | None]:
-        """What a row is compared with in a column."""
+        """The references that a metric compares a row with."""
         if metric.blind:
             yield None
             return
@@ -151,7 +151,7 @@ class Measurement:
         return found
 
     def notes(self) -> Iterator[str]:
-        """Where a number stands on less than its name promises, one sentence each."""
+        """One sentence for each number that rests on fewer images or samples than its name suggests."""
         first = self.contenders[0].name
         for metric in self.metrics:
             if metric.collector is None:

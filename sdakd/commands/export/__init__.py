@@ -9,9 +9,8 @@ import math
 import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from sdakd import __version__, compat
 from sdakd.commands.export import formats as exporters
 from sdakd.commands.export.formats import to_onnx
+from sdakd.commands.interface import Flags, Outcome, one_of
 from sdakd.compat import UserError
 
 if TYPE_CHECKING:
@@ -77,25 +77,69 @@ FORMATS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('-m', '--model', required=True, metavar='FILE', help='the generator: .pth or .safetensors')
-    parser.add_argument('--to', required=True, nargs='+', choices=FORMATS, metavar='FORMAT', help=', '.join(FORMATS))
-    parser.add_argument('-o', '--output', required=True, metavar='OUT', help='a folder, or for one format a file name')
-    parser.add_argument('--half', action='store_true', help='weights in float16; input and output stay float32')
+    """Adds the flags."""
+    add = Flags(parser, export)
+    add('-m', '--model', metavar='FILE', help='the generator: .pth or .safetensors')
+    add('--to', nargs='+', choices=FORMATS, metavar='FORMAT', help=', '.join(FORMATS))
+    add('-o', '--output', metavar='OUT', help='a folder, or for one format a file name')
+    add('--half', action='store_true', help='weights in float16; input and output stay float32')
 
 
-def run(args: argparse.Namespace) -> int:
-    """Writes the formats one after the other; each file gets its name when it has been read back and compared.
+@dataclass
+class Exported(Outcome):
+    """What was written.
+
+    Args:
+        files: File by format; for ncnn the ``.param``, beside which the ``.bin`` lies.
+        lines: Size, precision and difference to PyTorch by format, in words.
+        network: The generator, in words.
+    """
+
+    files: dict[str, Path]
+    lines: dict[str, str]
+    network: str
+
+    def __str__(self) -> str:
+        folder = next(iter(self.files.values())).parent
+        lines = ''.join(f'{path}: {self.lines[name]}\n' for name, path in self.files.items())
+        return (
+            f'{lines}Wrote {self.network} to {folder} as {", ".join(self.files)}; every file was read back by its own '
+            'runtime and gives what PyTorch gives.\n'
+        )
+
+
+def export(
+    model: str | Path,
+    to: Sequence[str],
+    output: str | Path,
+    *,
+    half: bool = False,
+) -> Exported:
+    """Writes a generator as files for other programs, one format after the other.
+
+    Each file gets its name when its own runtime has read it back and its output was compared with PyTorch's.
+
+    Args:
+        model: ``.pth`` or ``.safetensors``.
+        to: Of :data:`FORMATS`.
+        output: A folder, or for one format a file name with the format's ending.
+        half: Weights in float16; input and output stay float32.
+
+    Returns:
+        The files.
 
     Raises:
         UserError: A mistake in the arguments, a missing package, a model that cannot be opened or written in a format,
             or a file that does not give what PyTorch gives.
     """
-    names = list(dict.fromkeys(args.to))
+    names = list(dict.fromkeys([to] if isinstance(to, str) else to))
+    for name in names:
+        one_of(name, FORMATS, '--to')
     _need_packages(names)
-    model = Path(args.model)
+    model = Path(model)
     if model.suffix == '.onnx':
-        raise UserError(f'-m: {model} is an exported graph already; give the .pth or .safetensors that it came from.')
-    targets = _targets(names, Path(args.output), model, args.half)
+        raise UserError('-m', f'{model} is an exported graph already; give the .pth or .safetensors that it came from.')
+    targets = _targets(names, Path(output), model, half)
     compat.import_basicsr()
     from sdakd.files.generators import open_network
 
@@ -104,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
         if FORMATS[name].check:
             FORMATS[name].check(opened)
     opened.metadata = _facts(opened)
+    lines: dict[str, str] = {}
     mask = os.umask(0)
     os.umask(mask)
     with _folder(next(iter(targets.values())).parent) as work:
@@ -112,17 +157,12 @@ def run(args: argparse.Namespace) -> int:
             bar.set_postfix_str(name)
             place = work / name
             place.mkdir()
-            line = _export(name, opened, place / targets[name].name, args.half)
+            lines[name] = _export(name, opened, place / targets[name].name, half)
             for file in sorted(place.iterdir()):
                 if file.is_file():
                     file.chmod(0o666 & ~mask)  # safetensors writes for its owner alone
                     os.replace(file, targets[name].with_name(file.name))
-            tqdm.write(f'{targets[name]}: {line}', file=sys.stdout)
-    sys.stdout.write(
-        f'Wrote {opened.describe()} to {targets[names[0]].parent} as {", ".join(names)}; every file was read back by '
-        'its own runtime and gives what PyTorch gives.\n'
-    )
-    return 0
+    return Exported(targets, lines, opened.describe())
 
 
 def _need_packages(names: list[str]) -> None:
@@ -132,7 +172,9 @@ def _need_packages(names: list[str]) -> None:
                 importlib.import_module(package)
             except ImportError:
                 wanted = ' '.join(FORMATS[name].packages)
-                raise UserError(f'--to {name}: the package {package} is not installed: pip install {wanted}.') from None
+                raise UserError(
+                    f'--to {name}', f'the package {package} is not installed: pip install {wanted}.'
+                ) from None
 
 
 def _targets(names: list[str], output: Path, model: Path, half: bool) -> dict[str, Path]:
@@ -140,21 +182,21 @@ def _targets(names: list[str], output: Path, model: Path, half: bool) -> dict[st
     known = {ending for entry in FORMATS.values() for ending in entry.endings}
     if output.suffix in known and not output.is_dir():
         if len(names) > 1:
-            raise UserError(f'-o: {output} is one file, but --to names {len(names)} formats; give a folder.')
+            raise UserError('-o', f'{output} is one file, but --to names {len(names)} formats; give a folder.')
         endings = FORMATS[names[0]].endings
         if output.suffix not in endings:
-            raise UserError(f'-o: {output} should end in {" or ".join(endings)}, as --to {names[0]} writes it.')
+            raise UserError('-o', f'{output} should end in {" or ".join(endings)}, as --to {names[0]} writes it.')
         targets = {names[0]: output.with_suffix('.param') if names[0] == 'ncnn' else output}
     else:
         if output.exists() and not output.is_dir():
-            raise UserError(f'-o: {output} is a file; give a folder, or a name that ends as the format does.')
+            raise UserError('-o', f'{output} is a file; give a folder, or a name that ends as the format does.')
         stem, end = model.stem.removesuffix('_fp16'), '_fp16' if half else ''
         targets = {n: output / f'{stem}{FORMATS[n].mark}{end}{FORMATS[n].endings[0]}' for n in names}
     for target in targets.values():
         if target.resolve() == model.resolve():
-            raise UserError(f'-o: {target} is the model itself, which would be overwritten; give another folder.')
+            raise UserError('-o', f'{target} is the model itself, which would be overwritten; give another folder.')
         if target.is_dir():
-            raise UserError(f'-o: {target} is a folder; remove it or give another name.')
+            raise UserError('-o', f'{target} is a folder; remove it or give another name.')
     return targets
 
 
@@ -167,7 +209,7 @@ def _folder(folder: Path) -> Iterator[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             work = tempfile.TemporaryDirectory(dir=folder, prefix='.export_')
         except OSError as error:
-            raise UserError(f'-o: {folder} cannot be written to ({error.strerror or error}).') from None
+            raise UserError('-o', f'{folder} cannot be written to ({error.strerror or error}).') from None
         with work:
             yield Path(work.name)
     except BaseException:
@@ -183,15 +225,16 @@ def _export(name: str, opened: Opened, path: Path, half: bool) -> str:
     try:
         entry.write(opened, path, half)
     except (OSError, RuntimeError) as error:  # torch raises the latter
-        raise UserError(f'-o: {path.name} cannot be written ({error}).') from None
+        raise UserError('-o', f'{path.name} cannot be written ({error}).') from None
     difference, psnr, sizes = _compare(name, opened, path)
     if not (psnr >= LOWEST_PSNR if half else difference <= TOLERANCE):  # also where it is nan
         bound = f'at least {LOWEST_PSNR:g} dB' if half else f'at most {TOLERANCE:g}'
         found = f'{psnr:.1f} dB' if half else f'{difference:.1e}'
         remedy = 'export without --half' if half else f'update the packages of this format ({_versions(name)})'
         raise UserError(
-            f'--to {name}: the file that was written for {opened.path} does not give what PyTorch gives ({found}, '
-            f'{bound} is wanted) and was deleted; {remedy}.'
+            f'--to {name}',
+            f'the file that was written for {opened.path} does not give what PyTorch gives ({found}, '
+            f'{bound} is wanted) and was deleted; {remedy}.',
         )
     size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file() and file.suffix != '.json')
     quality = f'largest difference {difference:.1e}' if difference else 'no difference'
@@ -224,7 +267,7 @@ def _compare(name: str, opened: Opened, path: Path) -> tuple[float, float, str]:
     except Exception as error:  # every runtime raises its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f'--to {name}: the file that was written for {opened.path} could not {at} and was deleted ({reason}).'
+            f'--to {name}', f'the file that was written for {opened.path} could not {at} and was deleted ({reason}).'
         ) from None
     psnr = -10 * math.log10(squares / count) if squares else math.inf
     if math.isnan(largest):

@@ -1,7 +1,7 @@
 """Formats of `sdakd export`: writers, and each format's own runtime to read the file back.
 
 A writer takes a generator, the path to write and whether to use float16; a reader takes the path and returns a function
-of ``(N, 3, h, w)``. Nothing here renames, compares or deletes: `sdakd/export.py` does.
+of ``(N, 3, h, w)``. This module does not rename, compare or delete files: the package does.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _write_texts(opened: Opened, path: Path) -> None:
 
 def _refusal(format_name: str, opened: Opened, error: BaseException) -> UserError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return UserError(f'--to {format_name}: {opened.path} cannot be written in this format ({lines[0][:200]}).')
+    return UserError(f'--to {format_name}', f'{opened.path} cannot be written in this format ({lines[0][:200]}).')
 
 
 def _trace(opened: Opened, half: bool, pad: bool = True) -> torch.jit.ScriptModule:
@@ -115,7 +115,7 @@ def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
     try:
         import onnx
     except ImportError:
-        raise UserError('--to onnx: the package onnx is not installed: pip install onnx onnxruntime.') from None
+        raise UserError('--to onnx', 'the package onnx is not installed: pip install onnx onnxruntime.') from None
 
     axes = {'input': {0: 'batch', 2: 'height', 3: 'width'}}
     axes['output'] = {0: 'batch', 2: 'output_height', 3: 'output_width'}
@@ -182,7 +182,7 @@ def to_ncnn(opened: Opened, path: Path, half: bool = False) -> None:
     """
     import pnnx
 
-    # In chains of residual additions pnnx's time and memory double with every block, to 113 s and gigabytes for
+    # pnnx's time and memory double with every block of a chain of residual additions, to 113 s and gigabytes for
     # RRDBNet-23. A copy between two blocks stops that, and pnnx removes it from the result.
     steps = opened.family.trunk(opened.module) or ()
     blocks = [block for block in map(opened.module.get_submodule, steps) if next(block.children(), None) is not None]
@@ -278,7 +278,7 @@ def check_padded(opened: Opened) -> None:
     try:
         opened.family.padded(opened.network, opened.module.state_dict())
     except ValueError as error:
-        raise UserError(f'--to padded: {opened.path} {error}.') from None
+        raise UserError('--to padded', f'{opened.path} {error}.') from None
 
 
 def to_padded(opened: Opened, path: Path, half: bool = False) -> None:

@@ -1,8 +1,7 @@
 """Aligned crops of faces: facexlib's detector of five landmarks, and the similarity that puts them where FFHQ has them.
 
-The detector is RetinaFace (arXiv 1905.00641) on a ResNet-50, with facexlib's weights. Of facexlib come its network, its
-anchors and its decoding. Overlapping boxes are removed by OpenCV: torchvision's operator for that is missing where
-torchvision was built for another torch.
+The detector is RetinaFace (arXiv 1905.00641) on a ResNet-50: facexlib's network, weights, anchors and decoding. OpenCV
+removes overlapping boxes: torchvision's operator for that is missing where torchvision was built for another torch.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdakd import compat
-from sdakd.commands.prepare.jobs import add_job, apart
+from sdakd.commands.prepare.jobs import Made, add_job, apart, job, made
 from sdakd.compat import UserError
 from sdakd.files.images import Pass, by_stem, encode_png, list_images, read_image, stem
 
@@ -25,31 +24,31 @@ def _encode(name: str, source: str) -> tuple[bytes, tuple[int, ...]]:
     return encode_png(image, LMDB_LEVEL), image.shape
 
 
-def _existing_lmdb(args: argparse.Namespace, keys: dict[str, str]) -> int:
+def _existing_lmdb(folder: str, output: str, keys: dict[str, str], workers: int | None) -> Made:
     """Keeps a finished database that holds the inputs.
 
     Raises:
         UserError: It holds others, or older ones, or is no database.
     """
     try:
-        made = os.path.getmtime(os.path.join(args.output, 'data.mdb'))
-        lines = Path(args.output, 'meta_info.txt').read_text().splitlines()
+        finished = os.path.getmtime(os.path.join(output, 'data.mdb'))
+        lines = Path(output, 'meta_info.txt').read_text().splitlines()
     except (OSError, UnicodeDecodeError):
-        raise UserError(f'-o: {args.output} already exists and is no database of images; give another name.') from None
-    remedy = f'delete {args.output} to have it made again, or give another name'
+        raise UserError('-o', f'{output} already exists and is no database of images; give another name.') from None
+    remedy = f'delete {output} to have it made again, or give another name'
     held = {line.split('.')[0] for line in lines}
     if held - keys.keys():
-        raise UserError(f'-o: the database holds {min(held - keys.keys())}, which {args.input} does not; {remedy}.')
+        raise UserError('-o', f'the database holds {min(held - keys.keys())}, which {folder} does not; {remedy}.')
     for key in held:
-        if os.path.getmtime(os.path.join(args.input, keys[key])) > made:
-            raise UserError(f'-o: {keys[key]} in {args.input} is newer than the database; {remedy}.')
-    images = Pass(args, args.input)
+        if os.path.getmtime(os.path.join(folder, keys[key])) > finished:
+            raise UserError('-o', f'{keys[key]} in {folder} is newer than the database; {remedy}.')
+    every = Pass('lmdb', folder, workers)
     # what the first run could not read is missing rightly
     missing = [name for key, name in keys.items() if key not in held]
-    for name, _ in images.over(functools.partial(_encode, source=args.input), missing) if missing else ():
-        raise UserError(f'-o: the database lacks {name} of {args.input}; {remedy}.')
-    images.counts['kept'] = len(held)
-    return images.finish(args.output, f'dataroot_gt (or dataroot_lq): {args.output}, io_backend: {{type: lmdb}}')
+    for name, _ in every.over(functools.partial(_encode, source=folder), missing) if missing else ():
+        raise UserError('-o', f'the database lacks {name} of {folder}; {remedy}.')
+    every.counts['kept'] = len(held)
+    return made(every, output, f'dataroot_gt (or dataroot_lq): {output}, io_backend: {{type: lmdb}}')
 
 
 def keys_of(names: Iterable[str], folder: str) -> dict[str, str]:
@@ -62,30 +61,42 @@ def keys_of(names: Iterable[str], folder: str) -> dict[str, str]:
     for key, name in keys.items():
         if not re.fullmatch(r'[ -~]+', key) or '.' in key or len(key) > 511:
             raise UserError(
-                f"-i: {name} in {folder} cannot be a key (BasicSR's readers take ASCII without a dot before the "
-                'ending, in folders too); rename it.'
+                '-i',
+                f"{name} in {folder} cannot be a key (BasicSR's readers take ASCII without a dot before the "
+                'ending, in folders too); rename it.',
             )
     return keys
 
 
-def run(args: argparse.Namespace) -> int:
-    if not args.output.endswith('.lmdb'):
-        raise UserError(f"-o: {args.output} must end in .lmdb, or BasicSR's datasets refuse it.")
-    apart(args.input, args.output)
-    keys = keys_of(list_images(args.input), args.input)
-    if os.path.lexists(args.output):
-        return _existing_lmdb(args, keys)
+@job
+def lmdb(images: str, output: str, *, workers: int | None = None) -> Made:
+    """Packs images into an LMDB database for BasicSR's datasets.
+
+    Args:
+        images: Folder of images, with its sub-folders.
+        output: The database, ``NAME.lmdb``. A finished one of the same images is kept.
+        workers: Processes; default: one per core.
+
+    Raises:
+        UserError: No images, a name that is no key, or a database of other images.
+    """
+    if not output.endswith('.lmdb'):
+        raise UserError('-o', f"{output} must end in .lmdb, or BasicSR's datasets refuse it.")
+    apart(images, output)
+    keys = keys_of(list_images(images), images)
+    if os.path.lexists(output):
+        return _existing_lmdb(images, output, keys, workers)
     compat.import_basicsr()
     from basicsr.utils.lmdb_util import LmdbMaker
 
-    output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f'.{output.stem}.part.lmdb')
+    place = Path(output)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f'.{place.stem}.part.lmdb')
     shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run: a database is made in one go
     maker = LmdbMaker(str(partial), map_size=LMDB_ROOM, batch=256, compress_level=LMDB_LEVEL)
-    images = Pass(args, args.input)
+    every = Pass('lmdb', images, workers)
     size, used = LMDB_ROOM, 0
-    for name, (png, shape) in images.over(functools.partial(_encode, source=args.input), keys.values()):
+    for name, (png, shape) in every.over(functools.partial(_encode, source=images), keys.values()):
         used += len(png) + 16384  # besides the image, whole pages and their tree
         if 2 * used > size:
             # not BasicSR's 1 TB at once, which some systems set aside in full; growing needs an idle database
@@ -95,13 +106,13 @@ def run(args: argparse.Namespace) -> int:
             maker.txn = maker.env.begin(write=True)
         maker.put(png, stem(name), shape)
     maker.close()
-    if images.counts['done']:
-        os.replace(partial, output)
+    if every.counts['done']:
+        os.replace(partial, place)
     else:
         shutil.rmtree(partial)
-    return images.finish(args.output, f'dataroot_gt (or dataroot_lq): {args.output}, io_backend: {{type: lmdb}}')
+    return made(every, output, f'dataroot_gt (or dataroot_lq): {output}, io_backend: {{type: lmdb}}')
 
 
 def add_to(jobs: Any) -> None:
     """Adds the job."""
-    add_job(jobs, 'lmdb', run, "pack images into an LMDB database for BasicSR's datasets", 'database, NAME.lmdb')
+    add_job(jobs, 'lmdb', lmdb, "pack images into an LMDB database for BasicSR's datasets", 'database, NAME.lmdb')

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 
-from sdakd.commands.prepare import alignment, database, identities
-from sdakd.commands.prepare.jobs import RECORD, add_job, apart, claim, whole
+from sdakd.commands.interface import number, whole
+from sdakd.commands.prepare import alignment, database
+from sdakd.commands.prepare.identities import PARTS, assign
+from sdakd.commands.prepare.jobs import RECORD, Made, add_job, apart, claim, job, made
 from sdakd.compat import UserError
 from sdakd.files.images import Pass, UnusableError, by_stem, is_made, list_images, read_image, stem, write_png
 
 SIZES = tuple(1 << power for power in range(5, 11))
-
-
-def _size(text: str) -> int:
-    if text not in map(str, SIZES):
-        raise UserError(f'--size: write a power of two, {", ".join(map(str, SIZES))}, not {text!r}.')
-    return int(text)
 
 
 def _resize(name: str, source: str, size: int) -> Any:
@@ -75,15 +71,15 @@ def _inputs(folders: list[str], output: str) -> tuple[str, list[str]]:
     return root, list(by_stem(names, root, _flat).values())
 
 
-def _parts(args: argparse.Namespace, names: list[str]) -> dict[str, tuple[str, str]]:
+def _parts(names: list[str], listed: str | None, held_out: dict[str, int]) -> dict[str, tuple[str, str]]:
     """The part and the identity of every picture."""
-    held_out = {part: getattr(args, part) for part in identities.PARTS[1:] if getattr(args, part)}
-    if args.identities is not None:
-        return identities.assign(names, args.identities, held_out)
+    if listed is not None:
+        return assign(names, listed, held_out)
     if held_out:
         raise UserError(
-            f'--{next(iter(held_out))}: faces that are held out at random show people of the training set again; say '
-            'with --identities FILE who is who, or leave the flag out to have all in train.'
+            f'--{next(iter(held_out))}',
+            'faces that are held out at random show people of the training set again; say with --identities FILE who '
+            'is who, or leave the flag out to have all in train.',
         )
     sys.stderr.write(
         'All faces go into train; to hold some out, say with --identities FILE who is who: faces that are held out at '
@@ -95,62 +91,95 @@ def _parts(args: argparse.Namespace, names: list[str]) -> dict[str, tuple[str, s
 def _check_made(output: str, targets: dict[str, str]) -> None:
     """Raises a UserError if an earlier run put a face where it does not belong now, which could mix the parts."""
     wanted = {os.path.normpath(path) for path in targets.values()}
-    for part in identities.PARTS if Path(output, RECORD).exists() else ():
+    for part in PARTS if Path(output, RECORD).exists() else ():
         for path in sorted(Path(output, part).glob('*.png')):
             if path.name[0] != '.' and os.path.normpath(path) not in wanted:
                 raise UserError(
-                    f'-o: {path} was made of a picture that is gone or of another part now; delete the folder {output} '
-                    'to have it made again, or give another.'
+                    '-o',
+                    f'{path} was made of a picture that is gone or of another part now; delete the folder {output} '
+                    'to have it made again, or give another.',
                 )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Makes the faces, and the databases if they are wanted."""
-    if args.aligned and args.detector:
-        raise UserError('--detector: with --aligned no face is searched for; leave one of the two out.')
-    source, names = _inputs(args.input, args.output)
-    if args.lmdb:
-        database.keys_of(names, source)
-    parts = _parts(args, names)
-    targets = {name: os.path.join(args.output, parts[name][0], f'{_flat(name)}.png') for name in names}
-    _check_made(args.output, targets)
-    if args.aligned:
-        face = functools.partial(_resize, source=source, size=args.size)
-    else:
-        weights = alignment.find_weights(args.detector)
-        face = functools.partial(_align, source=source, size=args.size, weights=weights)
-    given = sorted(os.path.realpath(folder) for folder in args.input)
-    claim(args.output, {'job': 'faces', 'input': given, 'size': args.size, 'aligned': args.aligned})
+@job
+def faces(
+    images: str | Sequence[str],
+    output: str,
+    *,
+    size: int = 512,
+    aligned: bool = False,
+    detector: str | None = None,
+    identities: str | None = None,
+    validation: int | None = None,
+    test: int | None = None,
+    lmdb: bool = False,
+    workers: int | None = None,
+) -> Made:
+    """Crops aligned faces of one size, in parts that share no identity.
 
-    images = Pass(args, source)
-    made: dict[str, list[str]] = defaultdict(list)
-    for name, _ in images.over(functools.partial(_make, source=source, targets=targets, face=face), names):
+    Args:
+        images: Folder of photographs or of aligned faces, or several.
+        output: Folder of ``train/``, ``validation/`` and ``test/``.
+        size: Side in pixels, a power of two from 32 to 1024.
+        aligned: The images are aligned faces: only resize them.
+        detector: ``detection_Resnet50_Final.pth``; default: facexlib's own.
+        identities: List of ``name,identity`` or ``name,identity,part``.
+        validation, test: How many identities of the list to hold out; default: what the list says, or 0.
+        lmdb: Whether every part is also packed into a database.
+        workers: Processes; default: one per core.
+
+    Raises:
+        UserError: No images, a size that is none, a faulty list, facexlib or its weights missing, or a folder that was
+            made with other settings.
+    """
+    if size not in SIZES:
+        raise UserError('--size', f'write a power of two, {", ".join(map(str, SIZES))}, not {str(size)!r}.')
+    counts = {'validation': validation, 'test': test}
+    held_out = {part: whole(count, f'--{part}', 1) for part, count in counts.items() if count is not None}
+    if aligned and detector:
+        raise UserError('--detector', 'with --aligned no face is searched for; leave one of the two out.')
+    folders = [images] if isinstance(images, str) else images
+    source, names = _inputs(folders, output)
+    if lmdb:
+        database.keys_of(names, source)
+    parts = _parts(names, identities, held_out)
+    targets = {name: os.path.join(output, parts[name][0], f'{_flat(name)}.png') for name in names}
+    _check_made(output, targets)
+    if aligned:
+        face = functools.partial(_resize, source=source, size=size)
+    else:
+        weights = alignment.find_weights(detector)
+        face = functools.partial(_align, source=source, size=size, weights=weights)
+    given = sorted(os.path.realpath(folder) for folder in folders)
+    claim(output, {'job': 'faces', 'input': given, 'size': size, 'aligned': aligned})
+
+    every = Pass('faces', source, workers)
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, _ in every.over(functools.partial(_make, source=source, targets=targets, face=face), names):
         part, identity = parts[name]
-        made[part].append(identity)
-    uses = []
-    for part in sorted(made, key=identities.PARTS.index):
-        folder, people = os.path.join(args.output, part), len(set(made[part]))
-        sys.stdout.write(
-            f'{part}: {len(made[part])} faces' + (f' of {people} identities\n' if args.identities else '\n')
-        )
+        found[part].append(identity)
+    uses, lines = [], []
+    for part in sorted(found, key=PARTS.index):
+        folder, people = os.path.join(output, part), len(set(found[part]))
+        lines.append(f'{part}: {len(found[part])} faces' + (f' of {people} identities' if identities else ''))
         uses.append(f'{folder} ({part})')
-        if args.lmdb:
-            packed = argparse.Namespace(name='lmdb', input=folder, output=f'{folder}.lmdb', workers=args.workers)
-            database.run(packed)
-    return images.finish(args.output, 'dataroot_gt: ' + ', '.join(uses))
+        if lmdb:
+            packed = database.lmdb(folder, f'{folder}.lmdb', workers=workers)
+            packed.check()
+            lines += str(packed).splitlines()
+    return made(every, output, 'dataroot_gt: ' + ', '.join(uses), lines)
 
 
 def add_to(jobs: Any) -> None:
     """Adds the job and its flags."""
     description = 'crop aligned faces, in parts that share no identity'
-    command = add_job(jobs, 'faces', run, description, 'folder of train/, validation/ and test/', nargs='+')
-    sizes = f'side in pixels, a power of two from {SIZES[0]} to {SIZES[-1]} (default: 512)'
-    command.add_argument('--size', type=_size, default=512, help=sizes)
-    command.add_argument('--aligned', action='store_true', help='the images are aligned faces: only resize them')
-    command.add_argument('--detector', metavar='FILE', help="detection_Resnet50_Final.pth (default: facexlib's own)")
-    listed = 'list of name,identity or name,identity,part'
-    command.add_argument('--identities', metavar='FILE', help=listed)
-    for part in identities.PARTS[1:]:
+    add = add_job(jobs, 'faces', faces, description, 'folder of train/, validation/ and test/', nargs='+')
+    sizes = f'side in pixels, a power of two from {SIZES[0]} to {SIZES[-1]} (default: {{default}})'
+    add('--size', type=number, help=sizes)
+    add('--aligned', action='store_true', help='the images are aligned faces: only resize them')
+    add('--detector', metavar='FILE', help="detection_Resnet50_Final.pth (default: facexlib's own)")
+    add('--identities', metavar='FILE', help='list of name,identity or name,identity,part')
+    for part in PARTS[1:]:
         wanted = f'identities of the list to hold out for {part} (default: what the list says, or 0)'
-        command.add_argument(f'--{part}', type=whole(f'--{part}', 1), metavar='N', help=wanted)
-    command.add_argument('--lmdb', action='store_true', help='also pack every part into a database, PART.lmdb')
+        add(f'--{part}', type=number, metavar='N', help=wanted)
+    add('--lmdb', action='store_true', help='also pack every part into a database, PART.lmdb')

@@ -42,9 +42,9 @@ def read_list(path: str) -> dict[str, Entry]:
     try:
         lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
     except OSError as error:
-        raise UserError(f'--identities: {path} cannot be read ({error.strerror}).') from None
+        raise UserError('--identities', f'{path} cannot be read ({error.strerror}).') from None
     except UnicodeDecodeError:
-        raise UserError(f'--identities: {path} is no text; {FORM}.') from None
+        raise UserError('--identities', f'{path} is no text; {FORM}.') from None
     comma = ',' in next((line for line in lines if line.strip()), '')
     entries: dict[str, Entry] = {}
     homes: dict[str, Entry] = {}
@@ -74,7 +74,7 @@ def read_list(path: str) -> dict[str, Entry]:
                 'belongs to one part.'
             )
     if not entries:
-        raise UserError(f'--identities: {path} is empty; {FORM}.')
+        raise UserError('--identities', f'{path} is empty; {FORM}.')
     return entries
 
 
@@ -96,23 +96,25 @@ def assign(names: Iterable[str], path: str, held_out: dict[str, int]) -> dict[st
     missing = [name for name in names if key_of(name) not in entries]
     if missing:
         raise UserError(
-            f'--identities: {path} lacks {len(missing)} of {len(names)} pictures, the first is {missing[0]}; add them '
-            'or move them to another folder.'
+            '--identities',
+            f'{path} lacks {len(missing)} of {len(names)} pictures, the first is {missing[0]}; add them '
+            'or move them to another folder.',
         )
     found = {name: entries[key_of(name)] for name in names}
     flags = ' and '.join(f'--{part}' for part in held_out)
     if next(iter(entries.values())).part is not None:
         if held_out:
-            raise UserError(f'--identities: {path} names the part of every picture; leave out {flags}.')
+            raise UserError('--identities', f'{path} names the part of every picture; leave out {flags}.')
         return {name: (entry.part, entry.identity) for name, entry in found.items()}
     if not held_out:
         raise UserError(
-            f'--identities: {path} does not say who is held out; give --validation or --test a number of identities, '
-            'or each line its part.'
+            '--identities',
+            f'{path} does not say who is held out; give --validation or --test a number of identities, '
+            'or each line its part.',
         )
     people = sorted({entry.identity for entry in found.values()}, key=lambda who: hashlib.sha256(who.encode()).digest())
     if sum(held_out.values()) >= len(people):
-        raise UserError(f'{flags}: {path} has {len(people)} identities in these pictures; leave some for training.')
+        raise UserError(flags, f'{path} has {len(people)} identities in these pictures; leave some for training.')
     parts, left = dict.fromkeys(people, 'train'), iter(people)
     for part, count in held_out.items():
         parts.update((next(left), part) for _ in range(count))

@@ -1,17 +1,22 @@
-"""What the jobs of `sdakd prepare` share: their flags, and the folders that they write to."""
+"""What the jobs of `sdakd prepare` share: their flags, the folders that they write to, and their outcome."""
 
 from __future__ import annotations
 
-import argparse
+import functools
 import json
 import os
-import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lmdb
+
+from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
-from sdakd.files.images import write
+from sdakd.files.images import Pass, cores, write
 
 RECORD = '.sdakd_prepare.json'  # what an output folder was made of; BasicSR's folder scan passes over dot-files
 
@@ -19,7 +24,9 @@ RECORD = '.sdakd_prepare.json'  # what an output folder was made of; BasicSR's f
 def apart(folder: str, output: str, flag: str = '-i') -> None:
     """Raises a UserError if the output lies in a folder of inputs: the next run would take it for an input."""
     if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
-        raise UserError(f'-o: {output} lies in the folder of the inputs ({flag} {folder}); put it beside that folder.')
+        raise UserError(
+            '-o', f'{output} lies in the folder of the inputs ({flag} {folder}); put it beside that folder.'
+        )
 
 
 def claim(output: str, record: dict[str, Any]) -> None:
@@ -38,43 +45,95 @@ def claim(output: str, record: dict[str, Any]) -> None:
         if changed:
             key = changed[0]
             raise UserError(
-                f'-o: {output} was made with {key} {found.get(key)!r}, and now it is {record.get(key)!r}; '
-                'give another folder, or delete this one.'
+                '-o',
+                f'{output} was made with {key} {found.get(key)!r}, and now it is {record.get(key)!r}; '
+                'give another folder, or delete this one.',
             )
         return
     if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
-        raise UserError(f'-o: {output} already exists and `sdakd prepare` did not make it; give a new or empty folder.')
+        raise UserError(
+            '-o', f'{output} already exists and `sdakd prepare` did not make it; give a new or empty folder.'
+        )
     write(path, (json.dumps(record, indent=1, sort_keys=True) + '\n').encode())
 
 
-def whole(flag: str, least: int) -> Callable[[str], int]:
-    """A reader of whole numbers for a flag."""
+@dataclass
+class Made(Outcome):
+    """What a job of `sdakd prepare` made.
 
-    def read(text: str) -> int:
-        if not re.fullmatch(r'\d+', text) or int(text) < least:
-            raise UserError(f'{flag}: write a whole number of at least {least}, not {text!r}.')
-        return int(text)
+    Args:
+        job: Its name.
+        output: Where it wrote to.
+        counts: How many images were ``done``, ``kept`` from an earlier run, ``unreadable``, or unusable otherwise.
+        use: What an option file says to use it.
+        unusable: Why an image could not be used, one line each; the others were.
+        folder: Where the images are.
+        parts: Lines about parts of the output, in front.
+    """
 
-    return read
+    job: str
+    output: str
+    counts: Counter
+    use: str
+    unusable: list[str]
+    folder: str
+    parts: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        kinds = ['done', 'kept', 'unreadable', *sorted(self.counts.keys() - {'done', 'kept', 'unreadable'})]
+        counts = ', '.join(f'{self.counts[kind]} {kind}' for kind in kinds)
+        lines = [*self.parts, f'{self.job}: {counts}; {self.output}']
+        if self.counts['done'] + self.counts['kept']:
+            lines.append(f'In the option file: {self.use}')
+        return ''.join(f'{line}\n' for line in lines)
+
+    def check(self) -> None:
+        if self.unusable:
+            first = '; '.join(self.unusable[:3]) + ('; ...' if len(self.unusable) > 3 else '')
+            raise UserError(
+                f'{len(self.unusable)} of {sum(self.counts.values())} images in {self.folder} could not be used '
+                f'({first}); repair or remove them and give the same command again.'
+            )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+def made(images: Pass, output: str, use: str, parts: Sequence[str] = ()) -> Made:
+    """The outcome of a pass."""
+    return Made(images.job, output, images.counts, use, images.unusable, images.folder, list(parts))
 
 
-def add_job(
-    jobs: Any, name: str, job: Callable, description: str, output: str, **given: Any
-) -> argparse.ArgumentParser:
+def job(function: Callable[..., Made]) -> Callable[..., Made]:
+    """Makes paths plain, and says in one sentence what keeps a job from going on; it can be given again."""
+
+    @functools.wraps(function)
+    def guarded(images: str | Path | Sequence[str | Path], output: str | Path, **options: Any) -> Made:
+        images = str(images) if isinstance(images, str | Path) else list(map(str, images))
+        output = os.path.normpath(output)  # a shell's completion leaves a slash, also after NAME.lmdb
+        if options.get('workers') is not None:
+            options['workers'] = whole(options['workers'], '--workers', 1)
+        try:
+            return function(images, output, **options)
+        except (OSError, lmdb.Error) as error:
+            where, what = getattr(error, 'filename', None) or output, getattr(error, 'strerror', None) or error
+            raise UserError(where, f'{what}; mend that and give the same command again to go on.') from None
+        except BrokenProcessPool:
+            fewer = max(1, (options.get('workers') or cores()) // 2)
+            raise UserError(
+                f'a worker process was killed, most likely for want of memory: try --workers {fewer}.'
+            ) from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt('give the same command again to go on') from None
+
+    return guarded
+
+
+def add_job(jobs: Any, name: str, function: Callable[..., Made], description: str, output: str, **given: Any) -> Flags:
     """Adds a job with the flags that all have; ``output`` says what -o is, ``given`` is for -i.
 
     Args:
         jobs: What ``add_subparsers`` returned.
     """
-    command = jobs.add_parser(name, help=description, description=description)
-    command.add_argument('-i', '--input', required=True, help='folder of images, with its sub-folders', **given)
-    command.add_argument('-o', '--output', required=True, help=output)
-    command.add_argument(
-        '--workers', type=whole('--workers', 1), default=_cores(), help='processes (default: one per core)'
-    )
-    command.set_defaults(run=job)
-    return command
+    add = Flags(jobs.add_parser(name, help=description, description=description), function)
+    add('-i', '--input', dest='images', help='folder of images, with its sub-folders', **given)
+    add('-o', '--output', help=output)
+    add('--workers', type=number, help='processes (default: one per core)')
+    return add

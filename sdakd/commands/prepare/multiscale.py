@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sdakd.commands.prepare.jobs import add_job, apart, claim
+from sdakd.commands.prepare.jobs import Made, add_job, apart, claim, job, made
 from sdakd.files.images import Pass, by_stem, is_made, list_images, read_image, stem, write_png
 
 MULTISCALE = ((3, 4), (1, 2), (1, 3))  # Real-ESRGAN's factors for T0, T1, T2
@@ -40,16 +39,27 @@ def _downscale(name: str, source: str, output: str) -> bool:
     return made
 
 
-def run(args: argparse.Namespace) -> int:
-    apart(args.input, args.output)
-    names = by_stem(list_images(args.input), args.input).values()
-    claim(args.output, {'job': 'multiscale', 'input': os.path.realpath(args.input)})
-    images = Pass(args, args.input)
-    images.run(functools.partial(_downscale, source=args.input, output=args.output), names)
-    return images.finish(args.output, 'meta_info: a list of both folders, from `sdakd prepare meta -i FOLDER FOLDER`')
+@job
+def multiscale(images: str, output: str, *, workers: int | None = None) -> Made:
+    """Makes Real-ESRGAN's copies at 3/4, 1/2, 1/3 and with a shortest side of 400 pixels.
+
+    Args:
+        images: Folder of images, with its sub-folders.
+        output: Folder of ``NAMET0.png`` to ``NAMET3.png``.
+        workers: Processes; default: one per core.
+
+    Raises:
+        UserError: No images, or a folder that holds something else.
+    """
+    apart(images, output)
+    names = by_stem(list_images(images), images).values()
+    claim(output, {'job': 'multiscale', 'input': os.path.realpath(images)})
+    every = Pass('multiscale', images, workers)
+    every.run(functools.partial(_downscale, source=images, output=output), names)
+    return made(every, output, 'meta_info: a list of both folders, from `sdakd prepare meta -i FOLDER FOLDER`')
 
 
 def add_to(jobs: Any) -> None:
     """Adds the job."""
     description = "make Real-ESRGAN's copies at 3/4, 1/2, 1/3 and with a shortest side of 400 pixels"
-    add_job(jobs, 'multiscale', run, description, 'folder of NAMET0.png to NAMET3.png')
+    add_job(jobs, 'multiscale', multiscale, description, 'folder of NAMET0.png to NAMET3.png')

@@ -2,47 +2,72 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
 from typing import Any
 
 from sdakd import compat
-from sdakd.commands.prepare.jobs import add_job, apart, claim, whole
+from sdakd.commands.interface import number, one_of, whole
+from sdakd.commands.prepare.jobs import Made, add_job, apart, claim, job, made
 from sdakd.files.images import Pass, by_stem, list_images
 
+DEGRADATIONS = ('bicubic', 'realesrgan')
 
-def run(args: argparse.Namespace) -> int:
-    apart(args.input, args.output)
-    names = by_stem(list_images(args.input), args.input).values()
+
+@job
+def pairs(
+    images: str,
+    output: str,
+    *,
+    degradation: str,
+    scale: int | None = None,
+    opt: str | None = None,
+    per_image: int = 1,
+    seed: int = 0,
+    workers: int | None = None,
+) -> Made:
+    """Synthesises LQ/GT pairs once.
+
+    Args:
+        images: Folder of images, with its sub-folders.
+        output: Folder of ``gt/`` and ``lq/``.
+        degradation: ``bicubic`` (MATLAB's) or ``realesrgan``.
+        scale: GT over LQ; default: the option file's, or 4.
+        opt: Training option file whose Real-ESRGAN degradation replaces the published one's.
+        per_image: Degradations of every image, ``NAME_1`` to ``NAME_N``.
+        seed: Of the degradation.
+        workers: Processes; default: one per core.
+
+    Raises:
+        UserError: No images, settings that do not go together, or a folder that was made with others.
+    """
+    one_of(degradation, DEGRADATIONS, '--degradation')
+    scale = None if scale is None else whole(scale, '--scale', 1)
+    per_image, seed = whole(per_image, '--per_image', 1), whole(seed, '--seed')
+    apart(images, output)
+    names = by_stem(list_images(images), images).values()
     compat.import_basicsr()
-    from sdakd.commands.prepare import synthesis as pairs
+    from sdakd.commands.prepare import synthesis
 
-    settings = pairs.read_settings(args.degradation, args.scale, args.opt, args.seed, args.per_image)
-    claim(args.output, {'job': 'pairs', 'input': os.path.realpath(args.input), **settings})
-    images = Pass(args, args.input)
-    work = functools.partial(pairs.make_pair, source=args.input, output=args.output, settings=json.dumps(settings))
-    images.run(work, names)
-    roots = (os.path.join(args.output, part) for part in ('gt', 'lq'))
+    settings = synthesis.read_settings(degradation, scale, opt, seed, per_image)
+    claim(output, {'job': 'pairs', 'input': os.path.realpath(images), **settings})
+    every = Pass('pairs', images, workers)
+    work = functools.partial(synthesis.make_pair, source=images, output=output, settings=json.dumps(settings))
+    every.run(work, names)
+    roots = (os.path.join(output, part) for part in ('gt', 'lq'))
     use = 'scale: {}, dataroot_gt: {}, dataroot_lq: {}'.format(settings['scale'], *roots)
     if any('/' in name for name in names):
         use += "\nBasicSR's PairedImageDataset does not look into sub-folders: give it LMDB databases of both folders."
-    return images.finish(args.output, use)
+    return made(every, output, use)
 
 
 def add_to(jobs: Any) -> None:
     """Adds the job and its flags."""
-    command = add_job(jobs, 'pairs', run, 'synthesise LQ/GT pairs once', 'folder of gt/ and lq/')
-    command.add_argument('--degradation', choices=('bicubic', 'realesrgan'), required=True, help='how LQ is made')
-    command.add_argument('--scale', type=whole('--scale', 1), help="GT over LQ (default: the option file's, or 4)")
-    command.add_argument('-opt', help="training option file whose Real-ESRGAN degradation replaces the published one's")
-    command.add_argument(
-        '--per_image',
-        '--per-image',
-        type=whole('--per_image', 1),
-        default=1,
-        metavar='N',
-        help='degradations of every image, NAME_1 to NAME_N (default: 1, called NAME)',
-    )
-    command.add_argument('--seed', type=whole('--seed', 0), default=0, help='of the degradation (default: 0)')
+    add = add_job(jobs, 'pairs', pairs, 'synthesise LQ/GT pairs once', 'folder of gt/ and lq/')
+    add('--degradation', choices=DEGRADATIONS, help='how LQ is made')
+    add('--scale', type=number, help="GT over LQ (default: the option file's, or 4)")
+    add('-opt', help="training option file whose Real-ESRGAN degradation replaces the published one's")
+    several = 'degradations of every image, NAME_1 to NAME_N (default: {default}, called NAME)'
+    add('--per_image', '--per-image', type=number, metavar='N', help=several)
+    add('--seed', type=number, help='of the degradation (default: {default})')

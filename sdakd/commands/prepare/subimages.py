@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import re
 from typing import Any
 
-from sdakd.commands.prepare.jobs import add_job, apart, claim, whole
+from sdakd.commands.interface import number, whole
+from sdakd.commands.prepare.jobs import Made, add_job, apart, claim, job, made
 from sdakd.files.images import Pass, UnusableError, by_stem, is_made, list_images, read_image, stem, write_png
 
 
@@ -39,26 +39,53 @@ def _cut(
     return made
 
 
-def run(args: argparse.Namespace) -> int:
+@job
+def subimages(
+    images: str,
+    output: str,
+    *,
+    crop_size: int = 480,
+    step: int = 240,
+    thresh_size: int = 0,
+    workers: int | None = None,
+) -> Made:
+    """Cuts images into overlapping crops.
+
+    Args:
+        images: Folder of images, with its sub-folders.
+        output: Folder of ``NAME_s001.png``, ...
+        crop_size: Side of a crop in pixels.
+        step: Pixels from one crop to the next.
+        thresh_size: A rest of more pixels than this gets a crop flush with the border.
+        workers: Processes; default: one per core.
+
+    Raises:
+        UserError: No images, or a folder that holds something else or was made with other settings.
+    """
+
     def without_scale(name: str) -> str:  # 0801x4 -> 0801, as BasicSR's script does for DIV2K
         return re.sub(r'(?<=\d)x[2348]$', '', stem(name))
 
-    apart(args.input, args.output)
-    names = {name: new for new, name in by_stem(list_images(args.input), args.input, without_scale).items()}
-    cut = {'crop_size': args.crop_size, 'step': args.step, 'thresh_size': args.thresh_size}
-    claim(args.output, {'job': 'subimages', 'input': os.path.realpath(args.input), **cut})
-    images = Pass(args, args.input)
-    images.run(functools.partial(_cut, source=args.input, names=names, output=args.output, **cut), names)
-    return images.finish(args.output, f'dataroot_gt (or dataroot_lq): {args.output}')
+    cut = {
+        'crop_size': whole(crop_size, '--crop_size', 1),
+        'step': whole(step, '--step', 1),
+        'thresh_size': whole(thresh_size, '--thresh_size'),
+    }
+    apart(images, output)
+    names = {name: new for new, name in by_stem(list_images(images), images, without_scale).items()}
+    claim(output, {'job': 'subimages', 'input': os.path.realpath(images), **cut})
+    every = Pass('subimages', images, workers)
+    every.run(functools.partial(_cut, source=images, names=names, output=output, **cut), names)
+    return made(every, output, f'dataroot_gt (or dataroot_lq): {output}')
 
 
 def add_to(jobs: Any) -> None:
     """Adds the job and its flags."""
     description, output = 'cut images into overlapping sub-images', 'folder of NAME_s001.png, ...'
-    command = add_job(jobs, 'subimages', run, description, output)
-    for flag, least, default, meaning in (
-        ('--crop_size', 1, 480, 'side of a sub-image in pixels'),
-        ('--step', 1, 240, 'pixels from one sub-image to the next'),
-        ('--thresh_size', 0, 0, 'a rest of more pixels than this gets a sub-image flush with the border'),
+    add = add_job(jobs, 'subimages', subimages, description, output)
+    for flag, meaning in (
+        ('--crop_size', 'side of a sub-image in pixels'),
+        ('--step', 'pixels from one sub-image to the next'),
+        ('--thresh_size', 'a rest of more pixels than this gets a sub-image flush with the border'),
     ):
-        command.add_argument(flag, type=whole(flag, least), default=default, help=f'{meaning} (default: {default})')
+        add(flag, type=number, help=f'{meaning} (default: {{default}})')

@@ -110,13 +110,14 @@ def read_settings(
     """
     if degradation == 'bicubic':
         if opt is not None:
-            raise UserError("-opt: it replaces Real-ESRGAN's degradation; leave it out with --degradation bicubic.")
+            raise UserError('-opt', "it replaces Real-ESRGAN's degradation; leave it out with --degradation bicubic.")
         if scale == 1:
-            raise UserError('--scale: bicubic pairs of scale 1 would be equal images; give 2 or more.')
+            raise UserError('--scale', 'bicubic pairs of scale 1 would be equal images; give 2 or more.')
         if per_image > 1:
             raise UserError(
-                '--per_image: bicubic downscaling draws nothing, all pairs of an image would be equal; '
-                'leave it out, or take --degradation realesrgan.'
+                '--per_image',
+                'bicubic downscaling draws nothing, all pairs of an image would be equal; '
+                'leave it out, or take --degradation realesrgan.',
             )
         return {'degradation': degradation, 'scale': scale or 4}
     given: dict[str, Any] = {}
@@ -124,15 +125,15 @@ def read_settings(
         options = _read_options(opt)
         given = {key: options[key] for key in PUBLISHED if key in options}
         if not given:
-            raise UserError(f'-opt: {opt} holds no Real-ESRGAN degradation (resize_prob, kernel_list, ...).')
+            raise UserError('-opt', f'{opt} holds no Real-ESRGAN degradation (resize_prob, kernel_list, ...).')
         for key, value in given.items():
             if fault := _fault(key, value):
-                raise UserError(f'-opt: {key} in {opt} must be {fault}, not {value!r}.')
+                raise UserError('-opt', f'{key} in {opt} must be {fault}, not {value!r}.')
         in_file = scale if options.get('scale') is None else options['scale']
         if not isinstance(in_file, int | None) or (in_file is not None and in_file < 1):
-            raise UserError(f'-opt: scale in {opt} must be a whole number of at least 1, not {in_file!r}.')
+            raise UserError('-opt', f'scale in {opt} must be a whole number of at least 1, not {in_file!r}.')
         if scale is not None and in_file != scale:
-            raise UserError(f'--scale: {opt} says {in_file} and the flag {scale}; leave the flag out.')
+            raise UserError('--scale', f'{opt} says {in_file} and the flag {scale}; leave the flag out.')
         scale = in_file
     settings = {**PUBLISHED, **given}
     for shares, count in (
@@ -140,7 +141,7 @@ def read_settings(
         *((f'kernel_prob{order}', len(settings[f'kernel_list{order}'])) for order in ('', '2')),
     ):
         if len(settings[shares]) != count:
-            raise UserError(f'-opt: {shares} in {opt} must have {count} shares, not {settings[shares]!r}.')
+            raise UserError('-opt', f'{shares} in {opt} must have {count} shares, not {settings[shares]!r}.')
     several = {'per_image': per_image} if per_image > 1 else {}
     return {'degradation': degradation, 'scale': scale or 4, 'seed': seed, **several, **settings}
 

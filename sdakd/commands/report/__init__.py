@@ -8,10 +8,12 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdakd import __version__
+from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
@@ -25,17 +27,13 @@ TEMPLATES = Path(__file__).parent / 'templates'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        '-i',
-        '--input',
-        nargs='+',
-        required=True,
-        metavar='FOLDER',
-        help='what evaluate or bench wrote, and experiments/<name>; runs of evaluated checkpoints are found',
-    )
-    add('-o', '--output', required=True, metavar='FILE', help='the page, such as report.html')
-    add('--max_images', type=int, metavar='N', help='how many images to show; default: what fits into about 10 MB')
+    """Adds the flags."""
+    add = Flags(parser, report)
+    wrote = 'what evaluate or bench wrote, and experiments/<name>; runs of evaluated checkpoints are found'
+    add('-i', '--input', dest='folders', nargs='+', metavar='FOLDER', help=wrote)
+    add('-o', '--output', metavar='FILE', help='the page, such as report.html')
+    most = 'how many images to show; default: what fits into about 10 MB'
+    add('--max_images', type=number, metavar='N', help=most)
 
 
 def _curve(name: str, points: Sequence[Point], stages: Sequence[Stage]) -> Curve:
@@ -270,22 +268,39 @@ def build_page(inputs: Inputs, max_images: int | None = None) -> tuple[str, Gall
     return page, pictures
 
 
-def _check(args: argparse.Namespace) -> Path:
+def _check(output: Path) -> None:
     from sdakd.files.results import output_folder
 
-    output = Path(args.output)
     if output.suffix.lower() not in ('.html', '.htm'):
-        raise UserError(f'-o: {output} is no name of a page; give one that ends in .html.')
+        raise UserError('-o', f'{output} is no name of a page; give one that ends in .html.')
     if output.is_dir():
-        raise UserError(f'-o: {output} is a folder; give the name of a file.')
-    if args.max_images is not None and args.max_images < 1:
-        raise UserError(f'--max_images: {args.max_images} is no number of images; give 1 or more, or leave it out.')
+        raise UserError('-o', f'{output} is a folder; give the name of a file.')
     output_folder(output.parent)
-    return output
 
 
-def run(args: argparse.Namespace) -> int:
-    """Makes the page.
+@dataclass
+class Report(Outcome):
+    """What was written.
+
+    Args:
+        file: The page.
+        text: What is on it, in words.
+    """
+
+    file: Path
+    text: str
+
+    def __str__(self) -> str:
+        return f'{self.file}: {self.text}\n'
+
+
+def report(folders: Sequence[str | Path], output: str | Path, *, max_images: int | None = None) -> Report:
+    """Puts results and training curves into one HTML file that needs nothing else.
+
+    Args:
+        folders: What evaluate or bench wrote, and ``experiments/<name>``; runs of evaluated checkpoints are found.
+        output: The page, ``.html``.
+        max_images: How many images to show; default: what fits into about 10 MB.
 
     Raises:
         UserError: An input that holds nothing or is damaged, or an output that cannot be written.
@@ -293,10 +308,10 @@ def run(args: argparse.Namespace) -> int:
     from sdakd.commands.report.data import gather
     from sdakd.files import images
 
-    folders = list(map(Path, args.input))
-    inputs = gather(folders)
-    output = _check(args)
-    page, gallery = build_page(inputs, args.max_images)
+    inputs, output = gather(list(map(Path, folders))), Path(output)
+    max_images = None if max_images is None else whole(max_images, '--max_images', 1)
+    _check(output)
+    page, gallery = build_page(inputs, max_images)
     for entry in gallery.missing:
         sys.stderr.write(f'{entry}; the page goes without it.\n')
     data = page.encode()
@@ -304,9 +319,8 @@ def run(args: argparse.Namespace) -> int:
         images.write(output, data)
     except OSError as error:
         output.with_name(f'.{output.name}.part').unlink(missing_ok=True)
-        raise UserError(f'-o: {output} cannot be written ({error.strerror}); choose another place.') from None
+        raise UserError('-o', f'{output} cannot be written ({error.strerror}); choose another place.') from None
     sections = [name for name in ('evaluate', 'bench') if getattr(inputs, name) is not None]
     sections += [f'run {entry.name}' for entry in inputs.runs]
     count = f', {len(gallery.shown)} of {gallery.total} images' if gallery.total else ''
-    sys.stdout.write(f'{output}: {", ".join(sections)}{count}, {len(data) / 1e6:.1f} MB\n')
-    return 0
+    return Report(output, f'{", ".join(sections)}{count}, {len(data) / 1e6:.1f} MB')

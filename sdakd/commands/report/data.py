@@ -182,7 +182,7 @@ def _typed(kind: type[T], content: object, path: Path, section: str) -> T:
     except msgspec.ValidationError as error:
         reason = str(error).replace('`', '').replace('$', section)
         raise UserError(
-            f'-i: {path} is damaged or of another version ({reason}); make it again with sdakd {section}.'
+            '-i', f'{path} is damaged or of another version ({reason}); make it again with sdakd {section}.'
         ) from None
 
 
@@ -197,22 +197,26 @@ def gather(folders: Sequence[Path]) -> Inputs:
     runs: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f'-i: {folder} is no folder; give one that evaluate or bench wrote, or experiments/<name>.')
+            raise UserError(
+                '-i', f'{folder} is no folder; give one that evaluate or bench wrote, or experiments/<name>.'
+            )
         results = read_results(folder, 'make it again with sdakd evaluate or sdakd bench')
         found = {name: results[name] for name in ('evaluate', 'bench') if results.get(name) is not None}
         for name, content in found.items():
             if name in sections and sections[name][0].resolve() != folder.resolve():
                 raise UserError(
-                    f'-i: {sections[name][0]} and {folder} both hold results of {name}; give one of them and make a '
-                    'report of each, or measure all models in one run.'
+                    '-i',
+                    f'{sections[name][0]} and {folder} both hold results of {name}; give one of them and make a '
+                    'report of each, or measure all models in one run.',
                 )
             sections[name] = folder, content
         if is_run(folder):
             runs[folder.resolve()] = folder
         elif not found:
             raise UserError(
-                f'-i: {folder} holds no {NAME} of sdakd evaluate or bench and no log train_*.log of a run; '
-                'give a folder that one of them wrote with -o, or experiments/<name>.'
+                '-i',
+                f'{folder} holds no {NAME} of sdakd evaluate or bench and no log train_*.log of a run; '
+                'give a folder that one of them wrote with -o, or experiments/<name>.',
             )
     if 'evaluate' in sections:
         folder, content = sections['evaluate']
@@ -230,5 +234,5 @@ def gather(folders: Sequence[Path]) -> Inputs:
         try:
             inputs.runs.append(read_run(folder))
         except OSError as error:
-            raise UserError(f'-i: {error.filename or folder} cannot be read ({error.strerror}).') from None
+            raise UserError('-i', f'{error.filename or folder} cannot be read ({error.strerror}).') from None
     return inputs

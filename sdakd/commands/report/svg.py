@@ -220,7 +220,7 @@ class Mark:
 
 
 def _place(name: str, at: tuple[float, float], taken: list[tuple[float, ...]], x: Axis, y: Axis) -> tuple[float, float]:
-    """Where a label beside a point meets no other label or point: left edge and baseline, in pixels."""
+    """A place for a label beside a point, clear of other labels and points: left edge and baseline, in pixels."""
     length = len(name) * CHARACTER
     beside = [(9, -8), (9, 18), (-9 - length, -8), (-9 - length, 18), (12, 4), (-12 - length, 4)]
     beside += [(-length / 2, -16), (-length / 2, 26)]

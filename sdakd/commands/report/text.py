@@ -10,7 +10,7 @@ from sdakd.commands.report.data import Bench, Difference, Evaluate, Interval, Me
 from sdakd.commands.report.svg import Mark
 
 DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 5, 'identity': 4}
-FIDELITY, PERCEPTION = ('psnr', 'ssim'), ('lpips', 'niqe')  # of each the first that was measured goes into the headline
+FIDELITY, PERCEPTION = ('psnr', 'ssim'), ('lpips', 'niqe')  # the first of each that was measured goes into the headline
 MINUS = '\u2212'
 GIGA = 1e9
 

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sdakd import compat
+from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError, near
 from sdakd.files.images import ENDINGS, UnusableError, by_stem, list_images, stem, write
 from sdakd.files.pictures import Picture, eight_bits, encode, ending_of, first_line, read
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from sdakd.files.generators import Opened
 
 DEFAULT = 'demo_student_x4'
+EXTENSIONS, ALPHA = ('auto', 'png', 'jpg', 'webp'), ('realesrgan', 'bicubic')
 PRETRAINED = Path(__file__).parents[2] / 'pretrained'
 DOWNLOADS = Path('experiments/pretrained_models')  # where the option files want official networks, too
 
@@ -41,89 +44,113 @@ FACE_URLS = {
 }
 
 
-def _factor(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f'{text} is no factor; give a number above 0, for example 2')
-    return value
-
-
-def _pixels(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text} is no number of pixels; give 0 or more')
-    return int(text)
-
-
-def _auto_pixels(text: str) -> int | None:
-    return None if text == 'auto' else _pixels(text)
-
-
-def _suffix(text: str) -> str:
-    if '/' in text or os.sep in text:
-        raise argparse.ArgumentTypeError(f'{text} is no part of a file name; folders are given with -o')
-    return text
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add('-i', '--input', required=True, help='an image, or a folder that is searched with its sub-folders')
-    add('-o', '--output', required=True, help='folder for the results')
+    """Adds the flags."""
+    add = Flags(parser, upscale)
+    add('-i', '--input', dest='images', help='an image, or a folder that is searched with its sub-folders')
+    add('-o', '--output', help='folder for the results')
+    add('-m', '--model_path', dest='model', metavar='FILE', help='model: .pth, .safetensors or .onnx')
     named = f'a model by name instead: {DEFAULT} (default), RealESRGAN_x4plus, realesr-general-x4v3, ...'
-    add('-m', '--model_path', metavar='FILE', help='model: .pth, .safetensors or .onnx')
-    add('-n', '--model_name', metavar='NAME', help=named)
-    add('-s', '--outscale', type=_factor, help="factor between input and output (default: the model's own)")
+    add('-n', '--model_name', dest='name', metavar='NAME', help=named)
+    own = "factor between input and output (default: the model's own)"
+    add('-s', '--outscale', type=number, help=own)
     factor = 'for GCFSR: take the face as one reduced so many times (default: by its size)'
-    add('--factor', type=_factor, help=factor)
+    add('--factor', type=number, help=factor)
     tile = 'side of a tile in input pixels; 0: no tiles (default: auto, what fits into memory)'
-    add('-t', '--tile', type=_auto_pixels, default='auto', metavar='PIXELS', help=tile)
+    add('-t', '--tile', type=_auto, metavar='PIXELS', help=tile)
     pad = "overlap of tiles in input pixels (default: auto, the model's reach, at most 40)"
-    add('--tile_pad', type=_auto_pixels, default='auto', metavar='PIXELS', help=pad)
-    add('--pre_pad', type=_pixels, default=0, metavar='PIXELS', help='mirrored border at the right and bottom')
-    add('--fp32', action='store_true', help='full precision on a GPU, too (default: half there, full on a CPU)')
+    add('--tile_pad', type=_auto, metavar='PIXELS', help=pad)
+    add('--pre_pad', type=number, metavar='PIXELS', help='mirrored border at the right and bottom (default: {default})')
+    fp32 = 'full precision on a GPU, too (default: half there, full on a CPU)'
+    add('--fp32', dest='half', action='store_const', const=False, help=fp32)
     ext = 'ending of the results; auto: that of the input, or png where it cannot hold alpha or 16 bits'
-    add('--ext', choices=('auto', 'png', 'jpg', 'webp'), default='auto', help=ext)
-    add('--suffix', type=_suffix, default='out', help='NAME.png becomes NAME_SUFFIX.png (default: out)')
+    add('--ext', choices=EXTENSIONS, help=ext)
+    add('--suffix', help='NAME.png becomes NAME_SUFFIX.png (default: {default})')
     add('--face_enhance', action='store_true', help='restore faces with GFPGAN (pip install gfpgan)')
-    alpha = 'how alpha is enlarged (default: realesrgan, by the model)'
-    add('--alpha_upsampler', choices=('realesrgan', 'bicubic'), default='realesrgan', help=alpha)
-    add('-g', '--gpu-id', type=_pixels, metavar='NUMBER', help='which GPU (default: the first, where there is one)')
+    alpha = 'how alpha is enlarged (default: {default}, by the model)'
+    add('--alpha_upsampler', choices=ALPHA, help=alpha)
+    gpu = 'which GPU (default: the first, where there is one)'
+    add('-g', '--gpu-id', dest='gpu', type=number, metavar='NUMBER', help=gpu)
 
 
-def inputs(args: argparse.Namespace) -> tuple[Path, dict[str, str]]:
+def _auto(text: str) -> int | float | str | None:
+    return None if text == 'auto' else number(text)
+
+
+def _pixels(value: object, where: str) -> int | None:
+    return None if value is None else whole(value, where)
+
+
+def _positive(value: object, where: str) -> float | None:
+    if value is None or (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        return value
+    raise UserError(where, f'{value} is no factor; give a number above 0, for example 2.')
+
+
+@dataclass
+class Upscaled(Outcome):
+    """What was enlarged.
+
+    Args:
+        files: Result by input, both as paths.
+        failed: Why an input has no result, one line each.
+        text: For people, with the time.
+    """
+
+    files: dict[Path, Path]
+    failed: list[str]
+    folder: Path
+    output: Path
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def check(self) -> None:
+        if self.failed:
+            first = '; '.join(self.failed[:3]) + ('; ...' if len(self.failed) > 3 else '')
+            total = len(self.failed) + len(self.files)
+            raise UserError(
+                f'{len(self.failed)} of {total} images in {self.folder} could not be upscaled ({first}); '
+                f'the others are in {self.output}.'
+            )
+
+
+def _inputs(images: str | Path, output: str | Path, suffix: str, ext: str) -> tuple[Path, dict[str, str]]:
     """The folder of the inputs, and which of them becomes which result; both relative, to it and to ``-o``.
 
     Raises:
         UserError: No image there, two would become the same result, or a result would replace an input.
     """
-    source = Path(args.input)
+    source = Path(images)
     if not source.exists():
-        raise UserError(f'-i: {source} does not exist; give an image or a folder.')
+        raise UserError('-i', f'{source} does not exist; give an image or a folder.')
     folder = source if source.is_dir() else source.parent
     if source.is_dir():
         names = list_images(str(source))
-        if Path(os.path.realpath(args.output)).is_relative_to(os.path.realpath(source)):
-            raise UserError(
-                f'-o: {args.output} lies in the folder of the inputs (-i {source}); put it beside that one.'
-            )
+        if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(source)):
+            raise UserError('-o', f'{output} lies in the folder of the inputs (-i {source}); put it beside that one.')
     else:
         names = [source.name]
         if source.suffix.lower() not in ENDINGS:
-            raise UserError(f'-i: {source} is no image; images are told by their endings {", ".join(ENDINGS)}.')
+            raise UserError('-i', f'{source} is no image; images are told by their endings {", ".join(ENDINGS)}.')
 
     def result(name: str) -> str:
-        return stem(name) + (f'_{args.suffix}' if args.suffix else '') + ending_of(folder / name, args.ext)
+        return stem(name) + (f'_{suffix}' if suffix else '') + ending_of(folder / name, ext)
 
     results = by_stem(names, str(folder), result)
     for name in results:
-        target = Path(args.output, name)
+        target = Path(output, name)
         if target.is_dir():
-            raise UserError(f'-o: {target} is a folder, and a result would get its name; remove it or change --suffix.')
+            raise UserError(
+                '-o', f'{target} is a folder, and a result would get its name; remove it or change --suffix.'
+            )
         if source.is_file() and target.exists() and target.samefile(source):
-            raise UserError(f'-o: the result would replace {source} itself; choose another folder or give --suffix.')
+            raise UserError('-o', f'the result would replace {source} itself; choose another folder or give --suffix.')
     return folder, results
 
 
-def model_file(args: argparse.Namespace) -> tuple[Path, str]:
+def _model_file(model: str | Path | None, name: str | None) -> tuple[Path, str]:
     """The model's file and the flag that named it; an official one is downloaded where it is missing.
 
     Raises:
@@ -131,17 +158,17 @@ def model_file(args: argparse.Namespace) -> tuple[Path, str]:
     """
     from sdakd_arch.zoo import URLS, ensure_file
 
-    if args.model_path is not None:
-        if args.model_name is not None:
-            raise UserError('-m and -n: give one of them, a file or a name.')
-        return Path(args.model_path), '-m'
-    name = (args.model_name or DEFAULT).removesuffix('.pth')
+    if model is not None:
+        if name is not None:
+            raise UserError('-m and -n', 'give one of them, a file or a name.')
+        return Path(model), '-m'
+    name = (name or DEFAULT).removesuffix('.pth')
     shipped = {path.stem: path for path in PRETRAINED.iterdir() if path.suffix in ('.pth', '.safetensors')}
     if name in shipped:
         return shipped[name], '-n'
     official = {Path(file).stem for file in URLS if file.lower().startswith('realesr') and 'netD' not in file}
     if name not in official:
-        raise UserError(f'-n: no model is called {name}; {near(name, official | shipped.keys())}.')
+        raise UserError('-n', f'no model is called {name}; {near(name, official | shipped.keys())}.')
     path = DOWNLOADS / f'{name}.pth'
     ensure_file(path, '-n', 'name another file with -m')
     return path, '-n'
@@ -153,7 +180,7 @@ def _device(gpu: int | None, onnx: bool) -> str:
     count = torch.cuda.device_count()
     if gpu is not None and gpu >= count:
         have = f'the GPUs are 0 to {count - 1}' if count else 'torch finds no GPU here; leave the flag out'
-        raise UserError(f'-g: there is no GPU {gpu}: {have}.')
+        raise UserError('-g', f'there is no GPU {gpu}: {have}.')
     return f'cuda:{gpu or 0}' if count and not onnx else 'cpu'  # ONNX Runtime takes and gives arrays in main memory
 
 
@@ -172,14 +199,15 @@ def _face_enhancer(upscaler, outscale: float):
         from gfpgan import GFPGANer
     except ModuleNotFoundError as error:
         raise UserError(
-            f'--face_enhance: the package {error.name} is not installed: pip install gfpgan, or leave the flag out.'
+            '--face_enhance', f'the package {error.name} is not installed: pip install gfpgan, or leave the flag out.'
         ) from None
     try:
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # the face detector's
     except RuntimeError:
         raise UserError(
-            '--face_enhance: the installed torchvision was built for another torch and cannot detect faces: install '
-            f'the torchvision that belongs to torch {torch.__version__}, or leave the flag out.'
+            '--face_enhance',
+            'the installed torchvision was built for another torch and cannot detect faces: install '
+            f'the torchvision that belongs to torch {torch.__version__}, or leave the flag out.',
         ) from None
     for name, url in FACE_URLS.items():
         ensure_file(FACE_FOLDER / name, '--face_enhance', 'leave the flag out', url)
@@ -188,8 +216,8 @@ def _face_enhancer(upscaler, outscale: float):
         return GFPGANer(path, upscale=outscale, bg_upsampler=upscaler, device=upscaler.device)
     except Exception as error:  # a file that is cut off, or of another network
         raise UserError(
-            f'--face_enhance: a file in {FACE_FOLDER} cannot be used ({first_line(error)}); remove it to have it '
-            'downloaded again.'
+            '--face_enhance',
+            f'a file in {FACE_FOLDER} cannot be used ({first_line(error)}); remove it to have it downloaded again.',
         ) from None
 
 
@@ -207,87 +235,130 @@ def with_faces(pixels: np.ndarray, upscaler, faces, outscale: float, alpha_upsam
     return np.dstack([output, upscaler.resized(alpha, pixels.shape[:2], outscale)])
 
 
-def _upscaler(args: argparse.Namespace, opened: Opened, device: str) -> Upscaler | FaceUpscaler:
-    """What enlarges images.
+def open_upscaler(
+    opened: Opened,
+    *,
+    factor: float | None = None,
+    tile: int | None = None,
+    tile_pad: int | None = None,
+    pre_pad: int = 0,
+    half: bool = False,
+    device: str = 'cpu',
+) -> Upscaler | FaceUpscaler:
+    """What enlarges arrays; see :func:`upscale` for the arguments.
 
     Raises:
-        UserError: A flag that the network has no use for, or the package realesrgan is missing.
+        UserError: An argument that the network has no use for.
     """
     if opened.scale is None:
         from sdakd.commands.upscale.faces import FaceUpscaler, check_flags
 
-        check_flags(args, opened)
-        return FaceUpscaler(opened, args.factor, device)
-    if args.factor is not None:
-        raise UserError(f'--factor: {opened.path} always enlarges {opened.scale} times; leave the flag out.')
-    try:
-        from sdakd.commands.upscale.upscaler import Upscaler
-    except ModuleNotFoundError as error:
-        if error.name != 'realesrgan':
-            raise
-        raise UserError('the package realesrgan is not installed: pip install realesrgan.') from None
-    half = device != 'cpu' and not args.fp32
-    return Upscaler(opened, args.tile, args.tile_pad, args.pre_pad, half, device)
+        check_flags(opened, factor, {'-t': tile, '--tile_pad': tile_pad, '--pre_pad': pre_pad})
+        return FaceUpscaler(opened, factor, device)
+    from sdakd.commands.upscale.upscaler import Upscaler
+
+    if factor is not None:
+        raise UserError('--factor', f'{opened.path} always enlarges {opened.scale} times; leave the flag out.')
+    return Upscaler(opened, tile, tile_pad, pre_pad, half, device)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Upscales; returns 0.
+def upscale(
+    images: str | Path,
+    output: str | Path,
+    *,
+    model: str | Path | None = None,
+    name: str | None = None,
+    outscale: float | None = None,
+    factor: float | None = None,
+    tile: int | None = None,
+    tile_pad: int | None = None,
+    pre_pad: int = 0,
+    half: bool | None = None,
+    ext: str = 'auto',
+    suffix: str = 'out',
+    face_enhance: bool = False,
+    alpha_upsampler: str = 'realesrgan',
+    gpu: int | None = None,
+) -> Upscaled:
+    """Enlarges an image, or a folder of images with its sub-folders.
+
+    Args:
+        images: A file, or a folder: grey, colour or alpha, 8 or 16 bits.
+        output: Folder for the results.
+        model: ``.pth``, ``.safetensors`` or ``.onnx``; default: the student that ships with this project.
+        name: Instead of ``model``, a model that ships with this project or an official one, which is downloaded.
+        outscale: Factor between input and output; default: the model's own. Lanczos interpolation does the rest.
+        factor: What GCFSR is told; default: what the size of the face says.
+        tile: Side of a tile in input pixels; 0: no tiles; None: what fits into the memory.
+        tile_pad: Overlap of tiles in input pixels; None: the model's reach, at most 40.
+        pre_pad: Mirrored border at the right and the bottom in input pixels.
+        half: Whether to compute in float16; None: on a GPU only. A CPU computes in float32.
+        ext: Ending of the results: ``auto`` (that of the input, or png where it cannot hold alpha or 16 bits), ``png``,
+            ``jpg`` or ``webp``.
+        suffix: ``NAME.png`` becomes ``NAME_SUFFIX.png``; empty: the name stays.
+        face_enhance: Whether GFPGAN restores faces.
+        alpha_upsampler: How alpha is enlarged: ``realesrgan`` (by the model) or ``bicubic``.
+        gpu: Number of the GPU; default: the first one, where there is one.
+
+    Returns:
+        The results' files, and what failed.
 
     Raises:
-        UserError: A mistake on the command line, or images that could not be upscaled; the others are done then.
+        UserError: A mistake in an argument or a file, found before anything is computed; or the only image fails.
     """
-    Image.MAX_IMAGE_PIXELS = None  # one's own panorama is no attack
-    folder, results = inputs(args)
-    single = Path(args.input).is_file()
+    outscale, factor = _positive(outscale, '-s'), _positive(factor, '--factor')
+    tile, tile_pad, pre_pad = _pixels(tile, '-t'), _pixels(tile_pad, '--tile_pad'), whole(pre_pad, '--pre_pad')
+    one_of(ext, EXTENSIONS, '--ext')
+    one_of(alpha_upsampler, ALPHA, '--alpha_upsampler')
+    if '/' in suffix or os.sep in suffix:
+        raise UserError('--suffix', f'{suffix} is no part of a file name; folders are given with -o.')
+    Image.MAX_IMAGE_PIXELS = None  # a user's own panorama is not an attack
+    folder, results = _inputs(images, output, suffix, ext)
+    single = Path(images).is_file()
     try:
         if single:  # before the model is loaded
-            read(args.input)
+            read(images)
     except UnusableError as error:
-        raise UserError(f'-i: {args.input} {error.reason}.') from None
+        raise UserError('-i', f'{images} {error.reason}.') from None
     compat.import_basicsr()
     from sdakd.files.generators import open_network
 
-    path, flag = model_file(args)
-    device = _device(args.gpu_id, path.suffix == '.onnx')
+    path, flag = _model_file(model, name)
+    device = _device(_pixels(gpu, '-g'), path.suffix == '.onnx')
     opened = open_network(path, flag, faces=True)
-    upscaler = _upscaler(args, opened, device)
-    outscale = args.outscale or opened.scale
-    faces = _face_enhancer(upscaler, outscale) if args.face_enhance else None
-    output = output_folder(args.output)
+    if face_enhance and opened.scale is None:
+        network = opened.network['type']
+        raise UserError('--face_enhance', f'{path} ({network}) makes faces itself; leave the flag out.')
+    half = device != 'cpu' and half is not False
+    settings = {'tile': tile, 'tile_pad': tile_pad, 'pre_pad': pre_pad, 'half': half, 'device': device}
+    upscaler = open_upscaler(opened, factor=factor, **settings)
+    outscale = outscale or opened.scale
+    faces = _face_enhancer(upscaler, outscale) if face_enhance else None
+    output = output_folder(output)
 
-    def upscale(name: str, target: Path) -> float:
-        """Returns the result's size in megapixels."""
-        picture = read(folder / name)
-        if faces:
-            pixels = with_faces(picture.pixels, upscaler, faces, outscale, args.alpha_upsampler)
-        else:
-            pixels = upscaler.enhance(picture.pixels, outscale, args.alpha_upsampler)[0]
-        write(target, encode(Picture(pixels, picture.profile), target.suffix))
-        return pixels.shape[0] * pixels.shape[1] / 1e6
-
-    megapixels, failed, begun = 0.0, [], time.perf_counter()
-    for target, name in tqdm(results.items(), desc='upscale', unit='image'):
+    megapixels, failed, files, begun = 0.0, [], {}, time.perf_counter()
+    for target, source in tqdm(results.items(), desc='upscale', unit='image'):
         try:
-            megapixels += upscale(name, output / target)
+            picture = read(folder / source)
+            if faces:
+                pixels = with_faces(picture.pixels, upscaler, faces, outscale, alpha_upsampler)
+            else:
+                pixels = upscaler.enhance(picture.pixels, outscale, alpha_upsampler)[0]
+            write(output / target, encode(Picture(pixels, picture.profile), Path(target).suffix))
+            megapixels += pixels.shape[0] * pixels.shape[1] / 1e6
+            files[folder / source] = output / target
         except Exception as error:  # the model, a codec or the disk may fail one image: the others go on
             known = isinstance(error, UnusableError)
             reason = error.reason if known else f'cannot be upscaled ({first_line(error)})'
-            failed.append(f'{name} {reason}')
+            failed.append(f'{source} {reason}')
             if single:
-                raise UserError(f'-i: {args.input} {reason}.') from None
-            tqdm.write(f'{folder / name} {reason}', file=sys.stderr)
+                raise UserError('-i', f'{images} {reason}.') from None
+            tqdm.write(f'{folder / source} {reason}', file=sys.stderr)
     seconds = time.perf_counter() - begun
-    done = len(results) - len(failed)
     size = f'x{outscale:g}' if outscale else f'to {upscaler.out_size}x{upscaler.out_size} pixels'
-    what = next(iter(results)) if single else f'{done} of {len(results)} images'
-    sys.stdout.write(
+    what = next(iter(results)) if single else f'{len(files)} of {len(results)} images'
+    text = (
         f'upscale: {what} in {output}, {size} with {opened.name}: {seconds:.1f} s, '
         f'{megapixels / seconds:.2f} megapixels of output per second\n'
     )
-    if failed:
-        first = '; '.join(failed[:3]) + ('; ...' if len(failed) > 3 else '')
-        raise UserError(
-            f'{len(failed)} of {len(results)} images in {folder} could not be upscaled ({first}); the others are in '
-            f'{output}.'
-        )
-    return 0
+    return Upscaled(files, failed, folder, output, text)

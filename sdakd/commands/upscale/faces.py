@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -15,25 +15,27 @@ from sdakd.files.images import UnusableError
 GREY = (0.299, 0.587, 0.114)  # of R, G and B
 
 
-def check_flags(args: argparse.Namespace, opened: Opened) -> None:
-    """Sees that the flags of `sdakd upscale` are such as a network for faces has a use for.
+def check_flags(opened: Opened, factor: float | None, whole_images: Mapping[str, int | None]) -> None:
+    """Checks that a network for faces has a use for the flags of `sdakd upscale`.
+
+    Args:
+        factor: What the network is to be told.
+        whole_images: Flag -> value, of what cuts images into tiles or pads them.
 
     Raises:
-        UserError: Tiles or padding, GFPGAN, a factor for a network that is not told one, or one that does not fit.
+        UserError: Tiles or padding, a factor for a network that is not told one, or one that does not fit.
     """
     name = f'{opened.path} ({opened.network["type"]})'
-    for flag, given in (('-t', args.tile), ('--tile_pad', args.tile_pad), ('--pre_pad', args.pre_pad)):
+    for flag, given in whole_images.items():
         if given:
-            raise UserError(f'{flag}: {name} sees whole faces, without tiles and padding; leave the flag out.')
-    if args.face_enhance:
-        raise UserError(f'--face_enhance: {name} makes faces itself; leave the flag out.')
+            raise UserError(flag, f'{name} sees whole faces, without tiles and padding; leave the flag out.')
     largest = opened.module.out_size // SMALLEST_FACE
-    if args.factor is not None and not opened.module.generator.takes_factor:
-        raise UserError(f'--factor: {name} is not told a factor; leave the flag out.')
-    if args.factor is not None and not 1 <= args.factor <= largest:
+    if factor is not None and not opened.module.generator.takes_factor:
+        raise UserError('--factor', f'{name} is not told a factor; leave the flag out.')
+    if factor is not None and not 1 <= factor <= largest:
         raise UserError(
-            f'--factor: {args.factor:g} does not fit faces of {opened.module.out_size} pixels; give a number from 1 to '
-            f'{largest}.'
+            '--factor',
+            f'{factor:g} does not fit faces of {opened.module.out_size} pixels; give a number from 1 to {largest}.',
         )
 
 
@@ -60,7 +62,7 @@ class FaceUpscaler:
         Args:
             img: ``(h, h)`` grey, or ``(h, h, 3)`` or ``(h, h, 4)`` with BGR and alpha; uint8 or uint16.
             outscale: Factor between input and output, made by Lanczos interpolation; None: the size of the faces.
-            alpha_upsampler: Not used: alpha is no face and is enlarged by bicubic interpolation.
+            alpha_upsampler: Not used: alpha is not a face, so bicubic interpolation enlarges it.
 
         Returns:
             The image, of the input's type and channels, and its kind: L, RGB or RGBA.

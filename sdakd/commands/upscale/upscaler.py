@@ -1,15 +1,13 @@
-"""Real-ESRGAN's upscaler for any opened network: in tiles without a seam, in little memory, with a progress bar."""
+"""Enlarges images with any opened generator: in tiles without a seam, in little memory, with a progress bar."""
 
 from __future__ import annotations
 
 import math
-import tempfile
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from realesrgan import RealESRGANer
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from sdakd.files.generators import Opened
@@ -23,19 +21,19 @@ CPU_BYTES = 2 << 30  # for one tile's activations; larger tiles are not faster
 SMALLEST = 32  # side of a tile below which running out of memory is final
 
 
-class Upscaler(RealESRGANer):
-    """A :class:`realesrgan.RealESRGANer` that other programs can use as one, for example GFPGAN for the background.
+class Upscaler:
+    """Enlarges images; other programs can use it where they expect ``realesrgan.RealESRGANer``, such as GFPGAN.
 
-    Different from its parent: the bits of a pixel are told by the array's type and not by its brightest value; tiles
+    Differences from that class: the bits of a pixel are told by the array's type and not by its brightest value; tiles
     are chosen to fit into the memory, begin where the network's blocks of pixels begin, overlap as far as the network
-    reaches, and are kept as whole numbers; one that does not fit is halved, where the parent goes on without it; images
-    smaller than their padding are extended; opaque alpha stays opaque; nothing is printed.
+    reaches, and are kept as whole numbers; a tile that does not fit is halved, and never left out; images smaller than
+    their padding are extended; opaque alpha stays opaque; nothing is printed.
 
     Args:
         opened: The network; its module is moved to the device and, with ``half``, converted.
         tile: Side of a tile in input pixels; 0 runs the image whole; None chooses by the memory.
         tile_pad: Context around a tile in input pixels; None takes the network's reach, and 40 where that is longer.
-        pre_pad: Reflected border at the right and at the bottom, in input pixels.
+        pre_pad: Mirrored border at the right and at the bottom, in input pixels.
         half: Computes in float16.
         device: Where to compute.
     """
@@ -49,17 +47,15 @@ class Upscaler(RealESRGANer):
         half: bool = False,
         device: str | torch.device = 'cpu',
     ) -> None:
-        with tempfile.TemporaryDirectory() as folder:  # the parent wants a file, and reads fewer kinds than the project
-            path = Path(folder, 'state.pth')
-            torch.save({'params': opened.module.state_dict()}, path)
-            device = torch.device(device)
-            super().__init__(opened.scale, str(path), None, opened.module, tile, tile_pad, pre_pad, half, device)
-        if device.type == 'cpu' and not half and opened.path.suffix != '.onnx':
+        self.scale, self.tile_size, self.pre_pad, self.half = opened.scale, tile, pre_pad, half
+        self.device = torch.device(device)
+        model = opened.module.eval().to(self.device)
+        self.model = model.half() if half else model
+        if self.device.type == 'cpu' and not half and opened.path.suffix != '.onnx':
             fast = accelerate(self.model)
             self.model = self.model if isinstance(fast, Plain) else fast
         network, family = opened.network or {}, opened.family
-        if tile_pad is None:
-            self.tile_pad = min(family.reach(network) or PAD, PAD)
+        self.tile_pad = min(family.reach(network) or PAD, PAD) if tile_pad is None else tile_pad
         self.multiple, self.widest = opened.multiple, family.widest(network)
         self.tile_pad += -self.tile_pad % self.multiple  # as run_tiled does
 
@@ -73,18 +69,17 @@ class Upscaler(RealESRGANer):
             return 0
         return max(math.isqrt(pixels) - 2 * self.tile_pad, SMALLEST)
 
-    def process(self) -> None:
-        """Runs the network over ``self.img``; leaves ``self.output``, whole numbers on the CPU.
+    def _fitted(self, image: torch.Tensor, grey: bool, top: int) -> torch.Tensor:
+        """:meth:`_in_tiles` with tiles that fit, ``(1, 3, h, w)`` to ``(1, 3 or 1, h * scale, w * scale)``.
 
         Raises:
             UnusableError: The memory does not suffice, or half precision overflows.
         """
-        height, width = self.img.shape[-2:]
+        height, width = image.shape[-2:]
         tile = self.fitting_tile(height, width)
         while True:
             try:
-                self.output = self._in_tiles(tile)
-                return
+                return self._in_tiles(image, tile, grey, top)
             except Exception as error:  # torch's, ONNX Runtime's and numpy's have no base class of their own in common
                 if 'memory' not in str(error) and not isinstance(error, MemoryError):
                     raise
@@ -98,10 +93,9 @@ class Upscaler(RealESRGANer):
             if self.device.type == 'cuda':
                 torch.cuda.empty_cache()
 
-    tile_process = process  # what a caller of the parent's parts would call
-
-    def _in_tiles(self, tile: int) -> torch.Tensor:
-        height, width = self.img.shape[-2:]
+    def _in_tiles(self, image: torch.Tensor, tile: int, grey: bool, top: int) -> torch.Tensor:
+        """The network's output on the CPU: levels from 0 to ``top``, uint8, or the bits of uint16 as int16."""
+        height, width = image.shape[-2:]
         tile += -tile % self.multiple
         tiles = math.ceil(height / tile) * math.ceil(width / tile) if tile else 1
         bar = tqdm(total=tiles, desc='tiles', unit='tile', leave=False, disable=True if tiles == 1 else None)
@@ -113,27 +107,29 @@ class Upscaler(RealESRGANer):
                 remedy = '; give --fp32' if self.half else ''
                 raise UnusableError('failed', f'makes the network give values that are no numbers{remedy}')
             output = output.clamp_(0, 1)
-            if self.grey:
+            if grey:
                 output = (output * output.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(1, keepdim=True)
-            whole = output.mul_(self.top).round_().to(torch.int32)
+            whole = output.mul_(top).round_().to(torch.int32)
             # int16 holds the bits of what numpy knows as uint16
-            return whole.to(torch.uint8 if self.top == 255 else torch.int16).cpu()
+            return whole.to(torch.uint8 if top == 255 else torch.int16).cpu()
 
         with bar:
-            return run_tiled(network, self.img, self.scale, tile, self.tile_pad, self.multiple)
+            return run_tiled(network, image, self.scale, tile, self.tile_pad, self.multiple)
 
     def _run(self, image: np.ndarray, grey: bool) -> np.ndarray:
         """Enlarges ``(h, w, 3)``, RGB, uint8 or uint16, to the same, or to ``(h, w)`` grey."""
-        self.top, self.grey = int(np.iinfo(image.dtype).max), grey
+        top = int(np.iinfo(image.dtype).max)
         height, width = image.shape[:2]
         # to be mirrored, an image must exceed its padding; the parent mirrors at scale 2 and 1, whatever the network
         least = 1 + max(self.pre_pad, self.multiple - 1, 4 - self.scale)
         short = max(least - height, 0), max(least - width, 0)
         image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)), mode='edge')
-        self.pre_process(image.astype(np.float32) / self.top)
-        self.process()
-        output = self.post_process()[0, :, : height * self.scale, : width * self.scale]
-        self.img = self.output = None
+        tensor = torch.from_numpy((image.astype(np.float32) / top).transpose(2, 0, 1))[None].to(self.device)
+        tensor = tensor.half() if self.half else tensor
+        tensor = F.pad(tensor, (0, self.pre_pad, 0, self.pre_pad), 'reflect')
+        unshuffled = {2: 2, 1: 4}.get(self.scale, 1)  # sides must be multiples; run_tiled goes on to multiples of 4
+        tensor = F.pad(tensor, (0, -tensor.shape[3] % unshuffled, 0, -tensor.shape[2] % unshuffled), 'reflect')
+        output = self._fitted(tensor, grey, top)[0, :, : height * self.scale, : width * self.scale]
         output = output.permute(1, 2, 0).contiguous().numpy().view(image.dtype)
         return output[..., 0] if grey else output
 
@@ -159,7 +155,7 @@ class Upscaler(RealESRGANer):
             alpha_upsampler: ``realesrgan`` (the network) or ``bicubic``.
 
         Returns:
-            The image, of the input's type and channels, and its kind as the parent calls it: L, RGB or RGBA.
+            The image, of the input's type and channels, and its kind: L, RGB or RGBA.
 
         Raises:
             UnusableError: The memory does not suffice, or half precision overflows.
@@ -174,7 +170,7 @@ class Upscaler(RealESRGANer):
         return self.resized(output, img.shape[:2], outscale), mode
 
     def resized(self, output: np.ndarray, size: tuple[int, int], outscale: float | None) -> np.ndarray:
-        """The network's output at ``outscale`` times the input's ``size`` (height, width), as the parent makes it."""
+        """The network's output at ``outscale`` times the input's ``size`` (height, width), by Lanczos interpolation."""
         if outscale is None or outscale == self.scale:
             return np.ascontiguousarray(output)
         height, width = (max(int(side * outscale), 1) for side in size)
