@@ -1,1 +1,1 @@
-"""Checks of a run before anything is created, a module per subject; :mod:`sdakd_models.checks.run` goes through them."""
+"""Checks of a run before anything is created, a module per subject; :mod:`sdakd_models.checks.run` makes them all."""
