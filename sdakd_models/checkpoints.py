@@ -122,7 +122,8 @@ class Checkpoints:
             UserError: The state belongs to another set of players or another teacher, or a checkpoint is missing.
         """
         names = [player.name for player in self.players]
-        if resume_state.get('players', names) != names or len(resume_state['optimizers']) != len(names):
+        saved = resume_state.get('players', names)
+        if sorted(saved) != sorted(names) or len(resume_state['optimizers']) != len(names):
             raise UserError(
                 f'path:resume_state: it was saved with the players {resume_state.get("players")}, the options define '
                 f'{names}; resume with the option file of that run.'
@@ -142,8 +143,9 @@ class Checkpoints:
             path = os.path.join(self.path['models'], f'net_{teacher.player.name}_{iteration}.pth')
             load_into(teacher.shown, read_weights(path, 'params_best', 'path:resume_state'), path, 'path:resume_state')
             teacher.score = resume_state['teacher_scores'][teacher.name]
-        for player, state in zip(self.players, resume_state['optimizers'], strict=True):
-            player.optimizer.load_state_dict(deepcopy(state))
+        states = dict(zip(saved, resume_state['optimizers'], strict=True))  # in whatever order they were built
+        for player in self.players:
+            player.optimizer.load_state_dict(deepcopy(states[player.name]))
         for name, term in self.terms.items():
             term.load_state(resume_state.get('terms', {}).get(name, {}))
         if self.shares is not None:

@@ -27,6 +27,7 @@ from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from sdakd.compat import UserError, exit_with_sentence
+from sdakd_arch.weights import read_weights
 from sdakd_arch.width import lookup
 from sdakd_models.checks.paths import resolve_paths
 from sdakd_models.checks.run import check_run
@@ -116,13 +117,31 @@ def _check(opt: dict, args: argparse.Namespace, root_path: str, is_train: bool) 
             )
         if opt['rank'] > 0:  # the others wait for the main process: it downloads what is missing and reports mistakes
             torch.distributed.barrier()
-        cast = check_run(opt, quiet=opt['rank'] > 0) if is_train else None
+        if is_train:
+            keep_connector(opt)
+            cast = check_run(opt, quiet=opt['rank'] > 0)
         if opt['dist'] and opt['rank'] == 0:
             torch.distributed.barrier()
         if is_train:
             rehearse(opt, cast)
     except UserError as error:
         raise UserError(f'{args.opt}: {error}') from None
+
+
+def keep_connector(opt: Mapping) -> None:
+    """Has a resumed run of DCD keep the teacher's connector that it began with, where its option file names none.
+
+    Version 0.1.0 had another default, ``normalised``. The checkpoint tells: that one has no running statistics.
+    """
+    path, train = opt['path'], opt.get('train')
+    block = train.get('dcd_opt') if isinstance(train, dict) else None
+    if not path.get('resume_state') or not isinstance(block, dict) or 'teacher_connector' in block:
+        return
+    saved = Path(path['models'], f'net_connectors_{Path(path["resume_state"]).stem}.pth')
+    if saved.is_file():
+        keys = read_weights(saved, 'params', 'path:resume_state')
+        if not any(key.startswith('teacher.') and key.endswith('.running_mean') for key in keys):
+            block['teacher_connector'] = 'normalised'
 
 
 def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
