@@ -3,10 +3,13 @@
 Importing the package registers the losses of its ``*_loss.py`` modules with BasicSR.
 """
 
+import importlib
+import pkgutil
+
 from sdakd.compat import import_basicsr
 
 import_basicsr()
 
-from sdakd_losses import crd_loss, dcd_loss, feature_loss, imitation_loss, omgd_loss  # noqa: E402
-
-__all__ = ['crd_loss', 'dcd_loss', 'feature_loss', 'imitation_loss', 'omgd_loss']
+for _module in pkgutil.iter_modules(__path__):
+    if _module.name.endswith('_loss'):
+        importlib.import_module(f'{__name__}.{_module.name}')

@@ -89,18 +89,18 @@ class _AngleLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, mine: torch.Tensor, its: torch.Tensor) -> torch.Tensor:
-        batch, number, _ = mine.shape
+    def forward(ctx, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        batch, number, _ = student.shape
         count = batch * number**3
-        inverse, its_inverse = (mine + NEAR**2).rsqrt(), (its + NEAR**2).rsqrt()
+        inverse, teacher_inverse = (student + NEAR**2).rsqrt(), (teacher + NEAR**2).rsqrt()
         learns = ctx.needs_input_grad[0]
-        at_vertex, across = torch.zeros_like(mine), torch.zeros_like(mine)
-        total = torch.zeros((), dtype=torch.float64, device=mine.device)
+        at_vertex, across = torch.zeros_like(student), torch.zeros_like(student)
+        total = torch.zeros((), dtype=torch.float64, device=student.device)
         step = max(1, CHUNK // (batch * number**2))
         for start in range(0, number, step):
             vertices = slice(start, start + step)
-            cosines = _cosines(mine, inverse, vertices)
-            residual = cosines - _cosines(its, its_inverse, vertices)
+            cosines = _cosines(student, inverse, vertices)
+            residual = cosines - _cosines(teacher, teacher_inverse, vertices)
             slope = residual.clamp(-1, 1)  # Huber's derivative h; its value is h * (residual - h / 2)
             total += torch.dot(slope.flatten(), residual.flatten()) - 0.5 * torch.dot(slope.flatten(), slope.flatten())
             if not learns:
@@ -112,7 +112,7 @@ class _AngleLoss(torch.autograd.Function):
             at_vertex[:, vertices] = factors * slope.sum(3) - factors.square() * turning
             across += slope.mul_(factors[..., None]).sum(1)
         ctx.save_for_backward((at_vertex - 0.5 * across) / count if learns else None)
-        return (total / count).to(mine.dtype)
+        return (total / count).to(student.dtype)
 
     @staticmethod
     @once_differentiable
@@ -192,9 +192,9 @@ class ContentRelationLoss(nn.Module):
 
     def relations(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """Distance and angle term, weighted, of slices ``(B, n, m)``."""
-        mine, its, total = distances(student), distances(teacher), 0.0
+        student, teacher, total = distances(student), distances(teacher), 0.0
         if self.distance:
-            total = self.distance * F.smooth_l1_loss(mine, its)
+            total = self.distance * F.smooth_l1_loss(student, teacher)
         if self.angle:
-            total = total + self.angle * _AngleLoss.apply(mine.square(), its.square())
+            total = total + self.angle * _AngleLoss.apply(student.square(), teacher.square())
         return total

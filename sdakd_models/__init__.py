@@ -8,7 +8,7 @@ import sdakd_arch
 import sdakd_data
 import sdakd_losses
 import sdakd_metrics
-from sdakd_models import launch, sdakd_gcfsr_model, sdakd_model, sdakd_realesrgan_model
+from sdakd_models import launch, sdakd_gcfsr_model, sdakd_model, sdakd_realesrgan_model, terms
 
 __all__ = [
     'launch',
@@ -19,6 +19,7 @@ __all__ = [
     'sdakd_metrics',
     'sdakd_model',
     'sdakd_realesrgan_model',
+    'terms',
 ]
 
 launch.install()

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from basicsr.utils import get_root_logger
@@ -17,9 +16,7 @@ from basicsr.utils.dist_util import master_only
 
 from sdakd.compat import UserError
 from sdakd_arch.weights import load_into, read_weights, save_whole
-
-if TYPE_CHECKING:
-    from sdakd_models.cotraining import CotrainedTeacher
+from sdakd_models.cotraining import CotrainedTeacher
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -61,7 +58,7 @@ class Checkpoints:
             )
         cotrained = {teacher.player.name: teacher for teacher in self.cotrained}
         for player in self.players:
-            if player is self.student and self.ema_decay > 0:
+            if player.name == 'g' and self.cast.average is not None:
                 self.save_network([player.bare, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
             elif player.name in cotrained:
                 self._save_teacher(cotrained[player.name], current_iter)
@@ -111,7 +108,7 @@ class Checkpoints:
             'schedulers': [],  # rates are a function of the iteration
             'stage': self.plan.at(current_iter).name,
             'players': [player.name for player in self.players],
-            'teachers': self.fingerprints,
+            'teachers': self.cast.fingerprints,
             'teacher_scores': {teacher.name: teacher.score for teacher in self.cotrained},
             'terms': {name: term.state() for name, term in self.terms.items()},
             'shares': self.shares.state() if self.shares is not None else {},
@@ -125,12 +122,13 @@ class Checkpoints:
             UserError: The state belongs to another set of players or another teacher, or a checkpoint is missing.
         """
         names = [player.name for player in self.players]
-        if resume_state.get('players', names) != names or len(resume_state['optimizers']) != len(names):
+        saved = resume_state.get('players', names)
+        if sorted(saved) != sorted(names) or len(resume_state['optimizers']) != len(names):
             raise UserError(
                 f'path:resume_state: it was saved with the players {resume_state.get("players")}, the options define '
                 f'{names}; resume with the option file of that run.'
             )
-        for name, own in self.fingerprints.items():
+        for name, own in self.cast.fingerprints.items():
             if resume_state.get('teachers', {}).get(name) != own:
                 where = 'teacher' if name == 'teacher' else f'teachers:{name}'
                 raise UserError(f'{where}:weights: this is not the teacher that the run to resume was trained with.')
@@ -138,15 +136,16 @@ class Checkpoints:
         for player in self.players:
             path = os.path.join(self.path['models'], f'net_{player.name}_{iteration}.pth')
             load_into(player.bare, read_weights(path, 'params', 'path:resume_state'), path, 'path:resume_state')
-            if player is self.student and self.ema_decay > 0:
+            if player.name == 'g' and self.cast.average is not None:
                 state = read_weights(path, 'params_ema', 'path:resume_state')
                 load_into(self.net_g_ema, state, path, 'path:resume_state')
         for teacher in self.cotrained:
             path = os.path.join(self.path['models'], f'net_{teacher.player.name}_{iteration}.pth')
             load_into(teacher.shown, read_weights(path, 'params_best', 'path:resume_state'), path, 'path:resume_state')
             teacher.score = resume_state['teacher_scores'][teacher.name]
-        for player, state in zip(self.players, resume_state['optimizers'], strict=True):
-            player.optimizer.load_state_dict(deepcopy(state))
+        states = dict(zip(saved, resume_state['optimizers'], strict=True))  # in whatever order they were built
+        for player in self.players:
+            player.optimizer.load_state_dict(deepcopy(states[player.name]))
         for name, term in self.terms.items():
             term.load_state(resume_state.get('terms', {}).get(name, {}))
         if self.shares is not None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ from torch.nn import functional as F
 
 from sdakd_arch.width import lookup
 from sdakd_data.pool import ROOM
-from sdakd_models.wiring import crop_of
+from sdakd_models.cast import Cast
+from sdakd_models.scenario import Scenario
 
-if TYPE_CHECKING:
-    from sdakd_models.sdakd_model import SDAKDModel
+Run = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 CONTEXT = 24  # input pixels around a crop, where the image has them
 ENOUGH = 36.0  # dB between a teacher's image of a crop and in context, below which a run is warned
@@ -33,36 +32,36 @@ def reach(network: nn.Module) -> int:
     return sum(max(m.kernel_size) // 2 for m in network.modules() if isinstance(m, nn.Conv2d))
 
 
-def check_context(model: SDAKDModel) -> None:
+def check_context(cast: Cast, run: Run) -> None:
     """Logs the error of every teacher on training crops; warns where it is large, and says what would help.
 
     Only where the crop is below four times the teacher's :func:`reach`, and not for teachers that learn along or whose
     cached answers have context.
 
     Args:
-        model: A model whose teachers are built.
+        cast: The networks, with weights.
+        run: A forward pass in the precision of the training.
     """
-    crop = crop_of(model.opt) // model.opt.get('scale', 1)
-    if model.teacher_margin > model.border:  # the pool shows teachers more than a crop
-        crop += 2 * model.teacher_margin + ROOM
-    names = [name for name, teacher in model.teachers.items() if crop < 4 * reach(teacher)]
-    passed_over = {*(model.opt['datasets']['train'].get('caches') or ()), *(other.name for other in model.cotrained)}
-    names = [name for name in names if name not in passed_over]
+    scenario, crop = cast.scenario, cast.scenario.input_crop
+    if scenario.margin > scenario.border:  # the pool shows teachers more than a crop
+        crop += 2 * scenario.margin + ROOM
+    passed_over = {name for name, entry in scenario.teachers.items() if entry.cache or entry.cotrain}
+    names = [name for name, each in cast.teachers.items() if crop < 4 * reach(each) and name not in passed_over]
     if not names:
         return
-    weights = max(sum(p.numel() for p in model.teachers[name].parameters()) for name in names)
-    count = 3 if model.device.type == 'cuda' else 1 if weights * (crop + 2 * CONTEXT) ** 2 > HEAVY else 2
-    images = list(_images(model, crop, count))
+    weights = max(sum(p.numel() for p in cast.teachers[name].parameters()) for name in names)
+    count = 3 if cast.device.type == 'cuda' else 1 if weights * (crop + 2 * CONTEXT) ** 2 > HEAVY else 2
+    images = [image.to(cast.device) for image in _images(scenario, crop, count)]
     for name in names if images else ():
-        _report(model, name, crop, *_errors(model, name, crop, images))
+        _report(scenario, name, crop, *_errors(cast, run, name, crop, images))
 
 
-def _images(model: SDAKDModel, crop: int, count: int) -> Iterator[torch.Tensor]:
+def _images(scenario: Scenario, crop: int, count: int) -> Iterator[torch.Tensor]:
     """The middle of some training images, ``(1, 3, h, w)``: a crop with as much context as there is.
 
     Pairs have their input; of a ground truth to degrade, the input is its reduction by an antialiased bicubic filter.
     """
-    options, scale = dict(model.opt['datasets']['train']), model.opt.get('scale', 1)
+    options, scale = dict(scenario.datasets['train']), scenario.scale
     cls = lookup(DATASET_REGISTRY, options.get('plain', options['type']), 'datasets:train:type')
     dataset = cls(deepcopy({**options, 'phase': 'val', 'scale': scale}))  # pairs come whole in validation
     numbers = sorted({len(dataset) * (2 * part + 1) // (2 * count) for part in range(count)})
@@ -81,7 +80,7 @@ def _images(model: SDAKDModel, crop: int, count: int) -> Iterator[torch.Tensor]:
             continue
         side = (crop + 2 * around) * unit
         top, left = ((length - side) // 2 for length in image.shape[2:])
-        image = image[:, :, top : top + side, left : left + side].to(model.device)
+        image = image[:, :, top : top + side, left : left + side]
         if unit > 1:
             image = F.interpolate(image, scale_factor=1 / unit, mode='bicubic', antialias=True).clamp(0, 1)
         yield image
@@ -89,14 +88,14 @@ def _images(model: SDAKDModel, crop: int, count: int) -> Iterator[torch.Tensor]:
 
 @torch.no_grad()
 def _errors(
-    model: SDAKDModel, name: str, crop: int, images: list[torch.Tensor]
+    cast: Cast, run: Run, name: str, crop: int, images: list[torch.Tensor]
 ) -> tuple[dict[int, float], dict[str, float]]:
     """The image's error in dB by margin, and the feature maps' over their variance by tap, inside the run's margin."""
-    network, taps = model.teachers[name], model.taps.get(name)
+    network, taps, inside = cast.teachers[name], cast.taps.get(name), cast.scenario.margin
 
     def answer(image: torch.Tensor) -> dict[str, torch.Tensor]:
         with taps or nullcontext():
-            found = model.run(network, image).clamp(0, 1)
+            found = run(network, image).clamp(0, 1)
         return {**({tap: maps.float() for tap, maps in taps.pop().items()} if taps else {}), '': found}
 
     squares: dict[tuple[str, int], list[float]] = {}
@@ -104,7 +103,7 @@ def _errors(
         around = (image.shape[-1] - crop) // 2
         whole, part = answer(image), answer(image[:, :, around : around + crop, around : around + crop])
         for tap, maps in part.items():
-            for margin in {model.teacher_margin, *(MARGINS if tap == '' else ())}:
+            for margin in {inside, *(MARGINS if tap == '' else ())}:
                 if 2 * margin < crop:
                     unit = maps.shape[-1] / crop
                     first, last = round(margin * unit), round((crop - margin) * unit)
@@ -118,8 +117,8 @@ def _errors(
     return dict(sorted(decibels.items())), {tap: mean for (tap, _), mean in means.items() if tap}
 
 
-def _report(model: SDAKDModel, name: str, crop: int, decibels: dict[int, float], features: dict[str, float]) -> None:
-    margin = model.teacher_margin
+def _report(scenario: Scenario, name: str, crop: int, decibels: dict[int, float], features: dict[str, float]) -> None:
+    margin = scenario.margin
     maps = ', '.join(f'{tap} {error:.2g}' for tap, error in features.items())
     found = (
         f'{name}: inside a border of {margin}, its image of crops of {crop} input pixels is {decibels[margin]:.1f} dB '
@@ -132,6 +131,6 @@ def _report(model: SDAKDModel, name: str, crop: int, decibels: dict[int, float],
     remedy = (
         f'write train:teacher_margin: {better[0]} ({decibels[better[0]]:.1f} dB)'
         if better
-        else f'raise gt_size, for example to {2 * crop * model.opt.get("scale", 1)}'
+        else f'raise gt_size, for example to {2 * crop * scenario.scale}'
     )
     get_root_logger().warning(f'{found}, an artefact of padding that the student would imitate; {remedy}.')

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from basicsr.metrics import calculate_metric
-from basicsr.utils import get_root_logger, tensor2img
+from basicsr.utils import get_root_logger
 from torch import nn
 
-from sdakd_models.players import Adversary, Player
-from sdakd_models.terms import Context
-
-if TYPE_CHECKING:
-    from sdakd_models.sdakd_model import SDAKDModel
+from sdakd_models.context import Context
+from sdakd_models.players import Discriminator, Player
 
 
 class CotrainedTeacher:
@@ -37,38 +32,45 @@ class CotrainedTeacher:
         self.score: float | None = None  # of the copy that is shown
 
     def learn(
-        self, context: Context, model: SDAKDModel, names: Iterable[str], adversaries: Iterable[Adversary]
+        self,
+        context: Context,
+        terms: Mapping[str, Callable[[Context], dict[str, torch.Tensor]]],
+        discriminators: Iterable[Discriminator],
+        weighted: Callable[[str, torch.Tensor], torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """Accumulates its gradients.
 
         Args:
             context: One whose images are its own.
-            model: The model in training.
-            names: The terms of the stage.
-            adversaries: Its discriminators.
+            terms: The terms of the stage that compare with no teacher.
+            discriminators: The discriminators of the stage.
+            weighted: Gives a term's scalar the weight of its share.
         """
         suffix = '' if self.name == 'teacher' else f'_{self.name}'
         losses: dict[str, torch.Tensor] = {}
-        for name in names:
-            if name in model.terms and not model.terms[name].needs_teacher:
-                found = model.terms[name](context)
-                losses |= {f'l_t_{key}{suffix}': model.weighted(name, value) for key, value in found.items()}
-        for adversary in adversaries:
-            if self.name in adversary.facts.fake:
-                value = model.weighted(adversary.term, adversary.generator_loss(context, self.name))
-                losses |= {f'l_t_gan_{adversary.name}{suffix}': value}
+        for name, term in terms.items():
+            losses |= {f'l_t_{key}{suffix}': weighted(name, value) for key, value in term(context).items()}
+        for discriminator in discriminators:
+            if self.name in discriminator.facts.fake:
+                value = weighted(discriminator.term, discriminator.generator_loss(context, self.name))
+                losses |= {f'l_t_gan_{discriminator.name}{suffix}': value}
         if losses:
             sum(losses.values()).backward()
         return losses
 
-    def consider(self, model: SDAKDModel, dataloader: Iterable[Mapping], current_iter: int) -> None:
-        """Measures it on a validation set, and shows it to the student from now on if it has become better."""
-        options = model.opt['val']['metrics'][self.metric]
+    def consider(self, measure: Callable[[nn.Module], float], lower: bool, current_iter: int) -> None:
+        """Shows the copy in training to the student from now on if it has become better.
+
+        Args:
+            measure: The metric of a generator on a validation set.
+            lower: Whether a lower value is the better one.
+            current_iter: The iteration, for the log.
+        """
         if self.score is None:
-            self.score = measure(model, self.shown, dataloader, options)
-        score = measure(model, self.player.bare.eval(), dataloader, options)
+            self.score = measure(self.shown)
+        score = measure(self.player.bare.eval())
         self.player.bare.train()
-        better = score < self.score if options.get('better', 'higher') == 'lower' else score > self.score
+        better = score < self.score if lower else score > self.score
         what = f'{self.metric} {score:.4f}, before {self.score:.4f}'
         if better or math.isnan(self.score):
             self.score = score
@@ -77,19 +79,3 @@ class CotrainedTeacher:
             f'Iteration {current_iter:,d}: {self.name}{"" if better else " not"} replaced by the one in training '
             f'({what}).'
         )
-
-
-@torch.no_grad()
-def measure(model: SDAKDModel, network: nn.Module, dataloader: Iterable[Mapping], options: Mapping) -> float:
-    """A validation metric of a network on a set: what BasicSR's validation computes of the student."""
-    total, count = 0.0, 0
-    training, model.is_train = model.is_train, False  # no degradation of validation images
-    for data in dataloader:
-        model.feed_data(data)
-        images = {'img': tensor2img([model.upscale(network).cpu()])}
-        if 'gt' in data:
-            images['img2'] = tensor2img([model.gt.cpu()])
-        total = total + calculate_metric(images, options)
-        count += 1
-    model.is_train = training
-    return float(total / count)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import logging
 import os
 import random
 import shlex
@@ -28,11 +29,13 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from sdakd.compat import UserError, exit_with_sentence
 from sdakd_arch.weights import read_weights
 from sdakd_arch.width import lookup
-from sdakd_models.checks.run import check_run, resolve_paths
-from sdakd_models.options import read_train
+from sdakd_models.checks.paths import resolve_paths
+from sdakd_models.checks.run import check_run
+from sdakd_models.options import modernise, read_train
 from sdakd_models.reader import read_run, read_yaml
+from sdakd_models.registry import term_options
+from sdakd_models.rehearsal import rehearse
 from sdakd_models.sdakd_model import SDAKDModel
-from sdakd_models.terms import term_options
 
 _original = basicsr.utils.options.parse_options
 _copy_opt_file = basicsr.utils.options.copy_opt_file
@@ -89,8 +92,11 @@ def parse_options(root_path: str, is_train: bool = True):
     _replace_everywhere('load_resume_state', load_resume_state)
     try:
         opt = read_run(args.opt, args.force_yml or (), root_path)
-        _replace_everywhere('copy_opt_file', functools.partial(archive, options=copy.deepcopy(opt)))
+        archived = copy.deepcopy(opt)
         _check(opt, args, root_path, is_train)
+        if opt['path'].get('resume_state'):
+            modernise(archived)
+        _replace_everywhere('copy_opt_file', functools.partial(archive, options=archived))
     except UserError:
         if int(os.environ.get('RANK', 0)) > 0:
             raise SystemExit(2) from None
@@ -104,13 +110,20 @@ def _check(opt: dict, args: argparse.Namespace, root_path: str, is_train: bool) 
         _distribute(opt, args)
         _complete(opt, args, root_path, is_train)
         resolve_paths(opt, root_path)
+        if opt['path'].get('resume_state') and (old := modernise(opt)) and opt['rank'] == 0:
+            logging.getLogger('basicsr').warning(
+                f'{args.opt}: the run to resume has keys of version 0.1.0, which are read by their names of today: '
+                f'{", ".join(old)}.'
+            )
         if opt['rank'] > 0:  # the others wait for the main process: it downloads what is missing and reports mistakes
             torch.distributed.barrier()
         if is_train:
             keep_connector(opt)
-            check_run(opt, root_path, quiet=opt['rank'] > 0)
+            cast = check_run(opt, quiet=opt['rank'] > 0)
         if opt['dist'] and opt['rank'] == 0:
             torch.distributed.barrier()
+        if is_train:
+            rehearse(opt, cast)
     except UserError as error:
         raise UserError(f'{args.opt}: {error}') from None
 

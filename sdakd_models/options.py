@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-import msgspec
-from msgspec import Meta, Struct
+import torch
+from basicsr.losses import build_loss
+from basicsr.utils.registry import LOSS_REGISTRY
+from msgspec import Meta, Struct, convert, field, structs
+from msgspec import ValidationError as Invalid
+from torch import nn
 
 from sdakd.compat import UserError, near
+from sdakd_arch.width import lookup
 from sdakd_models.stages import Count, Plan, Stage
 
 T = TypeVar('T')
 
 
-class Teacher(Struct, forbid_unknown_fields=True):
+class Block(Struct, forbid_unknown_fields=True, dict=True):
+    """A block of the option file that knows its own key there."""
+
+    where: ClassVar[str] = ''
+
+    def key(self, name: str = '') -> str:
+        """The key of the block, or of one of its entries, as errors name it: ``teacher:weights``."""
+        return f'{self.where}:{name}' if name else self.where
+
+    def error(self, sentence: str, name: str = '') -> UserError:
+        """A mistake in the block, or in one of its entries."""
+        return UserError(f'{self.key(name)}: {sentence}')
+
+
+class Cotrain(Block):
+    """How a teacher that learns along is judged: ``cotrain:`` of a teacher."""
+
+    metric: Annotated[str, Meta(description='Entry of `val:metrics`: the student sees the best teacher so far by it.')]
+
+
+class TeacherBlock(Block):
     """The trained network to distil: the block ``teacher:``."""
 
     weights: Annotated[
@@ -24,11 +53,11 @@ class Teacher(Struct, forbid_unknown_fields=True):
         dict | None, Meta(description="Its options as in network_g; told from the file's keys if absent.")
     ] = None
     param_key: Annotated[str | None, Meta(description='Key of the tensors in the file: params_ema, params.')] = None
-    replace_by: Annotated[
-        str | None,
+    cotrain: Annotated[
+        Cotrain | None,
         Meta(
-            description='It learns along, and the student sees the best one so far by this entry of val:metrics; '
-            'without weights it starts from nothing.'
+            description='It learns along with the student, and the student sees the best one so far; without weights '
+            'it starts from nothing.'
         ),
     ] = None
     cache: Annotated[
@@ -40,7 +69,7 @@ class Teacher(Struct, forbid_unknown_fields=True):
     ] = None
 
 
-class Discriminator(Struct, forbid_unknown_fields=True):
+class DiscriminatorBlock(Block):
     """A further discriminator: an entry of ``discriminators:``, switched on in a stage as ``gan:<name>``."""
 
     network: Annotated[dict, Meta(description='Its options as in network_d.')]
@@ -48,73 +77,40 @@ class Discriminator(Struct, forbid_unknown_fields=True):
     param_key: Annotated[str | None, Meta(description='Key of the tensors in the file.')] = None
     real: Annotated[Literal['gt', 'teacher'], Meta(description='What it learns to call real.')] = 'gt'
     fake: Annotated[list[Literal['student', 'teacher']], Meta(description='Whose images it learns to call fake.')] = (
-        msgspec.field(default_factory=lambda: ['student'])
+        field(default_factory=lambda: ['student'])
     )
     learns: Annotated[bool, Meta(description='False: frozen, buffers included.')] = True
-    listens: Annotated[bool, Meta(description='Whether the student is trained to please it.')] = True
+    trains_student: Annotated[bool, Meta(description='Whether the student is trained to please it.')] = True
     gan_opt: Annotated[dict | None, Meta(description='GAN loss; default train:gan_opt.')] = None
 
+    name: ClassVar[str] = ''
 
-class Features(Struct):
-    """What ``train:feature_opt`` holds besides the arguments of its loss."""
+    def key(self, name: str = '') -> str:
+        if self.name != 'student':
+            return super().key(name)
+        return {'weights': 'path:pretrain_network_d', 'network': 'network_d', 'gan_opt': 'train:gan_opt'}[name]
 
-    layers: Annotated[list[str] | dict[str, str] | None, Meta(description='Taps, or student tap: teacher tap.')] = None
-    hidden_ratio: Annotated[
-        float, Meta(ge=0, description="Hidden width of the MLPs over the teacher's channels; 0: linear adapters.")
-    ] = 1.0
+    @property
+    def term(self) -> str:
+        """The term by which a stage switches it on."""
+        return gan_term(self.name)
 
-
-class OMGD(Struct):
-    """What ``train:omgd_opt`` holds besides the arguments of its loss."""
-
-    teachers: Annotated[
-        list[str], Meta(min_length=1, description='Whom the student imitates: `teacher`, entries of `teachers`.')
-    ] = msgspec.field(default_factory=lambda: ['teacher'])
-    layers: Annotated[
-        dict[str, list[str] | dict[str, str]] | None,
-        Meta(description="By teacher: taps, or student tap: teacher tap; `[]` leaves that teacher's features out."),
-    ] = None
+    @property
+    def sees_teacher(self) -> bool:
+        """Whether some of its images are the teacher's: then it sees none of the border of crops."""
+        return 'teacher' in (self.real, *self.fake)
 
 
-class Imitation(Struct):
-    """What ``train:imitation_opt`` holds besides the arguments of its loss."""
-
-    teachers: Annotated[
-        list[str], Meta(min_length=1, description='Whose images count: `teacher`, entries of `teachers`.')
-    ] = msgspec.field(default_factory=lambda: ['teacher'])
-
-
-class DCD(Struct):
-    """What ``train:dcd_opt`` holds besides the arguments of its loss."""
-
-    layers: Annotated[list[str] | dict[str, str] | None, Meta(description='Taps, or student tap: teacher tap.')] = None
-    discriminator: Annotated[str, Meta(description='Entry of `discriminators` that looks at the maps.')] = 'teacher'
-    discriminator_layer: Annotated[str, Meta(description='Where the maps are compared in it, a tap.')] = 'conv9:input'
-    teacher_connector: Annotated[
-        Literal['learning', 'fixed', 'normalised'],
-        Meta(
-            description="The teacher's connector: learns as the student's, stays at its start, or stays but for a "
-            'normalisation by the batch.'
-        ),
-    ] = 'learning'
-    mlp: Annotated[
-        bool, Meta(description="An MLP and the teacher's connector in place of the student's: modified DCD.")
-    ] = False
-    hidden_ratio: Annotated[
-        float, Meta(ge=0, description="Hidden width of the MLPs over the teacher's channels; 0: linear.")
-    ] = 1.0
-
-
-class Train(Struct, forbid_unknown_fields=True):
+class Train(Block):
     """The block ``train:`` without the options of the terms (``<term>_opt``)."""
 
     stages: Annotated[dict[str, Any], Meta(min_length=1, description='Stage by name, in order.')]
     start_stage: Annotated[str | None, Meta(description='Stage to begin with, from path:pretrain_network_g.')] = None
     ema_decay: Annotated[float, Meta(ge=0, lt=1, description='Exponential moving average of the student.')] = 0.999
-    optim_g: Annotated[dict, Meta(description="Adam's values for student and adapters, without lr.")] = msgspec.field(
+    optim_g: Annotated[dict, Meta(description="Adam's values for student and adapters, without lr.")] = field(
         default_factory=lambda: {'type': 'Adam', 'betas': [0.9, 0.99]}
     )
-    optim_d: Annotated[dict, Meta(description="Adam's values for discriminators, without lr.")] = msgspec.field(
+    optim_d: Annotated[dict, Meta(description="Adam's values for discriminators, without lr.")] = field(
         default_factory=lambda: {'type': 'Adam', 'betas': [0.9, 0.99]}
     )
     r1_reg_weight: Annotated[
@@ -165,6 +161,12 @@ class Train(Struct, forbid_unknown_fields=True):
         return Plan(stages, self.start_stage)
 
 
+RENAMED = {  # keys of version 0.1.0: the new one, and what to write for an old value
+    'replace_by': ('cotrain', lambda value: {'metric': value}),
+    'listens': ('trains_student', lambda value: value),
+}
+
+
 def _structs(annotation: object) -> list[type[Struct]]:
     if isinstance(annotation, type) and issubclass(annotation, Struct):
         return [annotation]
@@ -179,29 +181,60 @@ def typed(struct: type[T], value: object, where: str) -> T:
     """
     if not isinstance(value, Mapping):
         raise UserError(f'{where}: write a mapping of keys and values here, not {value!r}.')
-    fields = {field.encode_name for field in msgspec.structs.fields(struct)}
+    fields = {each.encode_name: each for each in structs.fields(struct)}
     for key in value:
+        if key not in fields and key in RENAMED and RENAMED[key][0] in fields:
+            new, translate = RENAMED[key]
+            raise UserError(
+                f'{where}:{key}: this key is called {new} now; write {new}: {_yaml(translate(value[key]))}.'
+            )
         if key not in fields and struct.__struct_config__.forbid_unknown_fields:
             raise UserError(f'{where}: unknown key {key!r}; {near(str(key), fields)}.')
-    for field in msgspec.structs.fields(struct):
-        inner = value.get(field.encode_name)
-        choices = {tag: cls for cls in _structs(field.type) if (tag := cls.__struct_config__.tag) is not None}
+    for name, each in fields.items():
+        inner = value.get(name)
+        choices = {tag: cls for cls in _structs(each.type) if (tag := cls.__struct_config__.tag) is not None}
         if isinstance(inner, Mapping) and choices:
             if inner.get('type') not in choices:
                 kind = inner.get('type')
-                raise UserError(f'{where}:{field.encode_name}:type: unknown {kind!r}; {near(str(kind), choices)}.')
+                raise UserError(f'{where}:{name}:type: unknown {kind!r}; {near(str(kind), choices)}.')
             known = {'type', *choices[inner['type']].__struct_fields__}
             for key in inner:
                 if key not in known:
-                    raise UserError(f'{where}:{field.encode_name}: unknown key {key!r}; {near(str(key), known)}.')
+                    raise UserError(f'{where}:{name}: unknown key {key!r}; {near(str(key), known)}.')
     try:
-        return msgspec.convert(value, struct, strict=False)
-    except msgspec.ValidationError as error:
+        found = convert(value, struct, strict=False)
+    except Invalid as error:
         reason, _, at = str(error).replace(' | null`', '`').partition(' - at `$')
         key = at.rstrip('`').replace('[...]', '').replace('.', ':').lstrip(':')
         shown = value.get(key.split('[')[0])
         given = f', given {shown!r}' if shown is not None and 'required' not in reason else ''
         raise UserError(f'{where}{":" + key if key else ""}: {reason[0].lower()}{reason[1:]}{given}.') from None
+    if isinstance(found, Block):
+        found.where = where
+    return found
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, Mapping):
+        return '{' + ', '.join(f'{key}: {_yaml(inner)}' for key, inner in value.items()) + '}'
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def modernise(opt: dict) -> list[str]:
+    """Gives the keys of version 0.1.0 their names of today, in place; returns the old ones that were found."""
+    blocks = {'teacher': opt.get('teacher')}
+    for group in ('teachers', 'discriminators'):
+        if isinstance(opt.get(group), Mapping):
+            blocks |= {f'{group}:{name}': entry for name, entry in opt[group].items()}
+    found = []
+    for where, block in blocks.items():
+        for old in RENAMED.keys() & block.keys() if isinstance(block, dict) else ():
+            new, translate = RENAMED[old]
+            value = block.pop(old)
+            if value is not None:
+                block[new] = translate(value)
+            found.append(f'{where}:{old}')
+    return found
 
 
 def read_train(opt: Mapping, term_options: Mapping[str, str]) -> Train:
@@ -217,7 +250,7 @@ def read_train(opt: Mapping, term_options: Mapping[str, str]) -> Train:
     train = opt.get('train')
     if not isinstance(train, Mapping):
         raise UserError('train: the block is missing; it holds the stages and the options of the terms.')
-    own = {field.encode_name for field in msgspec.structs.fields(Train)}
+    own = {each.encode_name for each in structs.fields(Train)}
     moved = {'scheduler', 'warmup_iter', 'lr', 'lr_g', 'lr_d', 'grad_clip'}
     for key in train:
         if key in moved:
@@ -235,37 +268,17 @@ def read_train(opt: Mapping, term_options: Mapping[str, str]) -> Train:
     return typed(Train, own_values, 'train')
 
 
-def read_teachers(opt: Mapping) -> dict[str, Teacher]:
+def read_teachers(opt: Mapping) -> dict[str, TeacherBlock]:
     """The teachers by name: the block ``teacher:`` as ``teacher``, and the entries of ``teachers:``."""
-    found = {'teacher': typed(Teacher, opt['teacher'], 'teacher')} if opt.get('teacher') else {}
+    found = {'teacher': typed(TeacherBlock, opt['teacher'], 'teacher')} if opt.get('teacher') else {}
     entries = opt.get('teachers') or {}
     if not isinstance(entries, Mapping):
         raise UserError('teachers: write a mapping of name and teacher here.')
     for name, entry in entries.items():
         if name in ('teacher', 'student'):
             raise UserError(f'teachers:{name}: this name is taken, choose another one.')
-        found[str(name)] = typed(Teacher, entry, f'teachers:{name}')
+        found[str(name)] = typed(TeacherBlock, entry, f'teachers:{name}')
     return found
-
-
-def share_of(options: Mapping | None) -> float | None:
-    """The share that a term's block asks for, None where it has a weight."""
-    return (options or {}).get('share')
-
-
-def check_share(options: Mapping, where: str) -> None:
-    """Refuses a share that is none, and one beside a weight.
-
-    Raises:
-        UserError: With the key.
-    """
-    share = share_of(options)
-    if share is None:
-        return
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        raise UserError(f"{where}:share: write the term's part of the gradient, between 0 and 1, not {share!r}.")
-    if 'loss_weight' in options:
-        raise UserError(f'{where}: share and loss_weight are both there; keep one of them.')
 
 
 def gan_term(discriminator: str) -> str:
@@ -273,12 +286,12 @@ def gan_term(discriminator: str) -> str:
     return 'gan' if discriminator == 'student' else f'gan:{discriminator}'
 
 
-def read_discriminators(opt: Mapping) -> dict[str, Discriminator]:
+def read_discriminators(opt: Mapping) -> dict[str, DiscriminatorBlock]:
     """All discriminators by name: ``network_d`` as ``student``, and the entries of ``discriminators:``."""
     path = opt.get('path') or {}
     found = {}
     if opt.get('network_d'):
-        found['student'] = Discriminator(
+        found['student'] = DiscriminatorBlock(
             network=dict(opt['network_d']),
             weights=path.get('pretrain_network_d'),
             param_key=path.get('param_key_d'),
@@ -289,10 +302,74 @@ def read_discriminators(opt: Mapping) -> dict[str, Discriminator]:
     for name, entry in entries.items():
         if name == 'student':
             raise UserError('discriminators:student: this name belongs to network_d, choose another one.')
-        found[str(name)] = entry = typed(Discriminator, entry, f'discriminators:{name}')
+        found[str(name)] = entry = typed(DiscriminatorBlock, entry, f'discriminators:{name}')
         if entry.learns and not entry.fake:
-            raise UserError(
-                f'discriminators:{name}:fake: the list is empty, but it learns; name student or teacher, '
-                'or write learns: false.'
+            raise entry.error(
+                'the list is empty, but it learns; name student or teacher, or write learns: false.', 'fake'
             )
+    for name, entry in found.items():
+        entry.name = name
     return found
+
+
+@dataclass(frozen=True)
+class TermBlock:
+    """The block of a term: a loss with its arguments, and what the term adds to them.
+
+    Attributes:
+        name: The term.
+        where: Key of the block.
+        loss: Type and arguments of the loss, as BasicSR's ``build_loss`` takes them.
+        share: The part of the gradient that the term asks for in the place of a weight.
+        options: The term's own options.
+    """
+
+    name: str
+    where: str
+    loss: dict
+    share: float | None
+    options: Block
+
+    def build(self, device: torch.device) -> nn.Module:
+        """The loss.
+
+        Raises:
+            UserError: It refuses its arguments.
+        """
+        try:
+            return build_loss(deepcopy(self.loss)).to(device)
+        except (TypeError, ValueError) as error:
+            # a loss that says which argument it refuses begins with its name
+            gap = '' if re.match(r'\w+(, \w+)*: ', str(error)) else ' '
+            raise UserError(f'{self.where}:{gap}{error}.') from None
+
+
+def read_term(name: str, value: object, where: str, own: type[Block] = Block) -> TermBlock:
+    """Reads the block of a term: its loss is known and takes these arguments, its own options are typed.
+
+    Raises:
+        UserError: With near names.
+    """
+    if not isinstance(value, Mapping) or 'type' not in value:
+        raise UserError(f'{where}: write the loss as a mapping with its type, for example {{type: L1Loss}}.')
+    parameters = dict(inspect.signature(lookup(LOSS_REGISTRY, value['type'], f'{where}:type').__init__).parameters)
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    options = {each.encode_name for each in structs.fields(own)}
+    known = (parameters.keys() - {'self'}) | {'share'} | options
+    for key, given in value.items():
+        if key not in known | {'type'} and not takes_any:
+            raise UserError(f'{where}: {value["type"]} takes no {key!r}; {near(key, known)}.')
+        number = key in parameters and isinstance(parameters[key].default, float)
+        if (
+            number
+            and key not in options
+            and (isinstance(given, bool) or not isinstance(given, (int, float, type(None))))
+        ):
+            raise UserError(f'{where}:{key}: write a number (2.0e-4 needs dot and sign in YAML), not {given!r}.')
+    share = value.get('share')
+    if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1):
+        raise UserError(f"{where}:share: write the term's part of the gradient, between 0 and 1, not {share!r}.")
+    if share is not None and 'loss_weight' in value:
+        raise UserError(f'{where}: share and loss_weight are both there; keep one of them.')
+    loss = {key: given for key, given in value.items() if key not in options | {'share'}}
+    return TermBlock(name, where, loss, share, typed(own, {key: value[key] for key in value if key in options}, where))

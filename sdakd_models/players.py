@@ -1,21 +1,21 @@
-"""Players: everyone who may learn. A player that does not learn is frozen, buffers included, and never wrapped."""
+"""The players of a run, which learn, and its discriminators.
+
+A network that does not learn is frozen, buffers included, and never wrapped for distributed training.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
-from basicsr.losses import build_loss
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from sdakd_metrics.overlap import overlap
-from sdakd_models.options import Discriminator, gan_term
+from sdakd_models.context import Context
+from sdakd_models.options import DiscriminatorBlock
 from sdakd_models.stages import Stage
-
-if TYPE_CHECKING:
-    from sdakd_models.terms import Context
 
 
 def freeze(network: nn.Module) -> nn.Module:
@@ -29,6 +29,8 @@ def settle(network: nn.Module, rounds: int = 20) -> None:
     It begins with random vectors, which underestimate the norm of a layer many times: in evaluation mode, an untrained
     discriminator would answer with logits of 1e9 and more.
     """
+    if any(parameter.is_meta for parameter in network.parameters()):
+        return
     with torch.no_grad():
         for module in network.modules():
             for hook in module._forward_pre_hooks.values():
@@ -105,40 +107,38 @@ class Player:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-class Adversary:
-    """A discriminator: what is real to it, whose images are fake, whether it learns and whether the student listens.
+class Discriminator:
+    """A discriminator: what is real to it, whose images are fake, whether it learns and whether it trains the student.
 
     SDAKD's student discriminator is the one called ``student``: ground truth against the student's images.
 
     Args:
         name: ``student`` for ``network_d``, otherwise its key under ``discriminators:``.
         facts: Its entry of the options.
-        gan_opt: Options of its GAN loss; ``loss_weight`` counts for the student only.
+        loss: Its GAN loss; ``loss_weight`` counts for the student only.
         bare: The network on its device.
         player: The player that trains it, or None when it is frozen.
     """
 
     def __init__(
-        self, name: str, facts: Discriminator, gan_opt: Mapping, bare: nn.Module, player: Player | None
+        self, name: str, facts: DiscriminatorBlock, loss: nn.Module, bare: nn.Module, player: Player | None
     ) -> None:
-        self.name, self.facts, self.bare, self.player = name, facts, bare, player
-        self.term = gan_term(name)
+        self.name, self.facts, self.loss, self.bare, self.player = name, facts, loss, bare, player
+        self.term = facts.term
         self.suffix = '' if name == 'student' else f'_{name}'
-        self.loss = build_loss({key: value for key, value in gan_opt.items() if key != 'share'})
-        self.compares = 'teacher' in (facts.real, *facts.fake)  # its images have no border then
         if player is not None:
             settle(bare)
 
     def student_loss(self, context: Context) -> dict[str, torch.Tensor]:
-        """What the student pays, where it listens."""
-        if not self.facts.listens:
+        """The student's GAN loss, where the discriminator trains the student."""
+        if not self.facts.trains_student:
             return {}
         return {f'gan{self.suffix}': self.generator_loss(context, 'student')}
 
     def generator_loss(self, context: Context, who: str) -> torch.Tensor:
-        """What a generator pays for being told from the real images. Leaves the discriminator's gradients alone.
+        """A generator's GAN loss. It leaves the discriminator's gradients alone.
 
-        Where its images are none of the fakes, the buffers do not move either (updating-freezing of CRD).
+        Where the generator's images are none of the fakes, the buffers do not move either (updating-freezing of CRD).
 
         Args:
             context: One whose author is the generator.
@@ -149,14 +149,17 @@ class Adversary:
         return self.loss(context.run(self.bare, self._shown(context, context.student)), True, is_disc=False)
 
     def _shown(self, context: Context, image: torch.Tensor) -> torch.Tensor:
-        return context.inside(image) if self.compares else image
+        return context.inside(image) if self.facts.sees_teacher else image
 
-    def learn(self, context: Context, own: Context | None = None, r1_weight: float = 0.0) -> dict[str, torch.Tensor]:
+    def learn(
+        self, context: Context, teacher: Context | None = None, r1_weight: float = 0.0
+    ) -> dict[str, torch.Tensor]:
         """Accumulates the discriminator's gradients: the loss on real images plus the mean loss over its fakes.
 
         Args:
             context: The student's.
-            own: That of the teacher, where it learns along: its fakes are today's, not those shown to the student.
+            teacher: The teacher's context, where the teacher learns along: its images are then those of the copy in
+                training, not of the copy that the student sees.
             r1_weight: What the penalty of :func:`r1_penalty` is multiplied by; 0 leaves it out.
         """
         if self.player is None:
@@ -166,7 +169,7 @@ class Adversary:
         real = self._shown(context, context.target('gan') if self.facts.real == 'gt' else context.teacher)
         images = {
             'student': lambda: context.student,
-            'teacher': lambda: context.teacher if own is None else own.student,
+            'teacher': lambda: context.teacher if teacher is None else teacher.student,
         }
         # two backward passes, as distributed training and spectral norm's moving buffers want it
         verdict = context.run(net, real)

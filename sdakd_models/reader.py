@@ -16,12 +16,15 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from sdakd.compat import UserError, near
 from sdakd_arch.plugins import import_entry_points, import_modules
-from sdakd_arch.weights import infer_network, read_weights
+from sdakd_arch.weights import State, infer_network, read_weights
 from sdakd_arch.width import discriminator_of, fraction, student_of
 from sdakd_arch.zoo import ensure_file
 
 # values of --force_yml that change a narrowed network; all others change what is narrowed
 WITHIN_NETWORK = re.compile(r'(network_[gd]|discriminators:[^:=]+:network):(?!width *=)')
+
+
+_states: dict[tuple, State] = {}
 
 
 class _Loader(yaml.SafeLoader):
@@ -203,10 +206,30 @@ def _teacher(opt: Mapping, root_path: str) -> dict:
     here = os.path.expanduser(weights)
     file = next((path for path in (here, os.path.join(root_path, here)) if os.path.isfile(path)), here)
     ensure_file(file, 'teacher:weights', 'write teacher:network')
-    network = infer_network(read_weights(file, teacher.get('param_key'), 'teacher:weights'))
+    network = infer_network(read_state(file, teacher.get('param_key'), 'teacher:weights'))
     if network is None:
         raise UserError(f'the keys of {file} do not tell which network the teacher is; write teacher:network.')
     return network
+
+
+def read_state(path: str | os.PathLike, param_key: str | None, where: str) -> State:
+    """:func:`sdakd_arch.weights.read_weights`, but a process reads a file once: its tensors are not to be changed.
+
+    A file that was written since is read again.
+    """
+    try:
+        file = os.stat(path)
+    except OSError:
+        return read_weights(path, param_key, where)  # it says what is wrong
+    key = (os.path.realpath(path), param_key, file.st_mtime_ns, file.st_size)
+    if key not in _states:
+        _states[key] = read_weights(path, param_key, where)
+    return _states[key]
+
+
+def forget_states() -> None:
+    """Frees the memory of :func:`read_state`, when the networks of a run are built."""
+    _states.clear()
 
 
 def read_run(path: str | os.PathLike, overrides: Iterable[str] = (), root_path: str = '') -> dict:

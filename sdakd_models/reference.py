@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import typing
 
-import msgspec
+from msgspec import NODEFAULT, Struct, structs
 
-from sdakd_models.options import DCD, OMGD, Discriminator, Features, Imitation, Teacher, Train
+from sdakd_models.options import Cotrain, DiscriminatorBlock, TeacherBlock, Train
+from sdakd_models.registry import TERMS
 from sdakd_models.stages import CosineAnnealingLR, MultiStepLR, Stage
-from sdakd_models.terms import TERMS
 
 _HEAD = """\
 # Options
@@ -77,7 +77,7 @@ backbones with the backbone's name (`l_g_percep_vgg16`), and for every discrimin
 overlap, 1 for equal distributions and 0 for separate ones.
 
 A run without `network_g`, whose stages have no `lr_g`, trains discriminators only. R1 is logged as `l_d_r1`. A
-teacher with `replace_by` learns at the student's rate and with its optimizer, by the terms that compare with no
+teacher with `cotrain` learns at the student's rate and with its optimizer, by the terms that compare with no
 teacher (`l_t_<term>`) and, if it is the block `teacher:`, against the discriminators that have its images among their
 fakes.
 
@@ -147,7 +147,7 @@ def _kind(annotation: object) -> str:
     return names.get(name, f'[{name}](#{name.lower()})')
 
 
-def _section(title: str, struct: type[msgspec.Struct]) -> str:
+def _section(title: str, struct: type[Struct]) -> str:
     kinds = typing.get_type_hints(struct, include_extras=True)
     lines = [
         f'## {title}',
@@ -157,11 +157,11 @@ def _section(title: str, struct: type[msgspec.Struct]) -> str:
         '| key | kind | default | meaning |',
         '|---|---|---|---|',
     ]
-    for field in msgspec.structs.fields(struct):
+    for field in structs.fields(struct):
         default = field.default
-        if field.default_factory is not msgspec.NODEFAULT:
+        if field.default_factory is not NODEFAULT:
             default = field.default_factory()
-        shown = 'required' if default is msgspec.NODEFAULT else '~' if default is None else f'`{default}'.lower() + '`'
+        shown = 'required' if default is NODEFAULT else '~' if default is None else f'`{default}'.lower() + '`'
         if isinstance(default, (dict, list)):
             shown = f'`{str(default).replace(chr(39), "")}`'
         # an alias that is annotated itself brings its bounds along, before the description
@@ -170,22 +170,27 @@ def _section(title: str, struct: type[msgspec.Struct]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def _first(cls: type) -> str:
+    """The first paragraph of a docstring, in one line."""
+    return ' '.join(cls.__doc__.partition('\n\n')[0].split()).replace('``', '`')
+
+
 def reference() -> str:
     """The whole page, as Markdown."""
+    # those of this project: what a package of a user's has registered is not of this page
+    terms = sorted((name, cls) for name, cls in TERMS.items() if cls.__module__.startswith('sdakd_models.'))
     sections = [
-        ('teacher', Teacher),
+        ('teacher', TeacherBlock),
+        ('cotrain', Cotrain),
         ('train', Train),
         ('train: stages: a stage', Stage),
         ('MultiStepLR', MultiStepLR),
         ('CosineAnnealingLR', CosineAnnealingLR),
-        ('train: feature_opt', Features),
-        ('train: omgd_opt', OMGD),
-        ('train: imitation_opt', Imitation),
-        ('train: dcd_opt', DCD),
-        ('discriminators: an entry', Discriminator),
+        *((f'train: {cls.option}', cls.Options) for _, cls in terms if structs.fields(cls.Options)),
+        ('discriminators: an entry', DiscriminatorBlock),
     ]
-    terms = [f'| `{name}` | `train:{cls.option}` | {cls.__doc__.strip()} |\n' for name, cls in TERMS.items()]
-    parts = [_HEAD, *(_section(*section) for section in sections), _TAIL + ''.join(terms) + _DISCRIMINATORS]
+    rows = [f'| `{name}` | `train:{cls.option}` | {_first(cls)} |\n' for name, cls in terms]
+    parts = [_HEAD, *(_section(*section) for section in sections), _TAIL + ''.join(rows) + _DISCRIMINATORS]
     return '\n'.join(parts)
 
 

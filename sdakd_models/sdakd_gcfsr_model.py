@@ -9,6 +9,7 @@ import torch
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
+from sdakd_models.scenario import Scenario
 from sdakd_models.sdakd_model import SDAKDModel
 
 
@@ -25,6 +26,12 @@ class SDAKDGCFSRModel(SDAKDModel):
 
     has_borders = False  # whole faces
     discriminators_first = True
+
+    @classmethod
+    def noise_batch(cls, scenario: Scenario, number: int) -> dict[str, torch.Tensor]:
+        factor = scenario.datasets['train']['factors'][0]
+        in_size = torch.full((number, 1), 16 * factor / scenario.crop)
+        return {**super().noise_batch(scenario, number), 'in_size': in_size}
 
     def feed_data(self, data: Mapping) -> None:
         """Takes a batch of :class:`sdakd_data.face_dataset.FaceDataset` and, in training, draws its noise."""

@@ -3,44 +3,31 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from copy import deepcopy
-from typing import Literal
+from collections.abc import Mapping
 
 import torch
+from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from sdakd.compat import UserError
 from sdakd_arch.inference.tiling import run_tiled
-from sdakd_arch.taps import FeatureTaps
-from sdakd_arch.weights import describe, fingerprint, infer_network, load_into, read_weights
-from sdakd_arch.width import build, initialise, scale_of
+from sdakd_arch.weights import describe, infer_network
+from sdakd_arch.width import build, scale_of
 from sdakd_data.answers import Answer
 from sdakd_data.cache_filling import fill
 from sdakd_data.cached_dataset import answers_in
+from sdakd_models.cast import Cast, distributed, student_network
 from sdakd_models.checkpoints import Checkpoints
+from sdakd_models.context import Context
 from sdakd_models.context_error import check_context
-from sdakd_models.cotraining import CotrainedTeacher
-from sdakd_models.options import Discriminator, gan_term, read_teachers, read_train
-from sdakd_models.players import Adversary, Player, freeze
-from sdakd_models.shares import Shares, own_terms
+from sdakd_models.reader import forget_states
+from sdakd_models.scenario import Scenario
+from sdakd_models.shares import Shares
 from sdakd_models.stages import Moment, StageMark
-from sdakd_models.terms import TERMS, Context, term_options
-from sdakd_models.wiring import (
-    active_terms,
-    border_of,
-    crop_of,
-    margin_of,
-    needed_teachers,
-    shares_of,
-    teacher_network,
-    used_discriminators,
-)
 
 
 @MODEL_REGISTRY.register()
@@ -57,98 +44,74 @@ class SDAKDModel(Checkpoints, SRModel):
 
     has_borders = True  # training images are crops, whose borders teachers answer to with artefacts of padding
     discriminators_first = False  # Real-ESRGAN's order: the generator is updated before its discriminator
+    at_work = ''  # the term that a step is computing, for the sentence of a rehearsal
 
     def __init__(self, opt: Mapping) -> None:
-        BaseModel.__init__(self, opt)  # not SRModel's constructor: players build what it would
+        BaseModel.__init__(self, opt)  # not SRModel's constructor: the cast is what it would build
         self.path = opt.get('path') or {}
-        if opt.get('network_g'):
-            network = build(opt['network_g'], 'network_g')
-            initialise(network)
-            self.net_g = self.place(network)
-            self.bare_student = self.get_bare_model(self.net_g)
-            self.scale = opt.get('scale') or scale_of(build(opt['network_g'], 'network_g'), 'network_g')
-            self._log_network('student', self.bare_student, opt['network_g'])
-            weights = self.path.get('pretrain_network_g')
-            if weights:
-                state = read_weights(weights, self.path.get('param_key_g'), 'path:pretrain_network_g')
-                load_into(self.bare_student, state, weights, 'path:pretrain_network_g')
         if self.is_train:
             self.init_training_settings()
+        elif opt.get('network_g'):
+            self.bare_student = student_network(opt['network_g'], self.path).to(self.device)
+            self.net_g = distributed(self.bare_student, self.device) if opt['dist'] else self.bare_student
+            self._log_network('student', self.bare_student, opt['network_g'])
+        if opt.get('network_g'):
+            self.scale = opt.get('scale') or scale_of(build(opt['network_g'], 'network_g'), 'network_g')
 
     # ------------------------------------------------------------------------------------------------- construction
 
     def init_training_settings(self) -> None:
         """Builds the players and terms that some stage uses."""
-        opt = self.opt
-        self.train_options = read_train(opt, term_options())
-        self.plan = self.train_options.plan()
+        self.scenario = Scenario.read(self.opt)
+        self.train_options, self.plan = self.scenario.train, self.scenario.plan
+        self.teacher_margin, self.border = self.scenario.margin, self.scenario.border
+        self.cast = Cast(self.scenario, self.device)
+        self.players, self.taps, self.terms = self.cast.players, self.cast.taps, self.cast.terms
+        self.teachers, self.discriminators, self.cotrained = (
+            self.cast.teachers,
+            self.cast.discriminators,
+            self.cast.cotrained,
+        )
+        self.optimizers = [player.optimizer for player in self.players]
         self.last_iter = 0
-        self.players: list[Player] = []
-        self.taps: dict[str, FeatureTaps] = {}
-        self.lq_size = 32
         self.answers: dict[str, Answer] = {}  # of teachers to the current batch, where they are known without running
-
-        self.student: Player | None = None
-        self.ema_decay = self.train_options.ema_decay
-        if opt.get('network_g'):
-            self.net_g.train()
-            self.student = Player('g', self.net_g, self.bare_student, 'g', (), self.train_options.optim_g)
-            self.players.append(self.student)
-            self.optimizers.append(self.student.optimizer)
-            if self.ema_decay > 0:
-                # from options, not by deepcopy: a copy would inherit the hooks of the feature taps
-                self.net_g_ema = build(opt['network_g'], 'network_g').to(self.device)
-                self.net_g_ema.load_state_dict(self.bare_student.state_dict())
-                freeze(self.net_g_ema)
-
-        names = {name for stage in self.plan.stages for name in active_terms(stage, opt)}
-        used = used_discriminators(opt, names)
-        self.teachers: dict[str, nn.Module] = {}
-        for name in needed_teachers(opt, names, used):
-            self.teachers[name] = freeze(self.on_device(teacher_network(opt, name)))
-            self._log_network('teacher' if name == 'teacher' else f'teacher {name}', self.teachers[name])
-        self.fingerprints = {name: fingerprint(teacher) for name, teacher in self.teachers.items()}
-        self.cotrained = [self._cotrained(name) for name in self.teachers if read_teachers(opt)[name].replace_by]
-        self.adversaries = {name: self._adversary(name, entry) for name, entry in used.items()}
-        self.terms = {name: TERMS[name](opt['train'][TERMS[name].option], self) for name in TERMS if name in names}
-        crop = crop_of(opt) // opt.get('scale', 1)
-        self.teacher_margin, self.border = margin_of(opt, crop), border_of(opt, crop, self.teachers)
         self.shares: Shares | None = None
-        if self.student is not None:
-            own, every = own_terms(used, opt['train']), self.train_options.share_freq
-            self.shares = Shares(self, shares_of(opt, names), own, every)
-        if opt['rank'] == 0 and not self.path.get('resume_state') and self.teachers and self.has_borders:
-            check_context(self)
-        fill(opt['datasets'].get('train') or {}, self.teachers, self.fingerprints, opt['rank'] == 0)
+        if self.cast.student is not None:
+            self.net_g, self.bare_student = self.cast.net_g, self.cast.student
+            if self.cast.average is not None:
+                self.net_g_ema = self.cast.average
+            own, every = self.scenario.own_terms, self.train_options.share_freq
+            processes = self.opt['world_size'] if self.opt['dist'] else 1
+            self.shares = Shares(self.bare_student, self.scenario.shares, own, every, processes)
+        self._log_cast()
+        if not self.opt.get('rehearsal'):
+            self._begin()
 
-    def add_player(
-        self, name: str, network: nn.Module, side: Literal['g', 'd'], terms: Iterable[str], optim: Mapping | None = None
-    ) -> Player:
-        """Lets a network learn in the stages where one of ``terms`` is on; returns the player."""
-        net = self.place(network)
-        optim = optim if optim is not None else getattr(self.train_options, f'optim_{side}')
-        player = Player(name, net, self.get_bare_model(net), side, terms, optim)
-        self.players.append(player)
-        self.optimizers.append(player.optimizer)
-        return player
+    def _begin(self) -> None:
+        """What a run does before its first step, once everyone is there."""
+        main = self.opt['rank'] == 0
+        if main and not self.scenario.resumes and self.teachers and self.has_borders:
+            check_context(self.cast, self.run)
+        fill(self.scenario.datasets.get('train') or {}, self.teachers, self.cast.fingerprints, main)
+        forget_states()
 
-    def watch(self, who: str, taps: Iterable[str]) -> None:
-        """Has the forward passes of ``'student'`` or of a teacher record further activations; see ``Context.features``.
+    def _log_cast(self) -> None:
+        if self.cast.student is not None:
+            self._log_network('student', self.cast.student, self.scenario.network_g)
+        for name, teacher in self.teachers.items():
+            self._log_network('teacher' if name == 'teacher' else f'teacher {name}', teacher)
+        for name, discriminator in self.discriminators.items():
+            self._log_network(f'discriminator {name}', discriminator.bare, discriminator.facts.network)
+        for name, term in self.terms.items():
+            if description := getattr(term.loss, 'description', ''):
+                get_root_logger().info(f'{name}: {description}')
 
-        Raises:
-            UserError: A module of that name does not exist.
-        """
-        known = self.taps.pop(who, None)
-        names = {*taps, *(known.names if known else ())}
-        if known:
-            known.close()
-        self.taps[who] = FeatureTaps(self.bare_student if who == 'student' else self.teachers[who], sorted(names))
+    def _log_network(self, role: str, network: nn.Module, options: Mapping | None = None) -> None:
+        options = options or infer_network(network.state_dict())
+        kind = describe(options) if options else type(network).__name__
+        get_root_logger().info(f'{role}: {kind}, {sum(p.numel() for p in network.parameters()):,d} parameters')
 
-    def on_device(self, network: nn.Module) -> nn.Module:
-        """Moves a network to the device, in the memory layout that units for bfloat16 want where they are used."""
-        if (self.opt.get('train') or {}).get('precision') == 'bf16':
-            network = network.to(memory_format=torch.channels_last)
-        return network.to(self.device)
+    # ------------------------------------------------------------------------------------------------------ training
 
     def run(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
         """A forward pass in the precision of ``train:precision``; the result is float32, ``(N, C, H, W)``."""
@@ -175,44 +138,11 @@ class SDAKDModel(Checkpoints, SRModel):
         bf16 = self.is_train and self.train_options.precision == 'bf16'
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
-    def place(self, network: nn.Module) -> nn.Module:
-        """Moves a network that learns to the device and wraps it for distributed training, on a CPU as well."""
-        network = self.on_device(network)
-        if not self.opt['dist']:
-            return network
-        devices = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
-        unused = self.opt.get('find_unused_parameters', False)
-        return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=unused)
-
-    def _adversary(self, name: str, entry: Discriminator) -> Adversary:
-        where = 'network_d' if name == 'student' else f'discriminators:{name}:network'
-        network = self.on_device(build(entry.network, where))
-        if entry.weights:
-            key = 'path:pretrain_network_d' if name == 'student' else f'discriminators:{name}:weights'
-            load_into(network, read_weights(entry.weights, entry.param_key, key), entry.weights, key)
-        gan_opt = entry.gan_opt or self.opt['train']['gan_opt']
-        player = None
-        if entry.learns:
-            player = self.add_player('d' if name == 'student' else f'd_{name}', network, 'd', (gan_term(name),))
-        else:
-            freeze(network)
-        self._log_network(f'discriminator {name}', network, entry.network)
-        return Adversary(name, entry, gan_opt, network, player)
-
-    def _cotrained(self, name: str) -> CotrainedTeacher:
-        shown = self.teachers[name]
-        network = deepcopy(shown).requires_grad_(True).train()
-        player = self.add_player('teacher' if name == 'teacher' else f'teacher_{name}', network, 'g', ())
-        shown.load_state_dict(player.bare.state_dict())  # from nothing, every process has drawn another one
-        del self.fingerprints[name]
-        return CotrainedTeacher(name, player, shown, read_teachers(self.opt)[name].replace_by)
-
-    def _log_network(self, role: str, network: nn.Module, options: Mapping | None = None) -> None:
-        options = options or infer_network(network.state_dict())
-        kind = describe(options) if options else type(network).__name__
-        get_root_logger().info(f'{role}: {kind}, {sum(p.numel() for p in network.parameters()):,d} parameters')
-
-    # ------------------------------------------------------------------------------------------------------ training
+    @classmethod
+    def noise_batch(cls, scenario: Scenario, number: int) -> dict[str, torch.Tensor]:
+        """A batch of random images of a run's sizes, for its rehearsal."""
+        crop, side = scenario.crop, scenario.input_crop
+        return {'lq': torch.rand(number, 3, side, side), 'gt': torch.rand(number, 3, crop, crop)}
 
     def feed_data(self, data: Mapping) -> None:
         """Takes a batch: ``lq`` and ``gt`` in [0, 1] and, where teachers have a cache, their answers."""
@@ -231,20 +161,25 @@ class SDAKDModel(Checkpoints, SRModel):
     def optimize_parameters(self, current_iter: int) -> None:
         """One step: the generators' side and every discriminator that learns in this stage."""
         moment = self.plan.at(current_iter)
-        stage = moment.stage
+        stage, names = moment.stage, self.scenario.active[moment.name]
         if moment.step == 1:
             self._enter(moment)
-        names = active_terms(stage, self.opt)
-        terms = [self.terms[name] for name in names if name in self.terms]
-        adversaries = [adversary for adversary in self.adversaries.values() if adversary.term in names]
-        context = Context(self, with_features=any(term.needs_features for term in terms))
+        terms = {name: self.terms[name] for name in names if name in self.terms}
+        discriminators = [each for each in self.discriminators.values() if each.term in names]
+        context = Context(self, with_features=any(term.needs_features for term in terms.values()))
         learning = self.cotrained if stage.lr_g is not None else ()
-        own = {teacher.name: Context(self, False, author=teacher.player.net) for teacher in learning}
+        contexts = {teacher.name: Context(self, False, author=teacher.player.net) for teacher in learning}
         log: dict[str, torch.Tensor] = {}
 
-        def generators() -> None:
-            found = {name: self.terms[name](context) for name in names if name in self.terms}
-            found |= {adversary.term: adversary.student_loss(context) for adversary in adversaries}
+        def train_generators() -> None:
+            found: dict[str, dict[str, torch.Tensor]] = {}
+            for name, term in terms.items():
+                self.at_work = name
+                found[name] = term(context)
+            for each in discriminators:
+                self.at_work = each.term
+                found[each.term] = each.student_loss(context)
+            self.at_work = ''
             found = {term: values for term, values in found.items() if values}
             if found:
                 self.shares.look(moment, current_iter, {term: sum(values.values()) for term, values in found.items()})
@@ -254,26 +189,30 @@ class SDAKDModel(Checkpoints, SRModel):
             if losses:
                 sum(losses.values()).backward()
             log.update(losses)
+            without_teacher = {name: term for name, term in terms.items() if not term.needs_teacher}
             for teacher in learning:
-                log.update(teacher.learn(own[teacher.name], self, names, adversaries))
+                log.update(teacher.learn(contexts[teacher.name], without_teacher, discriminators, self.weighted))
             for player in self.players:
                 if player.side == 'g' and player.learns_in(stage):
                     player.step(stage.grad_clip)
 
-        def discriminators() -> None:
-            for adversary in adversaries:
-                log.update(adversary.learn(context, own.get('teacher'), self._r1_weight(current_iter)))
-                if adversary.player is not None:
-                    adversary.player.step(stage.grad_clip)
+        def train_discriminators() -> None:
+            for each in discriminators:
+                self.at_work = each.term
+                log.update(each.learn(context, contexts.get('teacher'), self._r1_weight(current_iter)))
+                if each.player is not None:
+                    each.player.step(stage.grad_clip)
                 if current_iter % self.opt['logger']['print_freq'] == 0:
-                    log.update(adversary.diagnose(context))
+                    log.update(each.diagnose(context))
+            self.at_work = ''
 
-        for side in (discriminators, generators) if self.discriminators_first else (generators, discriminators):
-            side()
+        sides = (train_generators, train_discriminators)
+        for train in reversed(sides) if self.discriminators_first else sides:
+            train()
         if stage.lr_g is not None:
-            if self.ema_decay > 0:
+            if self.cast.average is not None:
                 # with the bare decay, a short run would be validated on its initial weights
-                self.model_ema(decay=min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
+                self.model_ema(decay=min(self.train_options.ema_decay, (1 + current_iter) / (10 + current_iter)))
             self.output = context.student.detach()
         self.last_iter = current_iter
         self._report(moment, current_iter, log)
@@ -289,12 +228,11 @@ class SDAKDModel(Checkpoints, SRModel):
         return self.train_options.r1_reg_weight / 2 * every if current_iter % every == 0 else 0.0
 
     def _enter(self, moment: Moment) -> None:
-        terms = ', '.join(active_terms(moment.stage, self.opt))
         get_root_logger().info(
             f'Stage {moment.index + 1} of {len(self.plan.stages)}, {moment.name}: '
-            f'{moment.stage.iters:,d} iterations with {terms}.'
+            f'{moment.stage.iters:,d} iterations with {", ".join(self.scenario.active[moment.name])}.'
         )
-        if moment.stage.lr_g is not None and self.border and self._leaves_border(active_terms(moment.stage, self.opt)):
+        if moment.stage.lr_g is not None and self.border and self.scenario.leaves_border(moment.name):
             get_root_logger().warning(
                 f'No term of the stage {moment.name} looks at the border of crops, so that the student does not learn '
                 'what to do at the border of an image: add pixel, use pool_reuse or cache, or write teacher_margin: 0.'
@@ -302,11 +240,6 @@ class SDAKDModel(Checkpoints, SRModel):
         if moment.stage.reset_optimizers:
             for player in self.players:
                 player.forget()
-
-    def _leaves_border(self, names: Iterable[str]) -> bool:
-        """Whether all these terms compare with a teacher."""
-        own = {name for name in self.terms if self.terms[name].teachers(self.opt['train'][f'{name}_opt'])}
-        return set(names) <= own | {adversary.term for adversary in self.adversaries.values() if adversary.compares}
 
     def _report(self, moment: Moment, current_iter: int, log: Mapping[str, torch.Tensor]) -> None:
         """Averages the logged values over processes, with one synchronisation, and stops on NaN or infinity."""
@@ -351,11 +284,28 @@ class SDAKDModel(Checkpoints, SRModel):
             if dataloader.dataset.opt['name'] != self.opt['datasets'][first]['name']:
                 continue
             if self.opt['rank'] == 0:
-                teacher.consider(self, dataloader, current_iter)
+                metric = self.opt['val']['metrics'][teacher.metric]
+                lower = metric.get('better', 'higher') == 'lower'
+                teacher.consider(lambda network: self._measure(network, dataloader, metric), lower, current_iter)  # noqa: B023
             if self.opt['dist']:
                 for tensor in teacher.shown.state_dict().values():
                     torch.distributed.broadcast(tensor, 0)
             self.save_again(teacher, current_iter)
+
+    @torch.no_grad()
+    def _measure(self, network: nn.Module, dataloader, metric: Mapping) -> float:
+        """A validation metric of a generator on a set: what BasicSR's validation computes of the student."""
+        total, count = 0.0, 0
+        self.is_train = False  # no degradation of validation images
+        for data in dataloader:
+            self.feed_data(data)
+            images = {'img': tensor2img([self.upscale(network).cpu()])}
+            if 'gt' in data:
+                images['img2'] = tensor2img([self.gt.cpu()])
+            total = total + calculate_metric(images, metric)
+            count += 1
+        self.is_train = True
+        return float(total / count)
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """BasicSR's validation, with the first images of every set in TensorBoard (``val:tb_images``, default 3)."""

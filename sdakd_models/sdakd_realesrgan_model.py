@@ -13,7 +13,6 @@ from sdakd_data.answers import Answer
 from sdakd_data.degradation import ContiguousJPEG, Sharpener
 from sdakd_data.pool import ROOM, ReusingPool
 from sdakd_models.sdakd_model import SDAKDModel
-from sdakd_models.wiring import active_terms
 
 
 @MODEL_REGISTRY.register()
@@ -50,7 +49,7 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
             self.opt = options
         if pooled:
             # mirrored feature maps are not those of the mirrored input: the filters are oriented
-            names = active_terms(self.plan.at(self.last_iter + 1).stage, self.opt)
+            names = self.scenario.active[self.plan.at(self.last_iter + 1).name]
             compared = any(self.terms[name].needs_features for name in names if name in self.terms)
             flips = self.opt['datasets']['train'].get('use_hflip', False) and not compared
             self.lq, self.gt = self.pool.draw(batch, flips)

@@ -5,52 +5,17 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from basicsr.utils import get_root_logger
+from torch import nn
 
-from sdakd.compat import UserError
-from sdakd_models.options import Discriminator, gan_term
-from sdakd_models.stages import Moment, Stage
-from sdakd_models.terms import TERMS
-
-if TYPE_CHECKING:
-    from sdakd_models.sdakd_model import SDAKDModel
+from sdakd_models.registry import TERMS
+from sdakd_models.stages import Moment
 
 WINDOW = 20  # batches whose median is a calibrated weight
 QUICK = 5  # of them, while a discriminator has just begun to learn
 LEAST, MOST = 0.05, 0.9  # a method's own term outside of these is named in a warning
-
-
-def check_shares(stage: Stage, asked: Mapping[str, float], active: Iterable[str], where: str) -> None:
-    """Refuses a stage whose shares leave nothing, or that has nothing to measure them against.
-
-    Args:
-        stage: The stage.
-        asked: The shares of its terms that have one.
-        active: All its terms.
-        where: Its key.
-
-    Raises:
-        UserError: With the terms.
-    """
-    if not asked or stage.lr_g is None:
-        return
-    if sum(asked.values()) >= 1:
-        total = sum(asked.values())
-        raise UserError(f'{where}:terms: the shares of {", ".join(asked)} add up to {total:g}; keep them below 1.')
-    if not any(term in TERMS and term not in asked for term in active):
-        raise UserError(
-            f'{where}:terms: the share of {next(iter(asked))} is measured against terms that have a loss_weight, GAN '
-            'losses left out, and this stage has none; give another term a loss_weight.'
-        )
-
-
-def own_terms(discriminators: Mapping[str, Discriminator], options: Mapping) -> set[str]:
-    """The terms that make a method what it is: those that need a teacher, and every discriminator but the student's."""
-    own = {name for name, cls in TERMS.items() if options.get(cls.option) and cls.teachers(options[cls.option])}
-    return own | {gan_term(name) for name in discriminators if name != 'student'}
 
 
 class Shares:
@@ -69,14 +34,18 @@ class Shares:
     learns: a GAN loss follows the last :data:`QUICK` batches up to the 2,000th iteration and takes its median there.
 
     Args:
-        model: The model in training; it must have a student.
+        student: The student, whose parameters count.
         asked: Shares by term.
         own: Terms to warn of.
         every: Iterations between two measurements.
+        processes: How many train together.
     """
 
-    def __init__(self, model: SDAKDModel, asked: Mapping[str, float], own: Iterable[str], every: int) -> None:
-        self.model, self.asked, self.own, self.every = model, dict(asked), frozenset(own), every
+    def __init__(
+        self, student: nn.Module, asked: Mapping[str, float], own: Iterable[str], every: int, processes: int = 1
+    ) -> None:
+        self.student, self.asked, self.own, self.every = student, dict(asked), frozenset(own), every
+        self.processes = processes
         self.weights = dict.fromkeys(asked, 1.0)
         self.samples: dict[str, deque] = {term: deque(maxlen=WINDOW) for term in asked}
         self.measured: dict[str, float] = {}
@@ -136,16 +105,16 @@ class Shares:
 
     def _norms(self, values: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """The 2-norm of every term's gradient over the student's parameters, of all processes' batches together."""
-        parameters = [each for each in self.model.bare_student.parameters() if each.requires_grad]
+        parameters = [each for each in self.student.parameters() if each.requires_grad]
         norms = []
         for value in values.values():
             found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
             flat = torch.cat(
                 [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)]
             )
-            if self.model.opt['dist']:
+            if self.processes > 1:
                 torch.distributed.all_reduce(flat)
-                flat /= self.model.opt['world_size']
+                flat /= self.processes
             norms.append(flat.norm())
         return dict(zip(values, torch.stack(norms).tolist(), strict=True))
 

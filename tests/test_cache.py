@@ -318,7 +318,7 @@ def mean(options, _whole):
 
 
 def learns(options, whole):
-    options['teacher']['replace_by'] = 'psnr'
+    options['teacher']['cotrain'] = {'metric': 'psnr'}
     options['val'], options['datasets']['val'] = whole['val'], whole['datasets']['val']
 
 
@@ -342,7 +342,7 @@ def degraded_in_training(options, whole):
     [
         (flips, r"teacher:cache: the term 'feature' compares feature maps, and those of a flipped image are not"),
         (mean, r'datasets:train:mean: this key and teacher:cache exclude each other'),
-        (learns, r'teacher:cache: a teacher that learns .replace_by. has no lasting answers'),
+        (learns, r'teacher:cache: a teacher that learns .cotrain. has no lasting answers'),
         (folder_of_others, r"LRx4 is no folder of a teacher's answers"),
         (one_folder_for_two, r'teachers:second:cache: .*cache is the folder of teacher:cache'),
         (degraded_in_training, r'teacher:cache: only a pair that comes again has an answer to keep'),

@@ -12,6 +12,7 @@ from sdakd.compat import UserError
 from sdakd_arch import zoo
 from sdakd_models import launch
 from sdakd_models.reader import force
+from sdakd_models.scenario import Scenario
 
 
 def change(options, path, value):
@@ -130,10 +131,7 @@ def test_numbers_without_a_dot_are_numbers(shared_world, parse, tmp_path):
     file = tmp_path / 'good.yml'
     file.write_text(yaml.safe_dump(shared_world.options(), sort_keys=False).replace('lr_g: 0.0001', 'lr_g: 2e-4'))
     assert isinstance(yaml.safe_load(file.read_text())['train']['stages']['adversarial']['lr_g'], str)
-    from sdakd_models.options import read_train
-    from sdakd_models.terms import term_options
-
-    plan = read_train(parse(file, tmp_path), term_options()).plan()
+    plan = Scenario.read(parse(file, tmp_path)).plan
     assert plan.stages[2].lr_g == pytest.approx(2e-4)
 
 
@@ -206,9 +204,7 @@ def test_pair_pool_that_the_batch_does_not_divide(world, parse):
 def test_missing_vgg_is_announced_with_url_path_and_remedy(world, parse, monkeypatch):
     monkeypatch.setattr('basicsr.archs.vgg_arch.VGG_PRETRAIN_PATH', 'nowhere/vgg19-dcbb9e9d.pth')
     monkeypatch.setattr('torch.hub.get_dir', lambda: str(world.root / 'hub'))
-    monkeypatch.setitem(
-        __import__('sdakd_models.checks.run', fromlist=['URLS']).URLS, 'vgg19-dcbb9e9d.pth', 'http://127.0.0.1:9/v'
-    )
+    monkeypatch.setitem(zoo.URLS, 'vgg19-dcbb9e9d.pth', 'http://127.0.0.1:9/v')
     options = world.options()
     options['train']['perceptual_opt'] = {'type': 'PerceptualLoss', 'layer_weights': {'conv1_2': 1}}
     options['train']['stages']['supervised']['terms'] = ['pixel', 'perceptual']
@@ -227,7 +223,7 @@ def test_each_vgg_finds_its_own_file_beside_the_other(world, monkeypatch, kind, 
     """BasicSR loads one path into whatever VGG is asked for."""
     from basicsr.archs import vgg_arch
 
-    from sdakd_models.checks.run import check_vgg
+    from sdakd_models.checks.vgg import ensure_vgg
 
     monkeypatch.setattr(vgg_arch, 'VGG_PRETRAIN_PATH', 'experiments/pretrained_models/vgg19-dcbb9e9d.pth')
     folder = world.root / 'experiments/pretrained_models'
@@ -235,7 +231,7 @@ def test_each_vgg_finds_its_own_file_beside_the_other(world, monkeypatch, kind, 
     for name in ('vgg16-397923af.pth', 'vgg19-dcbb9e9d.pth'):
         (folder / name).touch()
     monkeypatch.chdir(world.root / 'HR')  # not the folder that holds experiments/
-    check_vgg({'vgg_type': kind}, str(world.root))
+    ensure_vgg({'vgg_type': kind}, str(world.root))
     assert vgg_arch.VGG_PRETRAIN_PATH == str(folder / file)
 
 

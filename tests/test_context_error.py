@@ -148,7 +148,7 @@ def test_ground_truth_to_degrade_is_reduced_by_an_antialiased_bicubic(large, par
 
 def test_nothing_is_measured_where_it_does_not_matter(large, parse):
     options = settings(large, 0)
-    options['teacher']['replace_by'] = 'psnr'
+    options['teacher']['cotrain'] = {'metric': 'psnr'}
     assert start(large, parse, options)[1:] == ([], [])  # learns along
     opt = parse(large.write(settings(large, 0)), large.root)
     resumed = {**opt['path'], 'resume_state': 'some.state'}
@@ -169,7 +169,7 @@ def test_numbers_that_the_run_draws_are_the_same(large, parse):
     states = []
     for margin in (0, 8):
         options = settings(large, 0)
-        options['teacher'] |= {'replace_by': 'psnr'} if margin else {}
+        options['teacher'] |= {'cotrain': {'metric': 'psnr'}} if margin else {}
         opt = parse(large.write(options), large.root)
         random.seed(1), np.random.seed(1)
         build_model(opt)

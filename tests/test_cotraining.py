@@ -8,11 +8,13 @@ import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 
+import basicsr.train
 from sdakd.compat import UserError
 from sdakd_models.launch import load_resume_state
+from sdakd_models.reader import read_yaml
 
 JUDGE = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
-ENTRY = {'network': JUDGE, 'real': 'gt', 'fake': ['teacher'], 'listens': True}
+ENTRY = {'network': JUDGE, 'real': 'gt', 'fake': ['teacher'], 'trains_student': True}
 
 
 def cotrained(world, **teacher):
@@ -20,7 +22,7 @@ def cotrained(world, **teacher):
     options = world.options()
     del options['network_d']
     options['discriminators'] = {'teacher': ENTRY}
-    options['teacher'] |= {'replace_by': 'psnr', **teacher}
+    options['teacher'] |= {'cotrain': {'metric': 'psnr'}, **teacher}
     terms = ['pixel', 'feature', 'gan:teacher']
     options['train']['stages'] = {'adversarial': {'iters': 12, 'lr_g': 1e-3, 'lr_d': 1e-3, 'terms': terms}}
     return options
@@ -71,12 +73,12 @@ def test_the_copy_in_training_moves_and_the_one_shown_stays(world, parse):
     model = build(world, parse, cotrained(world))
     (teacher,) = model.cotrained
     assert same(state(teacher.player.bare), state(world.teacher))
-    before, judge = state(teacher.shown), state(model.adversaries['teacher'].bare)
+    before, judge = state(teacher.shown), state(model.discriminators['teacher'].bare)
     log = train(model, 1, 3)
     assert same(state(teacher.shown), before)
     moved = state(teacher.player.bare)
     assert all(not torch.equal(moved[key], before[key]) for key in before)
-    after = state(model.adversaries['teacher'].bare)
+    after = state(model.discriminators['teacher'].bare)
     assert all(not torch.equal(after[key], judge[key]) for key in judge)
     assert {'l_t_pix', 'l_t_gan_teacher', 'l_g_pix', 'l_g_feature', 'l_g_gan_teacher'} <= set(log)
 
@@ -85,7 +87,7 @@ def test_its_first_step_is_adam_on_pixels_and_its_discriminator(world, parse):
     """Against the objective written here: |T(x) - y| + 0.1 softplus(-D(T(x))), Adam's first step."""
     model = build(world, parse, cotrained(world))
     (teacher,) = model.cotrained
-    network, judge = copy.deepcopy(teacher.player.bare), copy.deepcopy(model.adversaries['teacher'].bare)
+    network, judge = copy.deepcopy(teacher.player.bare), copy.deepcopy(model.discriminators['teacher'].bare)
     for module in judge.modules():
         module.training = True
     gt = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -108,7 +110,7 @@ def test_it_rests_before_its_discriminator_is_on_and_where_the_student_rests(wor
         'supervised': {'iters': 1, 'lr_g': 1e-3, 'terms': ['pixel', 'feature']},
         'judge': {'iters': 1, 'lr_d': 1e-3, 'terms': ['gan:teacher']},
     }
-    options['discriminators'] = {'teacher': {**ENTRY, 'listens': False}}
+    options['discriminators'] = {'teacher': {**ENTRY, 'trains_student': False}}
     model = build(world, parse, options)
     (teacher,) = model.cotrained
     before = state(teacher.player.bare)
@@ -190,8 +192,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(world, parse):
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [
-        ({'replace_by': 'fidd'}, "teacher:replace_by: 'fidd' is no entry of val:metrics"),
-        ({'replace_by': None, 'weights': None}, 'teacher:weights: the key is missing'),
+        ({'cotrain': {'metric': 'fidd'}}, "teacher:cotrain:metric: 'fidd' is no entry of val:metrics"),
+        ({'cotrain': None, 'weights': None}, 'teacher:weights: the key is missing'),
         ({'weights': None}, 'teacher:weights: the key is missing'),
     ],
 )
@@ -203,14 +205,14 @@ def test_mistakes(world, parse, change, sentence):
 def test_there_must_be_a_validation_set(world, parse):
     options = cotrained(world)
     del options['datasets']['val']
-    with pytest.raises(UserError, match='replace_by: teachers are compared on a validation set'):
+    with pytest.raises(UserError, match='cotrain: teachers are compared on a validation set'):
         parse(world.write(options), world.root)
 
 
 @pytest.mark.parametrize('metric', ['psnr', 'niqe'])
 def test_what_a_validation_replaced_after_saving_is_not_lost(world, parse, metric):
     """BasicSR saves, then validates: the run that goes on from that iteration must follow the new teacher."""
-    options = cotrained(world, replace_by=metric)
+    options = cotrained(world, cotrain={'metric': metric})
     options['val']['metrics']['niqe'] = {'type': 'calculate_psnr', 'crop_border': 0, 'better': 'lower'}
     model = build(world, parse, options)
     (teacher,) = model.cotrained
@@ -251,3 +253,43 @@ def test_it_does_not_imitate_the_copy_that_is_shown(world, parse):
     imitation = {'l_g_imit_style_squeezenet', 'l_g_imit_feature_squeezenet'}
     shares = {'share_pixel', 'share_imitation'}
     assert set(log) == {'stage', 'l_g_pix', 'l_t_pix', *imitation, *shares}
+
+
+def as_in_version_0_1_0(options):
+    """The same run by the names that its keys had."""
+    old = copy.deepcopy(options)
+    old['teacher']['replace_by'] = old['teacher'].pop('cotrain')['metric']
+    old['discriminators']['teacher']['listens'] = old['discriminators']['teacher'].pop('trains_student')
+    return old
+
+
+@pytest.mark.parametrize(
+    ('block', 'sentence'),
+    [
+        ('teacher', r'teacher:replace_by: this key is called cotrain now; write cotrain: {metric: psnr}\.'),
+        ('discriminators', r'teacher:listens: this key is called trains_student now; write trains_student: true\.'),
+    ],
+)
+def test_keys_of_version_0_1_0_are_refused_with_the_new_one(world, parse, block, sentence):
+    options = cotrained(world)
+    options[block] = as_in_version_0_1_0(options)[block]
+    for flags in ((), ('--auto_resume',)):  # there is nothing to resume
+        with pytest.raises(UserError, match=sentence):
+            parse(world.write(options), world.root, *flags)
+
+
+def test_a_run_of_version_0_1_0_is_resumed(world, parse, caplog):
+    options = cotrained(world)
+    model = build(world, parse, options)
+    train(model, 1, 2)
+    model.save(0, 2)
+    old = as_in_version_0_1_0(options)
+    again = build(world, parse, old, '--auto_resume')
+    assert 'teacher:replace_by' in caplog.text and 'discriminators:teacher:listens' in caplog.text
+    again.resume_training(load_resume_state(again.opt))
+    for one, two in zip(model.players, again.players, strict=True):
+        assert same(state(one.bare), state(two.bare))
+    copied = world.root / 'experiments/run/run.yml'
+    basicsr.train.copy_opt_file(str(world.root / 'run.yml'), str(copied.parent))
+    archived = read_yaml(copied)  # goes on by itself from here
+    assert archived['teacher'] == options['teacher'] and archived['discriminators'] == options['discriminators']

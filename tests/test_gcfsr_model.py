@@ -220,7 +220,7 @@ def test_who_learns_in_which_stage_and_what_they_are_given(faces, parse):
 
     model.bare_student.register_forward_pre_hook(note('student'))
     model.teachers['teacher'].register_forward_pre_hook(note('teacher'))
-    model.adversaries['student'].bare.register_forward_pre_hook(note('d'))
+    model.discriminators['student'].bare.register_forward_pre_hook(note('d'))
     expected = [{'g'}] * 2 + [{'g', 'adapter'}] * 2 + [{'g', 'adapter', 'd'}] * 4
     teacher = state(model.teachers['teacher'])
     for iteration, learning in enumerate(expected, 1):
@@ -247,7 +247,7 @@ def test_an_adversarial_step_by_its_formulas(faces, parse, iteration):
     options = faces.options()
     options['train']['stages']['adversarial']['terms'] = ['pixel', 'gan']
     model = model_of(faces, parse, options)
-    judge, student = (copy.deepcopy(net) for net in (model.adversaries['student'].bare, model.bare_student))
+    judge, student = (copy.deepcopy(net) for net in (model.discriminators['student'].bare, model.bare_student))
     judge.requires_grad_(True).train()
     data = batch(iteration)
     torch.manual_seed(iteration)
@@ -271,7 +271,7 @@ def test_an_adversarial_step_by_its_formulas(faces, parse, iteration):
     assert log['l_d_real'] + log['l_d_fake'] == pytest.approx(loss.item(), rel=1e-5)
     assert log.get('l_d_r1', 0) == pytest.approx(penalty.item(), rel=1e-4)
     assert log['l_g_pix'] + log['l_g_gan'] == pytest.approx(objective.item(), rel=1e-5)
-    for mine, its in ((judge, model.adversaries['student'].bare), (student, model.bare_student)):
+    for mine, its in ((judge, model.discriminators['student'].bare), (student, model.bare_student)):
         differences = [(a - b).abs() for a, b in zip(mine.parameters(), its.parameters(), strict=True)]
         # a first step of Adam is the gradient's sign, which rounding may turn where the gradient is next to nothing
         assert sum((d > 1e-6).sum().item() for d in differences) < 0.002 * sum(d.numel() for d in differences)

@@ -9,8 +9,8 @@ from basicsr.models import build_model
 from torch.nn import functional as F
 
 from sdakd.compat import UserError
+from sdakd_models.scenario import Scenario
 from sdakd_models.terms import Context
-from sdakd_models.wiring import margin_of
 
 SCALE, CROP, MARGIN = 4, 16, 4  # of the runs below: 4 input pixels of crops of 16 are border by default
 TERMS = {
@@ -111,8 +111,8 @@ def test_feature_maps_are_cut_at_their_own_resolution(model):
 
 
 def test_only_a_discriminator_that_sees_the_teachers_images_is_shown_crops(model):
-    seen = {name: [] for name in model.adversaries}
-    for name, adversary in model.adversaries.items():
+    seen = {name: [] for name in model.discriminators}
+    for name, adversary in model.discriminators.items():
         adversary.bare.register_forward_pre_hook(lambda _m, given, name=name: seen[name].append(given[0].clone()))
     student = copy.deepcopy(model.bare_student)
     data = batch()
@@ -130,11 +130,12 @@ def test_only_a_discriminator_that_sees_the_teachers_images_is_shown_crops(model
 
 @pytest.mark.parametrize(('crop', 'margin'), [(4, 1), (8, 2), (16, 4), (31, 7), (32, 8), (64, 8)])
 def test_the_default_margin(crop, margin):
-    opt = {'train': {}, 'model_type': 'SDAKDRealESRGANModel'}
-    assert margin_of(opt, crop) == margin
-    assert margin_of({**opt, 'model_type': 'SDAKDGCFSRModel'}, crop) == 0
+    train = {'stages': {'only': {'iters': 1, 'lr_g': 1e-3, 'terms': ['pixel']}}, 'pixel_opt': {'type': 'L1Loss'}}
+    opt = {'train': train, 'model_type': 'SDAKDRealESRGANModel', 'datasets': {}, 'gt_size': 4 * crop, 'scale': 4}
+    assert Scenario.read(opt).margin == margin
+    assert Scenario.read({**opt, 'model_type': 'SDAKDGCFSRModel'}).margin == 0
     opt['train']['teacher_margin'] = '3'  # a number written as text, as the typed options take it
-    assert margin_of(opt, crop) == 3
+    assert Scenario.read(opt).margin == 3
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,8 @@ import os
 
 import pytest
 
-from sdakd_models.options import read_train
 from sdakd_models.reader import read_run
-from sdakd_models.terms import term_options
-from sdakd_models.wiring import active_terms, needed_teachers, used_discriminators
+from sdakd_models.scenario import Scenario
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GONE = object()
@@ -73,11 +71,8 @@ def test_only_what_it_says_is_changed(name):
 def plays(name):
     """Terms of every stage, and whom they need."""
     opt = load(f'methods/{name}.yml')
-    plan = read_train(opt, term_options()).plan()
-    stages = [active_terms(stage, opt) for stage in plan.stages]
-    names = {term for terms in stages for term in terms}
-    used = used_discriminators(opt, names)
-    return stages, needed_teachers(opt, names, used), used
+    scenario = Scenario.read(opt)
+    return list(scenario.active.values()), list(scenario.teachers), scenario.discriminators
 
 
 @pytest.mark.parametrize('name', ['l1', 'none_student_d', 'none_teacher_d', 'none_teacher_d_pretrained'])

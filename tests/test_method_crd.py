@@ -14,10 +14,10 @@ from basicsr.models import build_model
 from sdakd.compat import UserError
 from sdakd_losses import crd_loss
 from sdakd_losses.crd_loss import ContentRelationLoss
-from sdakd_models.checks.run import check_terms
-from sdakd_models.options import read_train
+from sdakd_models.checks import stages
 from sdakd_models.reader import force, read_run
-from sdakd_models.terms import Context, term_options
+from sdakd_models.scenario import Scenario
+from sdakd_models.terms import Context
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OFF = {'row': 0, 'column': 0, 'patch': 0, 'instance': 0}
@@ -311,7 +311,10 @@ def test_the_ablations_of_the_page_can_be_forced():
         opt, published = crd_file('crd'), crd_file('crd')
         force(opt, entries)
         assert opt != published
-        check_terms(opt, read_train(opt, term_options()).plan())
+        scenario = Scenario.read(opt)
+        stages.check(scenario)
+        if 'crd' in scenario.terms:
+            scenario.terms['crd'].build('cpu')
 
 
 @pytest.fixture
@@ -351,7 +354,7 @@ def step(world, parse):
 
 def states(model):
     networks = {'student': model.bare_student, 'teacher': model.teachers['teacher']}
-    networks |= {f'judge {name}': adversary.bare for name, adversary in model.adversaries.items()}
+    networks |= {f'judge {name}': adversary.bare for name, adversary in model.discriminators.items()}
     return {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in networks.items()}
 
 
@@ -371,7 +374,7 @@ REGIMES = {
 @pytest.mark.parametrize('name', REGIMES)
 def test_who_moves_in_a_step_of_each_regime(step, world, name):
     model, before = step(name)
-    after, judge = states(model), model.adversaries['teacher']
+    after, judge = states(model), model.discriminators['teacher']
     assert moved(before, after, 'student') == set(before['student'])
     assert moved(before, after, 'teacher') == set()
     log = model.get_current_log()
@@ -402,7 +405,7 @@ def test_who_moves_in_a_step_of_each_regime(step, world, name):
 def test_without_discriminator_only_the_student_moves(step):
     model, before = step('crd_no_discriminator')
     after = states(model)
-    assert model.adversaries == {} and [player.name for player in model.players] == ['g']
+    assert model.discriminators == {} and [player.name for player in model.players] == ['g']
     assert moved(before, after, 'student') == set(before['student'])
     assert moved(before, after, 'teacher') == set()
 

@@ -239,7 +239,7 @@ def test_a_step_is_the_formula(world, parse, options, mlp):
     data = batches(6)
     run(model, data, 1, 2)
     bank = copy.deepcopy(next(player.bare for player in model.players if player.name == 'connectors'))
-    judge = copy.deepcopy(model.adversaries['teacher'].bare)
+    judge = copy.deepcopy(model.discriminators['teacher'].bare)
     student = SRVGGNetCompact(num_feat=4, num_conv=4)
     student.load_state_dict(model.bare_student.state_dict())
     features = {}
@@ -282,7 +282,7 @@ def test_who_moves(world, parse, options, regime, mlp, kind):
     model = start(world, parse, options)
     data = batches(6)
     bank = next(player.bare for player in model.players if player.name == 'connectors')
-    judge, teacher = model.adversaries['teacher'].bare, model.teachers['teacher']
+    judge, teacher = model.discriminators['teacher'].bare, model.teachers['teacher']
     networks = {'student': model.bare_student, 'connectors': bank, 'judge': judge, 'teacher': teacher}
     before = {name: state(network) for name, network in networks.items()}
     run(model, data, 1, 2)
@@ -302,7 +302,7 @@ def test_looking_moves_nothing_in_the_discriminator(world, parse, options, fake)
     """Its weights, their gradients and the vectors of spectral norm stay, whatever mode it comes in."""
     options['discriminators']['teacher']['fake'] = fake
     model = start(world, parse, options)
-    judge = model.adversaries['teacher'].bare.train().requires_grad_(True)
+    judge = model.discriminators['teacher'].bare.train().requires_grad_(True)
     before = state(judge)
     model.feed_data(batches(1)[0])
     model.terms['dcd'](Context(model, with_features=True))['dcd'].backward()

@@ -4,6 +4,7 @@ import copy
 import math
 import re
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from sdakd.compat import UserError
 from sdakd_arch.adapter_arch import AdapterBank, Connector
 from sdakd_arch.pairing import Pairing, pair_taps
 from sdakd_losses.omgd_loss import OMGDLoss, channel_distance, ssim, total_variation
-from sdakd_models.terms.omgd import pairings
+from sdakd_models.options import read_term
+from sdakd_models.terms.omgd import OMGDTerm
 
 # ---------------------------------------------------------------------------------------------------- structure (SSIM)
 
@@ -232,7 +234,16 @@ def test_layers_may_be_named_by_hand_and_left_out():
     wanted = Pairing({'body.0': 'body.13'}, {'body.0': (4, 8)})
     assert pair_taps(student, teacher, {'body.0': 'body.13'}, 'layers') == wanted
     options = {'teachers': ['t'], 'layers': {'t': []}}
-    assert pairings(options, student, {'t': teacher}) == {'t': Pairing({}, {})}
+    assert pairings(options, student, {'t': teacher}) == {'t': {}}
+
+
+def pairings(options, student, teachers):
+    """What the term pairs, by teacher."""
+    block = read_term('omgd', {'type': 'OMGDLoss', **options}, 'train:omgd_opt', OMGDTerm.Options)
+    cast = SimpleNamespace(
+        student=student, teachers=teachers, device='meta', watch=lambda *_: None, add_player=lambda *_: None
+    )
+    return OMGDTerm(block, cast).pairs
 
 
 class Odd(nn.Module):

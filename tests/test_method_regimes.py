@@ -22,7 +22,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PATHS = sorted(glob.glob(f'{ROOT}/options/methods/**/*.yml', recursive=True))
 FILES = {os.path.splitext(os.path.basename(path))[0]: path for path in PATHS}
 
-# What a discriminator sees in one step, in order: first what the student hears, then what it learns from, then what is
+# What a discriminator sees in one step, in order: first what trains the student, then what it learns from, then what is
 # only logged. '+': in training mode, where spectral norm moves its vectors; '-': in evaluation mode.
 OWN = ['student+', 'gt+', 'student+']
 FROZEN = ['student-']
@@ -47,14 +47,20 @@ REGIMES = {
     'crd': {'teacher': UPDATING_FREEZING},
     'crd_always_updating': {'teacher': ALWAYS_UPDATING},
     'crd_cotrained': {'teacher': ['student-', 'apprentice+', 'gt+', 'apprentice+']},  # the teacher in training
-    'crd_no_discriminator': {},  # nobody would listen to it
+    'crd_no_discriminator': {},  # it would train nobody
     'crd_pretrained_freezing': {'teacher': FROZEN},
     'crd_pretrained_updating': {'teacher': OWN},
 }
 
 
 def regime(name):
-    """The one that is written above for this option file, or for the method whose variant it is."""
+    """The one that is written above for this option file, or for the method whose variant it is.
+
+    A method without discriminators needs no row.
+    """
+    options = load(FILES[name]) if name in FILES else {}
+    if name not in REGIMES and options and not options.get('network_d') and not options.get('discriminators'):
+        return {}
     while name not in REGIMES:
         name, found, _ = name.rpartition('_')
         assert found, 'write its regime into the table above'
@@ -89,8 +95,8 @@ def small(world, opt):
         entry['weights'] = str(world.root / 'judge.pth') if entry.get('weights') else None
     if opt['path'].get('pretrain_network_d'):
         options['path']['pretrain_network_d'] = str(world.root / 'judge.pth')
-    if opt.get('teacher', {}).get('replace_by'):
-        options['teacher']['replace_by'] = 'psnr'
+    if opt.get('teacher', {}).get('cotrain'):
+        options['teacher']['cotrain'] = {'metric': 'psnr'}
     options['train']['stages'] = stages
     options['train']['gan_opt'] = opt['train'].get('gan_opt', options['train']['gan_opt'])
     if 'network_g' not in opt:
@@ -138,20 +144,20 @@ class Watch:
 
     def __init__(self, model):
         self.model, self.images = model, {}
-        self.calls = {name: [] for name in model.adversaries}
-        self.states = {name: [] for name in model.adversaries}
+        self.calls = {name: [] for name in model.discriminators}
+        self.states = {name: [] for name in model.discriminators}
         if model.student is not None:
             model.bare_student.register_forward_hook(lambda _m, _i, image: self.images.update(student=image))
         for teacher in model.teachers.values():
             teacher.register_forward_hook(lambda _m, _i, image: self.images.update(teacher=image))
         for teacher in model.cotrained:
             teacher.player.bare.register_forward_hook(lambda _m, _i, image: self.images.update(apprentice=image))
-        for name, adversary in model.adversaries.items():
+        for name, adversary in model.discriminators.items():
             adversary.bare.register_forward_pre_hook(lambda net, given, name=name: self.note(name, net, given[0]))
 
     def note(self, name, net, image):
         known = {**self.images, 'gt': self.model.gt}
-        facts = self.model.adversaries[name].facts
+        facts = self.model.discriminators[name].facts
         if 'teacher' in [facts.real, *facts.fake]:
             known = {kind: inside(tensor) for kind, tensor in known.items()}
         found = [kind for kind, tensor in known.items() if torch.equal(tensor, image)]
@@ -171,15 +177,15 @@ def test_regime_of_a_method(name, world, parse):
     opt = load(FILES[name])
     model = build(world, parse, small(world, opt))
     watch, wanted = Watch(model), regime(name)
-    assert set(model.adversaries) == set(wanted)
+    assert set(model.discriminators) == set(wanted)
     teachers = {key: state(teacher) for key, teacher in model.teachers.items()}
     for iteration, stage in enumerate(model.plan.stages, 1):
-        judges = {key: state(adversary.bare) for key, adversary in model.adversaries.items()}
+        judges = {key: state(adversary.bare) for key, adversary in model.discriminators.items()}
         student = state(model.bare_student)
         watch.clear()
         log = step(model, iteration)
         assert moved(student, model.bare_student) == set(student)
-        for key, adversary in model.adversaries.items():
+        for key, adversary in model.discriminators.items():
             on = adversary.term in stage.terms
             assert watch.calls[key] == (wanted[key] if on else [])
             learns = on and any(call.startswith('gt+') or call == 'teacher+' for call in wanted[key])
@@ -201,7 +207,7 @@ def test_regime_of_a_method(name, world, parse):
     [
         ({'fake': ['teacher']}, UPDATING_FREEZING),
         ({'fake': ['teacher', 'student']}, ALWAYS_UPDATING),
-        ({'fake': ['teacher'], 'listens': False}, ['gt+', 'teacher+']),  # CRD's Table 6, "without discriminator"
+        ({'fake': ['teacher'], 'trains_student': False}, ['gt+', 'teacher+']),  # CRD's Table 6, "without discriminator"
         ({'learns': False, 'weights': True}, FROZEN),
         ({'fake': ['student'], 'weights': True}, OWN),
         ({'real': 'teacher', 'fake': ['student']}, ['student+', 'teacher+', 'student+', 'teacher-', 'gt-']),
@@ -213,12 +219,12 @@ def test_regime_of_facts(facts, calls, world, parse):
     opt = {'train': {'stages': stages}, 'path': {}, 'network_g': {}}
     opt['discriminators'] = {'other': {'network': {'type': 'UNetDiscriminatorSN'}, **facts}}
     model = build(world, parse, small(world, opt))
-    watch, judge = Watch(model), model.adversaries['other'].bare
+    watch, judge = Watch(model), model.discriminators['other'].bare
     before = state(judge)
     log = step(model, 1)
     assert watch.calls == {'other': calls}
     assert moved(before, judge) == (set(before) if facts.get('learns', True) else set())
-    assert ('l_g_gan_other' in log) == facts.get('listens', True)
+    assert ('l_g_gan_other' in log) == facts.get('trains_student', True)
 
 
 # --------------------------------------------------------------------------------------------------- without a student
@@ -236,7 +242,7 @@ def alone(world):
 def test_a_discriminator_learns_without_a_student(world, parse, alone):
     model = build(world, parse, alone)
     assert not hasattr(model, 'net_g') and [player.name for player in model.players] == ['d_teacher']
-    watch, judge = Watch(model), model.adversaries['teacher'].bare
+    watch, judge = Watch(model), model.discriminators['teacher'].bare
     teacher, before = state(model.teachers['teacher']), state(judge)
     log = step(model, 1)
     assert watch.calls == {'teacher': ['gt+', 'teacher+']}
@@ -272,14 +278,14 @@ def test_its_checkpoint_is_resumed_and_opened_by_a_method(world, parse, alone):
     resumed.resume_training(launch.load_resume_state(opt))
     for iteration in (3, 4):
         step(resumed, iteration)
-    end = state(model.adversaries['teacher'].bare)
-    assert moved(end, resumed.adversaries['teacher'].bare) == set()
+    end = state(model.discriminators['teacher'].bare)
+    assert moved(end, resumed.discriminators['teacher'].bare) == set()
 
     options = small(world, load(FILES['dgl_gan']))
     file = str(world.root / 'experiments/run/models/net_d_teacher_latest.pth')
     options['discriminators']['teacher']['weights'] = file
     guided = build(world, parse, options)
-    assert moved(end, guided.adversaries['teacher'].bare) == set()
+    assert moved(end, guided.discriminators['teacher'].bare) == set()
 
 
 def test_the_command_trains_a_discriminator_alone(world, alone):
@@ -314,7 +320,10 @@ def discriminator(options):
             'trains the student; where only discriminators learn, leave lr_g out',
         ),
         (lambda o, w: discriminator(o)['terms'].append('pixel'), r'lr_g: the key is missing, but .* \(pixel\)'),
-        (lambda o, w: o['discriminators']['teacher'].update(listens=True), r'lr_g: the key is missing.*gan:teacher'),
+        (
+            lambda o, w: o['discriminators']['teacher'].update(trains_student=True),
+            r'lr_g: the key is missing.*gan:teacher',
+        ),
         (lambda o, w: o['discriminators']['teacher'].update(fake=['student']), 'teacher:fake: it names the student'),
         (lambda o, w: o['discriminators']['teacher'].update(learns=False), 'that trains the student or a discrim'),
         (lambda o, w: o.pop('teacher'), 'teacher: the block is missing'),
@@ -332,7 +341,7 @@ def test_mistakes_without_a_student(world, parse, alone, change, sentence):
 
 def test_the_student_may_rest_while_discriminators_learn(world, parse):
     options = world.options()
-    facts = {'network': options['network_d'], 'fake': ['teacher'], 'listens': False}
+    facts = {'network': options['network_d'], 'fake': ['teacher'], 'trains_student': False}
     options['discriminators'] = {'teacher': facts}
     options['train']['stages'] = {
         'both': {'iters': 1, 'lr_g': 1e-3, 'lr_d': 1e-3, 'terms': ['pixel', 'feature', 'gan']},
@@ -433,7 +442,7 @@ def test_akdg_logs_the_overlap_where_the_log_is_printed_and_nothing_moves_by_it(
         assert set(log) - set(other) == ({'out_d_overlap_distillation'} if printed else set())
         assert {key: log[key] for key in other if key != 'stage'} == {k: v for k, v in other.items() if k != 'stage'}
         if printed:
-            judge = copy.deepcopy(often.adversaries['distillation'].bare).eval()
+            judge = copy.deepcopy(often.discriminators['distillation'].bare).eval()
             with torch.no_grad():
                 verdicts = judge(inside(often.teachers['teacher'](often.lq))), judge(inside(often.gt))
             assert log['out_d_overlap_distillation'] == pytest.approx(overlap(*verdicts).item())

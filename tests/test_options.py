@@ -8,14 +8,13 @@ import pytest
 from sdakd.commands.prepare.synthesis import PUBLISHED
 from sdakd_arch.pairing import pair_taps
 from sdakd_arch.taps import default_taps
-from sdakd_arch.width import build, scale_of, student_of
+from sdakd_arch.width import build, student_of
 from sdakd_arch.zoo import URLS
-from sdakd_models.checks.run import check_degradation, check_optimizers, check_terms, check_validation
-from sdakd_models.options import read_discriminators, read_teachers, read_train
+from sdakd_models.cast import Cast
+from sdakd_models.checks import degradation, faces, networks, stages, validation
+from sdakd_models.options import read_discriminators, read_teachers
 from sdakd_models.reader import read_run
-from sdakd_models.terms import TERMS, term_options
-from sdakd_models.terms.feature import read_features
-from sdakd_models.wiring import active_terms, needed_teachers, used_discriminators
+from sdakd_models.scenario import Scenario
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FILES = sorted(os.path.relpath(p, ROOT) for p in glob.glob(f'{ROOT}/options/**/*.yml', recursive=True))
@@ -29,41 +28,28 @@ def load(file):
     return read_run(os.path.join(ROOT, file))
 
 
-def networks(opt, names):
-    """Student, teachers and discriminators on meta; the files they start from are on no test machine."""
-    judges = used_discriminators(opt, names)
-    for name, entry in judges.items():
-        assert entry.learns or entry.weights, f'{name} does not learn and has no file'
-    known = read_teachers(opt)  # the demo's is told on the command line
-    teachers = {name: known[name].network for name in needed_teachers(opt, names, judges) if name in known}
-    parts = (
-        {'': opt.get('network_g')},
-        teachers,
-        {name: entry.network for name, entry in judges.items()},
-    )
-    built = [{name: build(options, name).to('meta') for name, options in part.items() if options} for part in parts]
-    return built[0].get(''), built[1], built[2]
-
-
 @pytest.mark.parametrize('file', FILES)
-def test_option_file_is_sound(file):
+def test_option_file_is_sound(file, monkeypatch):
+    # the files that networks start from are on no test machine
+    monkeypatch.setattr('sdakd_models.cast.read_state', lambda *_: {})
+    monkeypatch.setattr('sdakd_models.cast.load_into', lambda *_: None)
     opt = load(file)
-    train = read_train(opt, term_options())
-    names = check_terms(opt, train.plan())
-    check_optimizers(train)
-    check_validation(opt)
+    if file == 'options/demo.yml':  # the command tells its network
+        opt['teacher']['network'] = {**opt['network_g'], 'num_feat': 64}
+    scenario = Scenario.read(opt)
+    stages.check(scenario)
+    faces.check(scenario)
+    validation.check(scenario)
     assert opt['name'] == os.path.splitext(os.path.basename(file))[0] or file == 'options/demo.yml'
-    assert ('network_g' in opt) == train.plan().trains_student
-    student, teachers, judges = networks(opt, names)
-    for network in (student, *teachers.values()):
-        assert network is None or scale_of(network, '') == opt.get('scale', 1)
-    for name in names & TERMS.keys():
-        options = opt['train'][TERMS[name].option]
-        backbone = options.get('weights')  # on no test machine
-        if set(TERMS[name].teachers(options)) <= teachers.keys() and (not backbone or os.path.isfile(backbone)):
-            TERMS[name].check_networks(options, student, teachers, judges)
+    assert ('network_g' in opt) == scenario.plan.trains_student
+    assert all(entry.learns or entry.weights for entry in scenario.discriminators.values())
+    cast = Cast(scenario, 'meta')
+    networks.check_scales(scenario, cast)
+    for name in cast.terms:  # losses that read a file come without a check of what is in it
+        if not scenario.terms[name].loss.get('weights') and scenario.terms[name].loss['type'] != 'PerceptualLoss':
+            cast.terms[name].check(scenario, cast)
     if opt['model_type'] == 'SDAKDRealESRGANModel' and opt.get('high_order_degradation', True):
-        check_degradation(opt, train.pool_reuse)
+        degradation.check(scenario)
         given = {**opt['datasets']['train'], **opt}
         assert {key: given[key] for key in PUBLISHED} == PUBLISHED
         assert opt['gt_size'] == opt['datasets']['train']['gt_size']
@@ -87,7 +73,7 @@ def test_student_is_the_narrowed_teacher(file, denominator):
     upstream = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 64, 'skip_connection': True}
     assert student_of(upstream, 1 / denominator) == read_discriminators(opt)['student'].network
     assert os.path.basename(read_teachers(opt)['teacher'].weights) in URLS
-    features = read_features(opt['train']['feature_opt'])
+    features = Scenario.read(opt).terms['feature'].options
     networks = [build(network, '').to('meta') for network in (opt['network_g'], opt['teacher']['network'])]
     channels = pair_taps(*networks, features.layers, 'train:feature_opt:layers', 64).channels
     assert set(channels) == set(default_taps(networks[0]))
@@ -102,24 +88,25 @@ def test_methods_share_their_setting(file):
         assert opt.get(key) == base[key], key
     assert opt['datasets']['train'] == base['datasets']['train']
     own = ()
-    if 'replace_by' in opt['teacher']:  # it learns along, and a validation says when it is better
+    if 'cotrain' in opt['teacher']:  # it learns along, and a validation says when it is better
         assert opt['teacher']['network'] == base['teacher']['network']
         own = ('val',)
     else:
         assert opt['datasets'] == base['datasets'] and opt['teacher'] == base['teacher']
     assert opt['path']['pretrain_network_g'] is opt['path']['resume_state'] is None
     assert opt.keys() - base.keys() <= {'discriminators', 'teachers', 'network_d', *own}
-    train, wanted = (read_train(content, term_options()) for content in (opt, base))
+    scenario, shared = Scenario.read(opt), Scenario.read(base)
+    train, wanted = scenario.train, shared.train
     for key in ('ema_decay', 'optim_g', 'optim_d', 'start_stage'):
         assert getattr(train, key) == getattr(wanted, key), key
-    plan, shared = train.plan(), wanted.plan()
+    plan, shared = scenario.plan, shared.plan
     assert plan.total_iter == shared.total_iter == 400_000
     for iteration in range(1, plan.total_iter + 1, 997):
         assert plan.learning_rate(iteration, 'g') == shared.learning_rate(iteration, 'g')
-        terms = active_terms(plan.at(iteration).stage, opt)
-        heard = [t for t in terms if t.startswith('gan') and read_discriminators(opt)[t[4:] or 'student'].listens]
-        assert not heard or iteration > PRE_GAN
-        if heard:
+        terms = scenario.active[plan.at(iteration).name]
+        training = [each for each in scenario.discriminators.values() if each.term in terms and each.trains_student]
+        assert not training or iteration > PRE_GAN
+        if training:
             assert plan.learning_rate(iteration, 'd') == shared.learning_rate(iteration, 'd')
     for key in ('pixel_opt', 'gan_opt'):
         assert opt['train'].get(key, base['train'][key]) == base['train'][key], key

@@ -1,15 +1,16 @@
-"""Players and adversaries: who moves in a step, who does not, and what is paid."""
+"""Players and discriminators: who moves in a step, who does not, and what is paid."""
 
 import math
 
 import pytest
 import torch
 from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
+from basicsr.losses import build_loss
 from torch import nn
 from torch.nn import functional as F
 
-from sdakd_models.options import Discriminator
-from sdakd_models.players import Adversary, Player, freeze
+from sdakd_models.options import DiscriminatorBlock
+from sdakd_models.players import Discriminator, Player, freeze
 from sdakd_models.stages import Stage
 
 WEIGHT = 0.1
@@ -17,7 +18,7 @@ ADAM = {'type': 'Adam', 'betas': [0.9, 0.99]}
 
 
 class Images:
-    """What a training iteration offers to an adversary: a student with gradient, fixed teacher's and real images."""
+    """What a training iteration offers to a discriminator: a student with gradient, fixed teacher's and real images."""
 
     def __init__(self):
         self.net = nn.Conv2d(3, 3, 3, padding=1)
@@ -60,17 +61,18 @@ def batch_normed():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 3))
 
 
-def adversary(name='student', make=unet, gan_type='vanilla', **facts):
+def discriminator(name='student', make=unet, gan_type='vanilla', **facts):
     net = make()
     gan_opt = {'type': 'GANLoss', 'gan_type': gan_type, 'loss_weight': WEIGHT}
-    facts = Discriminator(network={}, **facts)
+    facts = DiscriminatorBlock(network={}, **facts)
+    facts.name = name
     player = None
     if facts.learns:
         player = Player(name, net, net, 'd', (), ADAM)
         player.set_learning_rate(1e-3)
     else:
         freeze(net)
-    found = Adversary(name, facts, gan_opt, net, player)
+    found = Discriminator(name, facts, build_loss(gan_opt), net, player)
     if make is unet:  # as after a step of its weights: the vectors of spectral norm lag a little behind
         for vector in net.buffers():
             vector.copy_(F.normalize(vector + 0.05 * torch.randn_like(vector), dim=0))
@@ -122,7 +124,7 @@ def assert_gradients(found, wanted):
 
 
 def test_the_student_pays_weighted_crossentropy_and_the_discriminators_weights_stay(images):
-    ours = adversary()
+    ours = discriminator()
     before, other = state(ours.bare), twin(ours.bare)
     found = ours.student_loss(images)
     assert list(found) == ['gan']
@@ -136,7 +138,7 @@ def test_the_student_pays_weighted_crossentropy_and_the_discriminators_weights_s
 
 
 def test_the_students_pass_keeps_gradients_that_the_discriminator_has(images):
-    ours = adversary()
+    ours = discriminator()
     for parameter in ours.bare.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
     ours.student_loss(images)['gan'].backward()
@@ -144,7 +146,7 @@ def test_the_students_pass_keeps_gradients_that_the_discriminator_has(images):
 
 
 def test_the_discriminator_learns_from_real_and_fake_images(images):
-    ours = adversary()
+    ours = discriminator()
     other = twin(ours.bare)
     ours.student_loss(images)['gan'].backward()
     images.player.step(None)
@@ -172,7 +174,7 @@ def test_the_discriminator_learns_from_real_and_fake_images(images):
 
 
 def test_learning_does_not_reach_the_student(images):
-    ours = adversary()
+    ours = discriminator()
     ours.learn(images)
     assert all(parameter.grad is None for parameter in images.net.parameters())
     before = state(images.net)
@@ -181,7 +183,7 @@ def test_learning_does_not_reach_the_student(images):
 
 
 def test_a_second_iteration_goes_like_the_first(images):
-    ours = adversary()
+    ours = discriminator()
     for _ in range(2):
         images.student = images.net(images.lq)
         before, student = state(ours.bare), state(images.net)
@@ -197,7 +199,7 @@ def test_a_second_iteration_goes_like_the_first(images):
 
 
 def test_a_frozen_discriminator_is_listened_to_and_stays_bit_for_bit(images):
-    ours = adversary('teacher', learns=False)
+    ours = discriminator('teacher', learns=False)
     before, other = state(ours.bare), twin(ours.bare).eval()
     ours.bare.train()  # whatever somebody else left it in
     student = state(images.net)
@@ -213,7 +215,7 @@ def test_a_frozen_discriminator_is_listened_to_and_stays_bit_for_bit(images):
 
 @pytest.mark.parametrize('make', [unet, batch_normed])
 def test_updating_freezing_the_students_pass_moves_nothing(images, make):
-    ours = adversary('teacher', make, fake=['teacher'])
+    ours = discriminator('teacher', make, fake=['teacher'])
     for _ in range(2):  # the second time, it comes out of its own training
         images.student = images.net(images.lq)
         before, other = state(ours.bare), twin(ours.bare).eval()
@@ -237,7 +239,7 @@ def test_updating_freezing_learns_nothing_about_the_student(images):
     found = []
     for student in (images.student, torch.rand_like(images.student, requires_grad=True)):
         torch.manual_seed(3)
-        ours = adversary('teacher', fake=['teacher'])
+        ours = discriminator('teacher', fake=['teacher'])
         images.student = student
         ours.student_loss(images)['gan_teacher'].backward()
         ours.learn(images)
@@ -251,7 +253,7 @@ def test_an_online_discriminators_first_verdict_is_no_larger_than_later_ones(ima
     def fresh():
         return UNetDiscriminatorSN(3, 16)
 
-    ours = adversary('teacher', fresh, fake=['teacher'])
+    ours = discriminator('teacher', fresh, fake=['teacher'])
     exact = fresh().eval()
     exact.load_state_dict(ours.bare.state_dict())
     with torch.no_grad():
@@ -266,7 +268,7 @@ def test_an_online_discriminators_first_verdict_is_no_larger_than_later_ones(ima
 
 @pytest.mark.parametrize('order', [['teacher', 'student'], ['student', 'teacher']])
 def test_always_updating_pays_the_mean_over_both_fakes(images, order):
-    ours = adversary('teacher', fake=order)
+    ours = discriminator('teacher', fake=order)
     before, other = state(ours.bare), twin(ours.bare)
     ours.student_loss(images)['gan_teacher'].backward()
     assert moved(before, ours.bare) == buffers(ours.bare)
@@ -291,7 +293,7 @@ def test_always_updating_pays_the_mean_over_both_fakes(images, order):
 
 @pytest.mark.parametrize('fake', [['teacher'], ['student']])
 def test_a_discriminator_without_listener_only_learns(images, fake):
-    ours = adversary('teacher', listens=False, fake=fake)
+    ours = discriminator('teacher', trains_student=False, fake=fake)
     before, other = state(ours.bare), twin(ours.bare)
     assert ours.student_loss(images) == {}
     assert moved(before, ours.bare) == set()
@@ -305,7 +307,7 @@ def test_a_discriminator_without_listener_only_learns(images, fake):
 
 
 def test_the_teachers_images_may_be_the_real_ones(images):
-    ours = adversary('distillation', real='teacher')
+    ours = discriminator('distillation', real='teacher')
     other = twin(ours.bare)
     log = ours.learn(images)
     assert log['l_d_real_distillation'].item() == pytest.approx(crossentropy(other(images.teacher), True), rel=1e-5)
@@ -313,8 +315,8 @@ def test_the_teachers_images_may_be_the_real_ones(images):
     assert images.asked == []
 
 
-def test_the_student_listens_to_two_at_once(images):
-    own, pretrained = adversary(), adversary('teacher', learns=False)
+def test_two_train_the_student_at_once(images):
+    own, pretrained = discriminator(), discriminator('teacher', learns=False)
     others = twin(own.bare), twin(pretrained.bare).eval()
     log = own.student_loss(images) | pretrained.student_loss(images)
     sum(log.values()).backward()
@@ -333,7 +335,7 @@ def test_the_student_listens_to_two_at_once(images):
     ],
 )
 def test_other_gan_losses_by_their_formulas(images, gan_type, student, real, fake):
-    ours = adversary(gan_type=gan_type)
+    ours = discriminator(gan_type=gan_type)
     other = twin(ours.bare)
     paid = ours.student_loss(images)['gan']
     assert paid.item() == pytest.approx(WEIGHT * student(other(images.student)).mean().item(), rel=1e-4)
@@ -343,8 +345,8 @@ def test_other_gan_losses_by_their_formulas(images, gan_type, student, real, fak
 
 
 def test_terms_by_which_stages_switch_them_on():
-    assert adversary().term == 'gan'
-    assert adversary('teacher').term == 'gan:teacher'
+    assert discriminator().term == 'gan'
+    assert discriminator('teacher').term == 'gan:teacher'
 
 
 # ------------------------------------------------------------------------------------------------------------- players

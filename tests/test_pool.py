@@ -274,7 +274,7 @@ def test_a_reuse_of_one_is_the_run_without_the_option(world, parse, options):
 
 
 def test_a_teacher_that_learns_along_is_asked_every_time(world, parse, options):
-    options['teacher']['replace_by'] = 'psnr'
+    options['teacher']['cotrain'] = {'metric': 'psnr'}
     model, data = training(world, parse, options, 3)
     passes = []
     model.teachers['teacher'].register_forward_hook(lambda *_: passes.append(1))

@@ -88,8 +88,8 @@ def norms_by_hand(model, world, data, variances):
         variance = torch.cat(variances[tap]).var(unbiased=False)
         adapted = adapter.adapters[tap.replace('.', '/')](ours[tap])
         losses['feature'] = losses['feature'] + ((adapted - theirs[tap]) ** 2).mean() / (variance + 1e-8) / 4
-    if 'student' in model.adversaries:
-        judge = double(model.adversaries['student'].bare, UNetDiscriminatorSN(3, 4)).train()
+    if 'student' in model.discriminators:
+        judge = double(model.discriminators['student'].bare, UNetDiscriminatorSN(3, 4)).train()
         losses['gan'] = 0.1 * torch.log1p(torch.exp(-judge(image))).mean()
     found = {}
     for term, loss in losses.items():
@@ -250,10 +250,10 @@ def test_the_state_comes_back_and_other_terms_are_passed_over(world, parse, opti
     run(model, batches(5), 25, 29)
     state = model.shares.state()
     assert len(state['samples']['feature']) == 5 and state['weights']['feature'] != 1
-    again = Shares(model, {'feature': 0.3}, (), 1000)
+    again = Shares(model.bare_student, {'feature': 0.3}, (), 1000)
     again.load_state(copy.deepcopy(state))
     assert again.state() == state and again.log() == model.shares.log()
-    other = Shares(model, {'output': 0.3}, (), 1000)
+    other = Shares(model.bare_student, {'output': 0.3}, (), 1000)
     other.load_state(state)
     assert other.weight('output') == 1 and other.weight('feature') == 1
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sdakd.compat import UserError
-from sdakd_models.options import Discriminator, Features, Teacher, Train, read_discriminators, read_train, typed
+from sdakd_models.options import DiscriminatorBlock, TeacherBlock, Train, read_discriminators, read_train, typed
 from sdakd_models.stages import CosineAnnealingLR, EveryOr, MultiStepLR, Plan, Stage, StageMark
+from sdakd_models.terms.feature import FeatureMapTerm
 
 NAN, INF = float('nan'), float('inf')
 
@@ -232,13 +233,13 @@ def test_something_else_than_a_mapping_is_refused(value):
 
 def test_other_blocks_refuse_what_they_do_not_know():
     with pytest.raises(UserError, match="^teacher: unknown key 'weight'; did you mean weights"):
-        typed(Teacher, {'weight': 'a.pth'}, 'teacher')
+        typed(TeacherBlock, {'weight': 'a.pth'}, 'teacher')
     with pytest.raises(UserError, match="^discriminators:teacher:real: .*'ground truth'"):
-        typed(Discriminator, {'network': {}, 'real': 'ground truth'}, 'discriminators:teacher')
+        typed(DiscriminatorBlock, {'network': {}, 'real': 'ground truth'}, 'discriminators:teacher')
     with pytest.raises(UserError, match='^discriminators:teacher:fake'):
-        typed(Discriminator, {'network': {}, 'fake': ['gt']}, 'discriminators:teacher')
+        typed(DiscriminatorBlock, {'network': {}, 'fake': ['gt']}, 'discriminators:teacher')
     with pytest.raises(UserError, match='^train:feature_opt:hidden_ratio'):
-        typed(Features, {'hidden_ratio': NAN}, 'train:feature_opt')
+        typed(FeatureMapTerm.Options, {'hidden_ratio': NAN}, 'train:feature_opt')
     with pytest.raises(UserError, match='^train:ema_decay'):
         typed(Train, {'stages': {'first': BASE}, 'ema_decay': 1}, 'train')
 
@@ -290,7 +291,7 @@ def test_discriminators_by_name():
     assert list(found) == ['student', 'teacher']
     student, teacher = found.values()
     assert (student.weights, student.param_key, student.real, student.fake) == ('d.pth', 'params', 'gt', ['student'])
-    assert (student.learns, student.listens, teacher.learns, teacher.listens) == (True, True, False, True)
+    assert (student.learns, student.trains_student, teacher.learns, teacher.trains_student) == (True, True, False, True)
     assert read_discriminators({}) == {}
 
 

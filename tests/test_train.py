@@ -417,7 +417,7 @@ def test_bf16_steps_are_near_those_of_fp32(world, parse, teacher_d):
             options['train']['dcd_opt'] = {'type': 'DCDLoss', 'layers': ['body.3', 'body.9']}
         torch.manual_seed(0)
         model = build_model(parse(world.write(options), world.root))
-        networks = [model.bare_student, *model.teachers.values(), *(a.bare for a in model.adversaries.values())]
+        networks = [model.bare_student, *model.teachers.values(), *(a.bare for a in model.discriminators.values())]
         networks += [player.bare for player in model.players if player.name == 'adapter']
         assert len(networks) == 4
         kinds = seen[precision] = set()

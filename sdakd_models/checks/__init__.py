@@ -1,1 +1,1 @@
-"""Checks of a run before anything is created: the run, its data, its caches, its faces."""
+"""Checks of a run before anything is created, a module per subject; :mod:`sdakd_models.checks.run` makes them all."""

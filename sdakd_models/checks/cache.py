@@ -4,82 +4,75 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from sdakd.compat import UserError
 from sdakd_arch.taps import FeatureTaps
-from sdakd_arch.weights import fingerprint
-from sdakd_arch.width import build, example_inputs
+from sdakd_arch.width import example_inputs
 from sdakd_data.cached_dataset import CachedPairedDataset
 from sdakd_data.teacher_cache import TeacherCache, key_of
-from sdakd_models.options import read_teachers
-from sdakd_models.terms import TERMS
-from sdakd_models.wiring import needed_teachers, teacher_network, used_discriminators
+from sdakd_models.cast import Cast
+from sdakd_models.scenario import Scenario
 
 PAIRED = ('PairedImageDataset', 'RealESRGANPairedDataset')
 
 
-def check_caches(opt: dict, terms: Set[str], shallow: bool = False) -> None:
+def check(scenario: Scenario, cast: Cast, shallow: bool = False) -> None:
     """Checks the caches of the teachers that a run needs, and has the training data set read them.
 
     Args:
-        opt: All options, checked but for this; ``datasets:train`` is changed.
-        terms: The terms in use.
+        scenario: The run; ``datasets:train`` is changed.
+        cast: Its networks on ``'meta'``.
         shallow: Does not look at the folders.
 
     Raises:
         UserError: The data are not paired, or a folder holds the answers of another teacher, to other images or damaged
             ones, or the disk has no room for those that are missing.
     """
-    every = needed_teachers(opt, terms, used_discriminators(opt, terms))
-    options = read_teachers(opt)
-    names = [name for name in every if options[name].cache is not None]
-    if not names:
+    teachers = {name: entry for name, entry in scenario.teachers.items() if entry.cache is not None}
+    if not teachers:
         return
-    where = {name: f'{"teacher" if name == "teacher" else f"teachers:{name}"}:cache' for name in names}
-    train = opt['datasets']['train']
+    where = {name: entry.key('cache') for name, entry in teachers.items()}
+    train = scenario.datasets['train']
     folders: dict[str, str] = {}
-    for name in names:
-        folder = options[name].cache
-        if options[name].replace_by is not None:
-            raise UserError(f'{where[name]}: a teacher that learns (replace_by) has no lasting answers; leave it out.')
-        if folder in folders:
-            raise UserError(f'{where[name]}: {folder} is the folder of {where[folders[folder]]}; name another one.')
-        folders[folder] = name
-    _check_data(opt, train, where[names[0]])
+    for name, entry in teachers.items():
+        if entry.cotrain is not None:
+            raise entry.error('a teacher that learns (cotrain) has no lasting answers; leave it out.', 'cache')
+        if entry.cache in folders:
+            raise entry.error(
+                f'{entry.cache} is the folder of {where[folders[entry.cache]]}; name another one.', 'cache'
+            )
+        folders[entry.cache] = name
+    _check_data(scenario, train, next(iter(where.values())))
 
-    networks = {name: teacher_network(opt, name) for name in every}
-    prints = {name: fingerprint(networks[name]) for name in names}
-    networks = {name: network.to('meta').eval() for name, network in networks.items()}
-    student = build(opt['network_g'], 'network_g').to('meta') if opt.get('network_g') else None
-    taps: dict[str, set[str]] = {name: set() for name in every}
-    for term in sorted(terms & TERMS.keys()):
-        for name, found in TERMS[term].teacher_taps(opt['train'][TERMS[term].option], student, networks).items():
-            taps[name].update(found)
-            if found and name in names and (train.get('use_hflip') or train.get('use_rot')):
-                raise UserError(
-                    f'{where[name]}: the term {term!r} compares feature maps, and those of a flipped image are not the '
-                    'flipped maps; write use_hflip: false and use_rot: false under datasets:train, or leave cache out.'
-                )
-    sizes = {name: _sizes(networks[name], sorted(taps[name]), where[name]) for name in names}
-    caches = {name: {'folder': options[name].cache, 'taps': sorted(taps[name]), 'where': where[name]} for name in names}
+    taps = {name: cast.taps[name].names if name in cast.taps else [] for name in teachers}
+    compared = [name for name, term in cast.terms.items() if term.needs_features]
+    for name, entry in teachers.items():
+        if taps[name] and (train.get('use_hflip') or train.get('use_rot')):
+            raise entry.error(
+                f'the term {compared[0]!r} compares feature maps, and those of a flipped image are not the flipped '
+                'maps; write use_hflip: false and use_rot: false under datasets:train, or leave cache out.',
+                'cache',
+            )
+    sizes = {name: _sizes(cast.teachers[name], taps[name], where[name]) for name in teachers}
+    caches = {name: {'folder': teachers[name].cache, 'taps': taps[name], 'where': where[name]} for name in teachers}
     swapped = {**train, 'type': CachedPairedDataset.__name__, 'plain': train['type'], 'caches': caches}
     if not shallow:
-        for name in names:
-            TeacherCache(**caches[name]).check(prints[name])
+        for name in teachers:
+            TeacherCache(**caches[name]).check(cast.fingerprints[name])
         pairs = CachedPairedDataset(swapped)
         try:
-            _check_entries(pairs, {name: {'': (opt['scale'], 3), **sizes[name]} for name in names})
+            _check_entries(pairs, {name: {'': (scenario.scale, 3), **sizes[name]} for name in teachers})
         finally:
             pairs.close()
     train.update(swapped)
 
 
-def _check_data(opt: Mapping, train: Mapping, where: str) -> None:
-    if train['type'] not in PAIRED or ('RealESRGAN' in opt['model_type'] and opt.get('high_order_degradation', True)):
+def _check_data(scenario: Scenario, train: Mapping, where: str) -> None:
+    if train['type'] not in PAIRED or scenario.degrades:
         raise UserError(
             f'{where}: only a pair that comes again has an answer to keep, and LQ images that are made while training '
             'do not; make pairs with `sdakd prepare pairs` and train on them (PairedImageDataset or '

@@ -14,24 +14,24 @@ from PIL import Image
 
 from sdakd.compat import UserError
 from sdakd_arch.width import lookup
+from sdakd_models.scenario import Scenario
 
 DECODED = 100  # images per set that are decoded whole; of the others only existence and size are read
 
 
-def check_dataset(phase: str, options: Mapping, opt: Mapping, shallow: bool = False) -> int:
+def check(scenario: Scenario, phase: str, shallow: bool = False) -> int:
     """Checks one entry of ``datasets:`` and counts its images.
 
     Args:
-        phase: Its key.
-        options: Its options.
-        opt: All options.
+        scenario: The run.
+        phase: The key of the data set.
         shallow: Count only.
 
     Raises:
         UserError: Unknown type, missing or empty folder, broken meta-info or LMDB, unreadable image (named), pairs
             whose sizes do not differ by the scale, images smaller than the crop, or numbers that are none.
     """
-    where = f'datasets:{phase}'
+    where, options = f'datasets:{phase}', scenario.datasets[phase]
     if options['phase'] not in ('train', 'val'):
         raise UserError(f'{where}: a data set is called train, val or val_<number>.')
     if 'type' not in options or 'name' not in options:
@@ -66,7 +66,7 @@ def check_dataset(phase: str, options: Mapping, opt: Mapping, shallow: bool = Fa
     if not shallow and paths:
         reader = _Lmdb(options) if is_lmdb else _Disk()
         try:
-            _check_images(where, options, opt, paths, reader)
+            _check_images(where, options, scenario.scale, paths, reader)
         finally:
             reader.close()
     return count
@@ -140,7 +140,7 @@ def _pairs(paths: list) -> Iterator[dict[str, str]]:
         )
 
 
-def _check_images(where: str, options: Mapping, opt: Mapping, paths: list, reader: _Disk | _Lmdb) -> None:
+def _check_images(where: str, options: Mapping, scale: int, paths: list, reader: _Disk | _Lmdb) -> None:
     single = 'gt' if options.get('dataroot_gt') else 'lq'
     step = max(1, len(paths) // DECODED)
     logging.getLogger('PIL').setLevel(logging.WARNING)
@@ -167,7 +167,7 @@ def _check_images(where: str, options: Mapping, opt: Mapping, paths: list, reade
                 f'with `sdakd prepare faces --size {side}`.'
             )
         if len(sizes) == 2 and options['phase'] == 'train':
-            (gt_w, gt_h), (lq_w, lq_h), scale = sizes['gt'], sizes['lq'], opt['scale']
+            (gt_w, gt_h), (lq_w, lq_h) = sizes['gt'], sizes['lq']
             crop = options.get('gt_size', 0)
             if (gt_w, gt_h) != (lq_w * scale, lq_h * scale):
                 raise UserError(

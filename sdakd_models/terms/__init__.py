@@ -1,6 +1,13 @@
-"""The terms of the student's objective; importing this package registers them all."""
+"""The terms of the student's objective: importing the package registers those of all its modules."""
 
-from sdakd_models.terms import crd, dcd, feature, imitation, omgd, output, supervised  # noqa: F401  they register their terms
-from sdakd_models.terms.base import TERMS, Context, Term, register_term, term_options
+import importlib
+import pkgutil
 
-__all__ = ['TERMS', 'Context', 'Term', 'register_term', 'term_options']
+from sdakd_models.context import Context
+from sdakd_models.registry import TERMS, register_term, term_options
+from sdakd_models.terms.base import FeatureTerm, Term
+
+__all__ = ['TERMS', 'Context', 'FeatureTerm', 'Term', 'register_term', 'term_options']
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f'{__name__}.{_module.name}')

@@ -3,125 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from torch import nn
 from torch.nn import functional as F
 
 from sdakd.compat import UserError
 from sdakd_arch.adapter_arch import match_size
 from sdakd_arch.connector_arch import ImageConnectors
-from sdakd_arch.pairing import pair_taps
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.width import example_inputs
-from sdakd_models.options import DCD, typed
-from sdakd_models.terms.base import Context, Term, register_term
-
-if TYPE_CHECKING:
-    from sdakd_models.sdakd_model import SDAKDModel
-
-WHERE = 'train:dcd_opt'
-LAYERS = f'{WHERE}:layers'
+from sdakd_models.cast import Cast
+from sdakd_models.context import Context
+from sdakd_models.options import TermBlock
+from sdakd_models.registry import register_term
+from sdakd_models.scenario import Scenario
+from sdakd_models.terms.base import FeatureTerm
 
 
 @register_term('dcd')
-class DCDTerm(Term):
+class DCDTerm(FeatureTerm):
     """Feature maps of student and teacher, mapped to images, compared inside a discriminator: DCD less `imitation`."""
 
-    needs_teacher = True
-    needs_features = True
-    own = frozenset(DCD.__struct_fields__)
+    class Options(FeatureTerm.Options):
+        """What the block holds besides the arguments of its loss."""
 
-    def __init__(self, options: Mapping, model: SDAKDModel) -> None:
-        super().__init__(options, model)
-        own = read_dcd(options)
-        pairing = pair_taps(model.bare_student, model.teachers['teacher'], own.layers, LAYERS, model.lq_size)
-        self.pairs = pairing.pairs
-        model.watch('student', self.pairs)
-        model.watch('teacher', self.pairs.values())
-        self.judge, self.layer = model.adversaries[own.discriminator].bare, own.discriminator_layer
-        self.taps = FeatureTaps(self.judge, [self.layer], f'{WHERE}:discriminator_layer')
-        connectors = ImageConnectors(pairing.channels, own.teacher_connector, own.mlp, own.hidden_ratio)
-        self.connectors = model.add_player('connectors', connectors, side='g', terms=('dcd',))
+        discriminator: Annotated[str, Meta(description='Entry of `discriminators` that looks at the maps.')] = 'teacher'
+        discriminator_layer: Annotated[str, Meta(description='Where the maps are compared in it, a tap.')] = (
+            'conv9:input'
+        )
+        teacher_connector: Annotated[
+            Literal['learning', 'fixed', 'normalised'],
+            Meta(
+                description="The teacher's connector: learns as the student's, stays at its start, or stays but for a "
+                'normalisation by the batch.'
+            ),
+        ] = 'learning'
+        mlp: Annotated[
+            bool, Meta(description="An MLP and the teacher's connector in place of the student's: modified DCD.")
+        ] = False
+        hidden_ratio: Annotated[
+            float, Meta(ge=0, description="Hidden width of the MLPs over the teacher's channels; 0: linear.")
+        ] = 1.0
+
+    adapter = 'connector'
+    label = 'connectors'
+
+    def __init__(self, block: TermBlock, cast: Cast) -> None:
+        super().__init__(block, cast)
+        self.layer = self.options.discriminator_layer
+        self.discriminator = cast.discriminators[self.options.discriminator].bare
+        self.taps = FeatureTaps(self.discriminator, [self.layer], self.options.key('discriminator_layer'))
+
+    def build_adapter(self, channels: Mapping[str, tuple[int, int]]) -> nn.Module:
+        options = self.options
+        return ImageConnectors(channels, options.teacher_connector, options.mlp, options.hidden_ratio)
 
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
-        mine, its = context.features('student'), context.features('teacher')
-        ours, theirs = self.connectors.net(
-            {own: mine[own] for own in self.pairs}, {own: its[other] for own, other in self.pairs.items()}
-        )
-        ours = {own: match_size(image, theirs[own]) for own, image in ours.items()}
+        student, teacher = self.player.net(*self.maps(context)['teacher'])
+        student = {tap: match_size(image, teacher[tap]) for tap, image in student.items()}
         # it only looks: no gradient of its own, and in evaluation mode the vectors of spectral norm stay
-        self.judge.requires_grad_(False).eval()
+        self.discriminator.requires_grad_(False).eval()
         # a teacher's map has a gradient only where its connector learns
-        seen = [{own: self._seen(context, image) for own, image in maps.items()} for maps in (ours, theirs)]
+        seen = [{tap: self._seen(context, image) for tap, image in maps.items()} for maps in (student, teacher)]
         return {'dcd': self.loss(*seen)}
 
     def _seen(self, context: Context, image: torch.Tensor) -> torch.Tensor:
         with self.taps:
-            context.run(self.judge, resized(image, self.judge))
+            context.run(self.discriminator, resized(image, self.discriminator))
         return self.taps.pop()[self.layer].float()
 
-    @classmethod
-    def discriminators(cls, options: Mapping) -> tuple[str, ...]:
-        return (read_dcd(options).discriminator,)
-
-    @classmethod
-    def check(cls, options: Mapping, where: str) -> None:
-        super().check(options, where)
-        read_dcd(options)
-
-    @classmethod
-    def check_crop(
-        cls,
-        options: Mapping,
-        size: int,
-        student: nn.Module,
-        teachers: Mapping[str, nn.Module],
-        discriminators: Mapping[str, nn.Module],
-    ) -> None:
-        own = read_dcd(options)
-        teacher = teachers['teacher']  # the student's maps are brought to the size of the teacher's
-        pairs = pair_taps(student, teacher, own.layers, LAYERS, size).pairs
-        maps = FeatureTaps(teacher, sorted(set(pairs.values())))
-        with torch.no_grad(), maps:
+    def check(self, scenario: Scenario, cast: Cast) -> None:
+        """The discriminator takes the teacher's maps, at whose size the student's are."""
+        size, taps, teacher = scenario.inside, cast.taps['teacher'], cast.teachers['teacher']
+        with torch.no_grad(), taps:
             teacher(*example_inputs(teacher, size))
-        judge = discriminators[own.discriminator]
-        taps = FeatureTaps(judge, [own.discriminator_layer], f'{WHERE}:discriminator_layer')
-        for tap, feature in maps.pop().items():
-            height, width = feature.shape[2:]
+        maps = taps.pop()
+        for tap in self.pairs['teacher'].values():
+            height, width = maps[tap].shape[2:]
+            image = torch.zeros(1, 3, height, width, device=cast.device)
             try:
-                with torch.no_grad(), taps:
-                    judge(resized(torch.zeros(1, 3, height, width, device='meta'), judge))
+                with torch.no_grad(), self.taps:
+                    self.discriminator(resized(image, self.discriminator))
             except (RuntimeError, AssertionError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise UserError(
-                    f'{WHERE}: the discriminator {own.discriminator!r} takes no {height}x{width} map, which the tap '
-                    f'{tap!r} has for input crops of {size}x{size}, border left out ({reason}); choose another gt_size '
-                    'or teacher_margin (UNetDiscriminatorSN wants maps whose sides 8 divides).'
+                    f'{self.block.where}: the discriminator {self.options.discriminator!r} takes no {height}x{width} '
+                    f'map, which the tap {tap!r} has for input crops of {size}x{size}, border left out ({reason}); '
+                    'choose another gt_size or teacher_margin (UNetDiscriminatorSN wants maps whose sides 8 divides).'
                 ) from None
-            if own.discriminator_layer not in taps.pop():
-                raise UserError(
-                    f'{WHERE}:discriminator_layer: {type(judge).__name__} never runs the module '
-                    f'{own.discriminator_layer!r}, tap another one.'
+            if self.layer not in self.taps.pop():
+                raise self.options.error(
+                    f'{type(self.discriminator).__name__} never runs the module {self.layer!r}, tap another one.',
+                    'discriminator_layer',
                 )
-        maps.close()
-        taps.close()
-
-    @classmethod
-    def teacher_taps(
-        cls, options: Mapping, student: nn.Module, teachers: Mapping[str, nn.Module]
-    ) -> dict[str, tuple[str, ...]]:
-        pairing = pair_taps(student, teachers['teacher'], read_dcd(options).layers, LAYERS)
-        return {'teacher': tuple(pairing.pairs.values())}
 
 
-def resized(image: torch.Tensor, judge: nn.Module) -> torch.Tensor:
+def resized(image: torch.Tensor, discriminator: nn.Module) -> torch.Tensor:
     """A connected map, interpolated to the size of a discriminator that takes one only: that of GCFSR."""
-    size = getattr(judge, 'out_size', None)
+    size = getattr(discriminator, 'out_size', None)
     return image if size is None else F.interpolate(image, size=(size, size), mode='bilinear', align_corners=False)
-
-
-def read_dcd(options: Mapping) -> DCD:
-    """The typed part of ``train:dcd_opt`` that is not the loss's."""
-    return typed(DCD, {key: value for key, value in options.items() if key in DCDTerm.own}, WHERE)

@@ -2,85 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import torch
-from basicsr.utils import get_root_logger
-from torch import nn
+from msgspec import Meta, field
 
 from sdakd.compat import UserError
 from sdakd_arch.backbones import check_backbone, ensure_backbone, takes
-from sdakd_arch.width import scale_of
-from sdakd_models.options import Imitation, typed
-from sdakd_models.terms.base import Context, Term, register_term
-
-if TYPE_CHECKING:
-    from sdakd_models.sdakd_model import SDAKDModel
+from sdakd_models.cast import Cast
+from sdakd_models.context import Context
+from sdakd_models.options import Block
+from sdakd_models.registry import register_term
+from sdakd_models.scenario import Scenario
+from sdakd_models.terms.base import Term
 
 
 @register_term('imitation')
 class ImitationTerm(Term):
     """The student's image against the teacher's in a backbone, style and features: shared by OMGD, CRD and DCD."""
 
+    class Options(Block):
+        """What the block holds besides the arguments of its loss."""
+
+        teachers: Annotated[
+            list[str], Meta(min_length=1, description='Whose images count: `teacher`, entries of `teachers`.')
+        ] = field(default_factory=lambda: ['teacher'])
+
     needs_teacher = True
-    own = frozenset(Imitation.__struct_fields__)
-
-    @classmethod
-    def teachers(cls, options: Mapping) -> tuple[str, ...]:
-        return tuple(_own(options).teachers)
-
-    def __init__(self, options: Mapping, model: SDAKDModel) -> None:
-        super().__init__(options, model)
-        self.names = self.teachers(options)
-        get_root_logger().info(f'imitation: {self.loss.description}')
 
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
         found = {}
-        for name in self.names:
+        for name in self.options.teachers:
             suffix = '' if name == 'teacher' else f'_{name}'
             parts = self.loss.parts(*context.pair(name))
             found |= {f'imit_{part}_{self.loss.kind}{suffix}': value for part, value in parts.items()}
         return found
 
-    @classmethod
-    def check(cls, options: Mapping, where: str) -> None:
-        super().check(options, where)
-        _own(options)
-        for key in ('style_weight', 'feature_weight'):
-            value = options.get(key, 1.0)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise UserError(f'{where}:{key}: write a number (1.0e+4 needs dot and sign in YAML), not {value!r}.')
-        if not (options.get('style_weight', 1.0) or options.get('feature_weight', 1.0)):
+    def check(self, scenario: Scenario, cast: Cast) -> None:
+        loss, where = self.block.loss, self.block.where
+        if not (loss.get('style_weight', 1.0) or loss.get('feature_weight', 1.0)):
             raise UserError(f'{where}: style_weight and feature_weight are both 0; write `imitation_opt: ~` instead.')
-        check_backbone(options, where)
-
-    @classmethod
-    def check_networks(
-        cls,
-        options: Mapping,
-        student: nn.Module,
-        teachers: Mapping[str, nn.Module],
-        discriminators: Mapping[str, nn.Module],
-    ) -> None:
-        ensure_backbone(options, 'train:imitation_opt')
-
-    @classmethod
-    def check_crop(
-        cls,
-        options: Mapping,
-        size: int,
-        student: nn.Module,
-        teachers: Mapping[str, nn.Module],
-        discriminators: Mapping[str, nn.Module],
-    ) -> None:
-        side = size * scale_of(student, 'network_g')
-        if not takes(options['backbone'], side):
+        check_backbone(loss, where)
+        ensure_backbone(loss, where)
+        side = scenario.inside * scenario.scale
+        if not takes(loss['backbone'], side):
             raise UserError(
                 f'datasets:train:gt_size: train:teacher_margin leaves {side}x{side} pixels, too few for '
-                f'{options["backbone"]} in train:imitation_opt; raise the one or lower the other.'
+                f'{loss["backbone"]} in {where}; raise the one or lower the other.'
             )
-
-
-def _own(options: Mapping) -> Imitation:
-    return typed(Imitation, {k: v for k, v in options.items() if k in ImitationTerm.own}, 'train:imitation_opt')

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from sdakd_models.terms.base import Context, Term, register_term
+from sdakd_models.context import Context
+from sdakd_models.registry import register_term
+from sdakd_models.terms.base import Term
 
 
 @register_term('output')

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 import torch
-from basicsr.utils import get_root_logger
-from torch import nn
 
 from sdakd_arch.backbones import check_backbone, ensure_backbone
 from sdakd_losses.imitation_loss import BackbonePerceptualLoss
-from sdakd_models.terms.base import Context, Term, register_term
-
-if TYPE_CHECKING:
-    from sdakd_models.sdakd_model import SDAKDModel
+from sdakd_models.cast import Cast
+from sdakd_models.checks.vgg import ensure_vgg
+from sdakd_models.context import Context
+from sdakd_models.registry import register_term
+from sdakd_models.scenario import Scenario
+from sdakd_models.terms.base import Term
 
 
 @register_term('pixel')
@@ -29,31 +26,15 @@ class PixelTerm(Term):
 class PerceptualTerm(Term):
     """BasicSR's perceptual and style loss against the ground truth, or BackbonePerceptualLoss in its place."""
 
-    def __init__(self, options: Mapping, model: SDAKDModel) -> None:
-        super().__init__(options, model)
-        self.suffix = ''  # BasicSR's names stay
-        if isinstance(self.loss, BackbonePerceptualLoss):
-            self.suffix = f'_{self.loss.kind}'
-            get_root_logger().info(f'perceptual: {self.loss.description}')
-
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
+        # BasicSR's names stay
+        suffix = f'_{self.loss.kind}' if isinstance(self.loss, BackbonePerceptualLoss) else ''
         values = zip(('percep', 'style'), self.loss(context.student, context.target('perceptual')), strict=True)
-        return {f'{name}{self.suffix}': value for name, value in values if value is not None}
+        return {f'{name}{suffix}': value for name, value in values if value is not None}
 
-    @classmethod
-    def check(cls, options: Mapping, where: str) -> None:
-        super().check(options, where)
-        if options['type'] != 'BackbonePerceptualLoss':
-            return
-        check_backbone(options, where)
-
-    @classmethod
-    def check_networks(
-        cls,
-        options: Mapping,
-        student: nn.Module,
-        teachers: Mapping[str, nn.Module],
-        discriminators: Mapping[str, nn.Module],
-    ) -> None:
-        if options['type'] == 'BackbonePerceptualLoss':
-            ensure_backbone(options, 'train:perceptual_opt')
+    def check(self, scenario: Scenario, cast: Cast) -> None:
+        if self.block.loss['type'] == 'BackbonePerceptualLoss':
+            check_backbone(self.block.loss, self.block.where)
+            ensure_backbone(self.block.loss, self.block.where)
+        elif self.block.loss['type'] == 'PerceptualLoss':
+            ensure_vgg(self.block.loss, scenario.root)

@@ -98,7 +98,7 @@ class Matrix:
             return None
         row = next(row for row in self.rows if row.name == self.judged[0])
         network = self._judge(next(iter(_named(row.options)))['network'], row.options, self.network)
-        entry = {'network': network, 'real': 'gt', 'fake': ['teacher'], 'listens': False}
+        entry = {'network': network, 'real': 'gt', 'fake': ['teacher'], 'trains_student': False}
         options = self._shared(wanted.iters, self.config.seeds[0]) | {
             'discriminators': {'teacher': entry},
             'path': {'resume_state': None},

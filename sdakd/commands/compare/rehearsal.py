@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from copy import deepcopy
@@ -14,12 +13,12 @@ import numpy as np
 import torch
 import yaml
 from basicsr.models import build_model
-from basicsr.utils import get_root_logger
 
 from sdakd.commands.compare.matrix import Matrix, Row
 from sdakd.compat import UserError
 from sdakd_arch.width import build
 from sdakd_models import launch
+from sdakd_models.rehearsal import untouched
 
 STEPS = 3  # of each stage; the first warms up
 OWN_KEYS = {  # of a comparison's file, for those of training
@@ -100,30 +99,28 @@ def time_row(options: dict, row: Row, threads: int) -> float:
     clock = time.perf_counter if threads > 1 or torch.cuda.is_available() else time.process_time
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    logger = get_root_logger()
-    logger.setLevel(logging.ERROR)  # every training warns of what it sees itself
     try:
-        options = deepcopy(options)
-        options['datasets']['train'].pop('caches', None)  # a rehearsal computes no answers in advance
-        model = build_model(options)
-        crop, batch = options['datasets']['train']['gt_size'], options['datasets']['train']['batch_size_per_gpu']
-        gt = torch.rand(batch, 3, crop, crop)
-        lq = torch.nn.functional.avg_pool2d(gt, options['scale'])
-        seconds, first = START, 1
-        for stage in row.stages.values():
-            times = []
-            last = first + stage['iters']  # a stage's first steps also calibrate shares
-            for iteration in range(max(first, last - STEPS), last):
-                begun = clock()
-                model.update_learning_rate(iteration)
-                model.feed_data({'lq': lq, 'gt': gt})
-                model.optimize_parameters(iteration)
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                times.append(clock() - begun)
-            seconds += stage['iters'] * min(times[1:] or times)  # the least: other programs only ever add
-            first = last
-        return seconds
+        with untouched(torch.cuda.is_available()):  # every training warns of what it sees itself
+            options = deepcopy(options) | {'rehearsal': True}  # no answers in advance
+            options['datasets']['train'].pop('caches', None)
+            model = build_model(options)
+            crop, batch = options['datasets']['train']['gt_size'], options['datasets']['train']['batch_size_per_gpu']
+            gt = torch.rand(batch, 3, crop, crop)
+            lq = torch.nn.functional.avg_pool2d(gt, options['scale'])
+            seconds, first = START, 1
+            for stage in row.stages.values():
+                times = []
+                last = first + stage['iters']  # a stage's first steps also calibrate shares
+                for iteration in range(max(first, last - STEPS), last):
+                    begun = clock()
+                    model.update_learning_rate(iteration)
+                    model.feed_data({'lq': lq, 'gt': gt})
+                    model.optimize_parameters(iteration)
+                    if torch.cuda.is_available():
+                        torch.cuda.synchronize()
+                    times.append(clock() - begun)
+                seconds += stage['iters'] * min(times[1:] or times)  # the least: other programs only ever add
+                first = last
+            return seconds
     finally:
         torch.set_num_threads(before)
-        logger.setLevel(logging.INFO)

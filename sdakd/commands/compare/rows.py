@@ -125,10 +125,10 @@ def read_rows(config: Config, base: Path) -> list[Row]:
         for key in ('r1_reg_weight', 'net_d_reg_every', 'precision'):
             if options['train'].get(key) is not None:
                 raise UserError(where, f'{file} has train:{key}, which a comparison does not know; leave it out.')
-        if options['teacher'].get('replace_by'):
+        if options['teacher'].get('cotrain'):
             raise UserError(
                 where,
-                f'{file} trains its teacher along (teacher:replace_by), but all methods of a comparison share '
+                f'{file} trains its teacher along (teacher:cotrain), but all methods of a comparison share '
                 'one that is finished; leave the method out.',
             )
         for key, value in method.options.items():

@@ -1,0 +1,198 @@
+"""Everyone in a run: student, teachers, discriminators, terms, and the players that learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sdakd.compat import UserError
+from sdakd_arch.taps import FeatureTaps
+from sdakd_arch.weights import fingerprint, infer_network, load_into
+from sdakd_arch.width import build, initialise
+from sdakd_models.cotraining import CotrainedTeacher
+from sdakd_models.options import DiscriminatorBlock, TeacherBlock
+from sdakd_models.players import Discriminator, Player, freeze
+from sdakd_models.reader import read_state
+from sdakd_models.registry import TERMS
+from sdakd_models.scenario import Scenario
+
+
+class Cast:
+    """Builds everyone that a run needs, with the weights of their files.
+
+    Args:
+        scenario: The run.
+        device: Where: the device of the training, or ``'meta'`` for the checks, where running a network costs nothing
+            and losses are not built.
+
+    Attributes:
+        student: The student without wrapper; None where discriminators alone are trained.
+        net_g: The student as it is called, wrapped for distributed training.
+        average: The student's exponential moving average; None without one.
+        teachers: By name, frozen; those that learn along as the student sees them.
+        fingerprints: Of the teachers that stay as they are, by name.
+        cotrained: The teachers that learn along.
+        discriminators: By name.
+        players: Everyone who learns.
+        taps: What forward passes record, by ``'student'`` or the teacher's name.
+
+    Raises:
+        UserError: A network cannot be built, a file does not fit, or a term refuses the networks.
+    """
+
+    def __init__(self, scenario: Scenario, device: torch.device | str) -> None:
+        self.scenario, self.device = scenario, torch.device(device)
+        self.players: list[Player] = []
+        self.taps: dict[str, FeatureTaps] = {}
+        self.student = self.net_g = self.average = None
+        if scenario.network_g is not None:
+            self._add_student(scenario.network_g)
+        self.teachers: dict[str, nn.Module] = {}
+        self.fingerprints: dict[str, str] = {}
+        for name, entry in scenario.teachers.items():
+            network = teacher_network(entry)
+            if entry.cotrain is None:
+                self.fingerprints[name] = fingerprint(network)
+            self.teachers[name] = freeze(self.on_device(network))
+        learning = [name for name, entry in scenario.teachers.items() if entry.cotrain is not None]
+        self.cotrained = [self._cotrained(name) for name in learning]
+        self.discriminators = {name: self._discriminator(entry) for name, entry in scenario.discriminators.items()}
+        if self.on_meta:  # batches of one image
+            for network in (*[player.bare for player in self.players], *self.teachers.values()):
+                network.eval()
+
+    @cached_property
+    def terms(self) -> dict[str, Any]:
+        """The terms by name; they add their players when this is first asked for."""
+        used = {name: cls for name, cls in TERMS.items() if name in self.scenario.terms}
+        return {name: cls(self.scenario.terms[name], self) for name, cls in used.items()}
+
+    @property
+    def on_meta(self) -> bool:
+        return self.device.type == 'meta'
+
+    def add_player(
+        self, name: str, network: nn.Module, side: Literal['g', 'd'], terms: Iterable[str], optim: Mapping | None = None
+    ) -> Player:
+        """Lets a network learn in the stages where one of ``terms`` is on, in all stages where there is none.
+
+        Args:
+            name: Label of its checkpoint, ``net_<name>_<iteration>.pth``.
+            network: The network; it is moved to the device.
+            side: Whose learning rate applies: the generator's (``g``) or the discriminators' (``d``).
+            terms: The terms.
+            optim: Its optimizer; default ``train:optim_<side>``.
+        """
+        net = self.place(network)
+        optim = optim if optim is not None else getattr(self.scenario.train, f'optim_{side}')
+        player = Player(name, net, network, side, terms, optim)
+        self.players.append(player)
+        return player
+
+    def watch(self, who: str, taps: Iterable[str]) -> None:
+        """Has the forward passes of ``'student'`` or of a teacher record further activations; see ``Context.features``.
+
+        Raises:
+            UserError: A module of that name does not exist.
+        """
+        known = self.taps.pop(who, None)
+        names = {*taps, *(known.names if known else ())}
+        if known:
+            known.close()
+        network = self.student if who == 'student' else self.teachers[who]
+        self.taps[who] = FeatureTaps(network, sorted(names))
+
+    def on_device(self, network: nn.Module) -> nn.Module:
+        """Moves a network to the device, in the memory layout that units for bfloat16 want where they are used."""
+        if self.scenario.train.precision == 'bf16':
+            network = network.to(memory_format=torch.channels_last)
+        return network.to(self.device)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Moves a network that learns to the device and wraps it for distributed training, on a CPU as well."""
+        network = self.on_device(network)
+        if self.on_meta or not self.scenario.file.get('dist'):
+            return network
+        return distributed(network, self.device, self.scenario.file.get('find_unused_parameters', False))
+
+    def _add_student(self, options: Mapping) -> None:
+        scenario = self.scenario
+        self.student = student_network(options, None if scenario.resumes else scenario.path)
+        self.net_g = self.place(self.student)
+        self.net_g.train()
+        self.players.append(Player('g', self.net_g, self.student, 'g', (), scenario.train.optim_g))
+        if scenario.train.ema_decay > 0:
+            # from options, not by deepcopy: a copy would inherit the hooks of the feature taps
+            self.average = freeze(build(options, 'network_g').to(self.device))
+            self.average.load_state_dict(self.student.state_dict())
+
+    def _cotrained(self, name: str) -> CotrainedTeacher:
+        shown = self.teachers[name]
+        network = deepcopy(shown).requires_grad_(True).train()
+        player = self.add_player('teacher' if name == 'teacher' else f'teacher_{name}', network, 'g', ())
+        shown.load_state_dict(player.bare.state_dict())  # from nothing, every process has drawn another one
+        return CotrainedTeacher(name, player, shown, self.scenario.teachers[name].cotrain.metric)
+
+    def _discriminator(self, entry: DiscriminatorBlock) -> Discriminator:
+        network = build(entry.network, entry.key('network'))
+        if entry.weights and not (entry.name == 'student' and self.scenario.resumes):
+            where = entry.key('weights')
+            load_into(network, read_state(entry.weights, entry.param_key, where), entry.weights, where)
+        network, player = self.on_device(network), None
+        if entry.learns:
+            name = 'd' if entry.name == 'student' else f'd_{entry.name}'
+            player = self.add_player(name, network, 'd', (entry.term,))
+        else:
+            freeze(network)
+        loss = None if self.on_meta else self.scenario.terms[entry.term].build(self.device)
+        return Discriminator(entry.name, entry, loss, network, player)
+
+
+def student_network(options: Mapping, path: Mapping | None) -> nn.Module:
+    """The student on the CPU, from nothing or from the file ``path:pretrain_network_g``."""
+    network = build(options, 'network_g')
+    initialise(network)
+    if path and path.get('pretrain_network_g'):
+        where, file = 'path:pretrain_network_g', path['pretrain_network_g']
+        load_into(network, read_state(file, path.get('param_key_g'), where), file, where)
+    return network
+
+
+def teacher_network(teacher: TeacherBlock) -> nn.Module:
+    """A teacher with its weights, on the CPU.
+
+    Raises:
+        UserError: Its file cannot be read, or does not fit the architecture given.
+    """
+    if teacher.weights is None:
+        if teacher.network is None or teacher.cotrain is None:
+            raise teacher.error(
+                'the key is missing; name the trained network (a teacher that learns along, with cotrain, may start '
+                'from nothing: then write its network).',
+                'weights',
+            )
+        network = build(teacher.network, teacher.key('network'))
+        initialise(network)
+        return network
+    state = read_state(teacher.weights, teacher.param_key, teacher.key('weights'))
+    options = teacher.network or infer_network(state)
+    if options is None:
+        raise UserError(
+            f'{teacher.key("weights")}: the architecture cannot be told from the keys of {teacher.weights} '
+            f'({", ".join(sorted(state)[:3])}, ...): write it as {teacher.key("network")}, with the keys of network_g.'
+        )
+    network = build(options, teacher.key('network'))
+    load_into(network, state, teacher.weights, teacher.key('weights'))
+    return network
+
+
+def distributed(network: nn.Module, device: torch.device, unused: bool = False) -> DistributedDataParallel:
+    """Wraps a network for distributed training."""
+    devices = [torch.cuda.current_device()] if device.type == 'cuda' else None
+    return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=unused)

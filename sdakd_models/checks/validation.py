@@ -1,0 +1,48 @@
+"""Validation and logging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from basicsr.utils.registry import METRIC_REGISTRY
+
+from sdakd.compat import UserError
+from sdakd_arch.width import lookup
+from sdakd_metrics.set_metrics import check_set_metric
+from sdakd_models.scenario import Scenario
+
+
+def check(scenario: Scenario) -> None:
+    """Metrics exist and have what they compare with; frequencies are numbers, and become whole ones."""
+    opt = scenario.file
+    least_values = {'logger': {'print_freq': 1, 'save_checkpoint_freq': 1}}
+    least_values['val'] = {'val_freq': 1, 'tile': 0, 'tile_pad': 0, 'tb_images': 0}
+    for block, key, least in ((block, *item) for block, items in least_values.items() for item in items.items()):
+        value = (opt.get(block) or {}).get(key)
+        if value is None and not (key == 'val_freq' and opt.get('val')):
+            continue
+        try:
+            number = int(float(value))
+        except (TypeError, ValueError):
+            number = -1
+        if number < least:
+            raise UserError(f'{block}:{key}: write a whole number of at least {least}, not {value!r}.')
+        opt[block][key] = number
+    val = opt.get('val')
+    if not val:
+        return
+    val.setdefault('save_img', False)
+    for name, metric in (val.get('metrics') or {}).items():
+        if not isinstance(metric, Mapping) or 'type' not in metric:
+            raise UserError(
+                f'val:metrics:{name}: write a mapping with its type, for example {{type: calculate_psnr, ...}}.'
+            )
+        lookup(METRIC_REGISTRY, metric['type'], f'val:metrics:{name}:type')
+        check_set_metric(metric, f'val:metrics:{name}')
+        if metric['type'] == 'calculate_niqe':
+            metric.setdefault('better', 'lower')  # BasicSR would keep the worst as the best
+        for phase, dataset in opt['datasets'].items():
+            if phase.startswith('val') and metric['type'] != 'calculate_niqe' and not dataset.get('dataroot_gt'):
+                raise UserError(
+                    f'datasets:{phase}:dataroot_gt: the metric {name} compares with a ground truth, name it.'
+                )

@@ -1,0 +1,108 @@
+"""One step of every stage on tiny crops before a run creates anything: what would fail after days fails at once."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+
+import numpy as np
+import torch
+from basicsr.utils import logger as basicsr_logger
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from sdakd.compat import UserError
+from sdakd_arch.width import lookup
+from sdakd_models.cast import Cast
+from sdakd_models.checks.networks import check_crop
+from sdakd_models.scenario import Scenario
+
+SIDES = (8, 16, 24, 32, 48, 64)  # of the rehearsal's crops in input pixels; the run's own crop comes last
+
+
+def rehearse(opt: Mapping, cast: Cast | None = None) -> None:
+    """Builds the model of a run and makes the first step of every stage, with learning rates of 0.
+
+    The batch is noise, of at most two images, in the smallest crops that discriminators and terms take. Nothing of the
+    run changes: it builds its own model afterwards, random numbers and the logger are put back.
+
+    Args:
+        opt: The options, checked and completed.
+        cast: Its networks on ``'meta'``, where there are some.
+
+    Raises:
+        UserError: A step fails; with stage and term.
+    """
+    cls = lookup(MODEL_REGISTRY, opt['model_type'], 'model_type')
+    with untouched(opt['num_gpu'] > 0):
+        small = shrunk(opt, cast or Cast(Scenario.read(opt), 'meta'))
+        model = cls(small)
+        batch = cls.noise_batch(model.scenario, small['datasets']['train']['batch_size_per_gpu'])
+        for name, end, stage in zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True):
+            try:
+                model.feed_data(batch)
+                model.optimize_parameters(end - stage.iters + 1)
+            except UserError:
+                raise
+            except Exception as error:  # of whatever a loss, a term or an architecture does
+                reason = ' '.join(str(error).split())[:200] or type(error).__name__
+                what = f'the term {model.at_work!r}' if model.at_work else 'the backward pass or the update'
+                raise UserError(
+                    f'train:stages:{name}: a rehearsal of the first step fails in {what} '
+                    f'({type(error).__name__}: {reason.rstrip(".")}); correct it, or take it out of the stage.'
+                ) from error
+        del model
+
+
+def shrunk(opt: Mapping, cast: Cast) -> dict:
+    """The options of a rehearsal: paired data in the smallest crops that the networks take, on one process."""
+    small = deepcopy(dict(opt))
+    train = small['datasets']['train']
+    train.pop('caches', None)
+    small |= {'rehearsal': True, 'dist': False, 'high_order_degradation': False}
+    small['logger']['print_freq'] = 1
+    small['train'] |= {'net_d_reg_every': 1, 'pool_reuse': 1}
+    train['batch_size_per_gpu'] = min(2, train['batch_size_per_gpu'])
+    scenario = Scenario.read(small)
+    if scenario.faces:
+        return small
+    whole = scenario.input_crop
+    for side in (*(side for side in SIDES if side < whole), whole):
+        train['gt_size'] = small['gt_size'] = side * scenario.scale
+        try:
+            check_crop(scenario, cast)
+            break
+        except UserError:
+            if side == whole:
+                raise
+    return small
+
+
+@contextlib.contextmanager
+def untouched(cuda: bool) -> Iterator[None]:
+    """Puts back what building and training a model changes outside of it; nothing is logged.
+
+    Args:
+        cuda: Whether it works on the current GPU.
+    """
+    logger = logging.getLogger('basicsr')
+    known, disabled = dict(basicsr_logger.initialized_logger), logger.disabled
+    states = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if cuda else []
+    basicsr_logger.initialized_logger['basicsr'] = logger.disabled = True
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        logger.disabled = disabled
+        basicsr_logger.initialized_logger.clear()
+        basicsr_logger.initialized_logger.update(known)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        if devices:
+            gc.collect()  # hooks and networks hold each other
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
