@@ -12,15 +12,30 @@ import torch
 from torch import nn
 
 from sdakd.compat import UserError
+from sdakd_arch.ncnn_file import is_ncnn, read_ncnn
 
 State = dict[str, torch.Tensor]
+
+
+class DescribedState(State):
+    """A state dict whose file says which network it is.
+
+    Args:
+        state: Names and tensors.
+        network: The network's options as BasicSR's ``build_network`` takes them.
+    """
+
+    def __init__(self, state: State, network: dict) -> None:
+        super().__init__(state)
+        self.network = network
 
 
 def read_weights(path: str | os.PathLike, param_key: str | None = None, where: str = 'weights') -> State:
     """Reads a state dict, with plain float32 tensors on the CPU and today's key names.
 
     Accepts ``.safetensors``; ``.pth`` with the tensors under ``params_ema``, ``params`` or ``state_dict``, or bare;
-    keys with DataParallel's ``module.`` in front; and ESRGAN's two older namings of RRDBNet.
+    keys with DataParallel's ``module.`` in front; ESRGAN's two older namings of RRDBNet; and ncnn's ``.param`` and
+    ``.bin``, named by either, which tell their network (:class:`DescribedState`).
 
     Args:
         path: The file.
@@ -33,6 +48,8 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
     path = Path(path)
     if not path.is_file():
         raise UserError(f'{where}: the file {path} does not exist.')
+    if is_ncnn(path):
+        return DescribedState(*read_ncnn(path, where))
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
@@ -92,8 +109,10 @@ def infer_network(state: State) -> dict | None:
 
     Known are RRDBNet (scale 4, 2 or 1 from the channels of its pixel-unshuffled input), SRVGGNetCompact with PReLU (a
     network with ReLU and one with LeakyReLU look the same in a file), UNetDiscriminatorSN, GCFSR, GCFSRBlind and
-    GCFSRDiscriminator (all with the usual blur, which no file holds).
+    GCFSRDiscriminator (all with the usual blur, which no file holds). A :class:`DescribedState` says it itself.
     """
+    if isinstance(state, DescribedState):
+        return dict(state.network)
     if 'condition_scale1.0.weight' in state or 'conv_body.1.conv1.0.weight' in state:
         return _infer_gcfsr(state)
     if all(key in state for key in ('conv_first.weight', 'body.0.rdb1.conv1.weight', 'conv_last.weight')):
