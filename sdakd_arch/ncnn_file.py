@@ -27,7 +27,7 @@ NEAREST = 1  # of Interp's ways to enlarge
 SLOPES = {'leakyrelu': 0.1}  # SRVGGNetCompact's
 
 
-class _MismatchError(Exception):
+class _NcnnError(Exception):
     """What is wrong with the files, as the end of a sentence."""
 
 
@@ -55,7 +55,7 @@ class _Layer:
     def whole(self, key: int, default: int = 0) -> int:
         value = self.number(key, default)
         if not (math.isfinite(value) and value >= 0 and value == int(value)):
-            raise _MismatchError(f'its layer {self} gives {value:g} under {key}, which is no count')
+            raise _NcnnError(f'its layer {self} gives {value:g} under {key}, which is no count')
         return int(value)
 
 
@@ -85,13 +85,13 @@ def _parameter(word: str) -> tuple[int, float | list[float]]:
 def _parse(text: str) -> list[_Layer]:
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if not lines or lines[0] != [MAGIC]:
-        raise _MismatchError(f'it does not begin with {MAGIC}, as every .param of ncnn does')
+        raise _NcnnError(f'it does not begin with {MAGIC}, as every .param of ncnn does')
     try:
         layers, blobs = map(int, lines[1])
     except (IndexError, ValueError):
-        raise _MismatchError('its second line does not hold the counts of layers and blobs') from None
+        raise _NcnnError('its second line does not hold the counts of layers and blobs') from None
     if layers != len(lines) - 2:
-        raise _MismatchError(f'it announces {layers} layers and holds {len(lines) - 2}')
+        raise _NcnnError(f'it announces {layers} layers and holds {len(lines) - 2}')
     graph, made = [], set()
     for number, words in enumerate(lines[2:], 3):
         try:
@@ -102,18 +102,18 @@ def _parse(text: str) -> list[_Layer]:
             names = words[4:end]
             parameters = dict(map(_parameter, words[end:]))
         except (IndexError, ValueError):
-            raise _MismatchError(f'line {number} is no layer of ncnn ({" ".join(words)[:60]})') from None
+            raise _NcnnError(f'line {number} is no layer of ncnn ({" ".join(words)[:60]})') from None
         layer = _Layer(kind, name, tuple(names[:inputs]), tuple(names[inputs:]), parameters)
         for blob in layer.inputs:
             if blob not in made:
-                raise _MismatchError(f'its layer {layer} reads {blob}, which no layer before it makes')
+                raise _NcnnError(f'its layer {layer} reads {blob}, which no layer before it makes')
         for blob in layer.outputs:
             if blob in made:
-                raise _MismatchError(f'its layer {layer} makes {blob}, which another layer makes too')
+                raise _NcnnError(f'its layer {layer} makes {blob}, which another layer makes too')
             made.add(blob)
         graph.append(layer)
     if blobs != len(made):
-        raise _MismatchError(f'it announces {blobs} blobs and holds {len(made)}')
+        raise _NcnnError(f'it announces {blobs} blobs and holds {len(made)}')
     return graph
 
 
@@ -130,7 +130,7 @@ class _Graph:
                 copies.update(dict.fromkeys(layer.outputs, inputs[0]))
                 continue
             if len(layer.outputs) != 1:
-                raise _MismatchError(f'its layer {layer} has {len(layer.outputs)} outputs')
+                raise _NcnnError(f'its layer {layer} has {len(layer.outputs)} outputs')
             layer.inputs = inputs
             self.rest.setdefault((layer.kind, inputs), []).append(layer)
             self.kinds[layer.kind] = self.kinds.get(layer.kind, 0) + 1
@@ -146,7 +146,7 @@ class _Graph:
             instead = [str(one) for same in self.rest.values() for one in same if inputs[0] in one.inputs]
             found = f'there is {", ".join(instead[:3])}' if instead else 'there is nothing'
             behind = f'behind {self.maker[inputs[0]]} ' if inputs[0] in self.maker else ''
-            raise _MismatchError(f'{wanted} is missing: {behind}{found} instead of {kind}')
+            raise _NcnnError(f'{wanted} is missing: {behind}{found} instead of {kind}')
         self.use(layer)
         return layer
 
@@ -169,22 +169,22 @@ class _Graph:
         square = square and layer.number(13, 1) == layer.number(3, 1) == 1
         square = square and pad == 1 == layer.number(14, pad) == layer.number(15, pad) == layer.number(16, pad)
         if not (square and layer.number(5) == 1 and layer.number(18) == 0):
-            raise _MismatchError(f'its layer {layer} is no 3x3 convolution with stride 1, zero padding of 1 and a bias')
+            raise _NcnnError(f'its layer {layer} is no 3x3 convolution with stride 1, zero padding of 1 and a bias')
         if layer.number(8):
-            raise _MismatchError('its weights are 8-bit integers')
+            raise _NcnnError('its weights are 8-bit integers')
         outputs, size = layer.whole(0), layer.whole(6)
         if outputs < 1 or size != outputs * channels * 9:
-            raise _MismatchError(f'its layer {layer} has {size} weights where {outputs} x {channels} x 3 x 3 are needed')
+            raise _NcnnError(f'its layer {layer} has {size} weights where {outputs} x {channels} x 3 x 3 are needed')
         blob, kind = layer.outputs[0], layer.whole(9)
         if kind == 1:
             return layer, blob, ('relu', 0.0)
         if kind == 2:
             return layer, blob, ('leakyrelu', (layer.numbers(10) or [math.nan])[0])
         if kind:
-            raise _MismatchError(f'its layer {layer} has the activation number {kind}, which is no ReLU and no LeakyReLU')
+            raise _NcnnError(f'its layer {layer} has the activation number {kind}, which is no ReLU and no LeakyReLU')
         if follower := self.find('PReLU', blob):
             if follower.whole(0) != outputs:
-                raise _MismatchError(f'its layer {follower} has {follower.whole(0)} slopes for {outputs} channels')
+                raise _NcnnError(f'its layer {follower} has {follower.whole(0)} slopes for {outputs} channels')
             activation = ('prelu', 0.0)
         elif follower := self.find('ReLU', blob):
             slope = follower.number(0)
@@ -200,26 +200,26 @@ class _Graph:
             if layer := self.find('Eltwise', *inputs):
                 found = layer.numbers(1) or [1.0, 1.0]
                 if layer.number(0) != 1 or not _close(found, factors):
-                    raise _MismatchError(f'its layer {layer} does not add {factor:g} times the branch, but {found}')
+                    raise _NcnnError(f'its layer {layer} does not add {factor:g} times the branch, but {found}')
                 self.use(layer)
                 return layer.outputs[0]
         if factor != 1:
             layer = self.take('BinaryOp', branch, wanted=wanted)
             if layer.number(0) != 2 or not layer.number(1) or not _close([layer.number(2)], [factor]):
-                raise _MismatchError(f'its layer {layer} does not multiply by {factor:g} ({wanted})')
+                raise _NcnnError(f'its layer {layer} does not multiply by {factor:g} ({wanted})')
             branch = layer.outputs[0]
         inputs = (skip, branch) if self.find('BinaryOp', skip, branch) else (branch, skip)
         layer = self.take('BinaryOp', *inputs, wanted=wanted)
         if layer.number(0) or layer.number(1):
-            raise _MismatchError(f'its layer {layer} does not add ({wanted})')
+            raise _NcnnError(f'its layer {layer} does not add ({wanted})')
         return layer.outputs[0]
 
     def enlarge(self, source: str, factor: float, wanted: str) -> str:
         layer = self.take('Interp', source, wanted=wanted)
         if layer.number(0) != NEAREST or any(layer.number(key) for key in (3, 4, 5)):
-            raise _MismatchError(f'its layer {layer} is no enlargement by the nearest pixel')
+            raise _NcnnError(f'its layer {layer} is no enlargement by the nearest pixel')
         if not _close([layer.number(1, 1), layer.number(2, 1)], [factor, factor]):
-            raise _MismatchError(f'its layer {layer} enlarges by {layer.number(1, 1):g}, not by {factor:g}')
+            raise _NcnnError(f'its layer {layer} enlarges by {layer.number(1, 1):g}, not by {factor:g}')
         return layer.outputs[0]
 
     def end(self, output: str) -> None:
@@ -229,9 +229,9 @@ class _Graph:
             if layer.kind == 'Interp' and layer.inputs == (output,):
                 factor = layer.number(1, 1)
                 change = 'shrinks' if factor < 1 else 'enlarges'
-                raise _MismatchError(f'it {change} its output by {factor:g} after the network ({layer})')
+                raise _NcnnError(f'it {change} its output by {factor:g} after the network ({layer})')
         if rest:
-            raise _MismatchError(f'it has layers that the network does not ({", ".join(map(str, rest[:3]))})')
+            raise _NcnnError(f'it has layers that the network does not ({", ".join(map(str, rest[:3]))})')
 
 
 def _close(found: list[float], wanted: list[float]) -> bool:
@@ -248,9 +248,9 @@ def _rrdbnet(graph: _Graph, source: str, unshuffle: int) -> tuple[Placed, dict]:
         layer, output, activation = graph.convolution(blob, inputs, name)
         placed.append((name, layer))
         if active and (activation is None or activation[0] != 'leakyrelu' or not _close([activation[1]], [0.2])):
-            raise _MismatchError(f'LeakyReLU(0.2) does not follow {name} ({layer})')
+            raise _NcnnError(f'LeakyReLU(0.2) does not follow {name} ({layer})')
         if not active and activation is not None:
-            raise _MismatchError(f'an activation follows {name} ({layer})')
+            raise _NcnnError(f'an activation follows {name} ({layer})')
         return output, layer.whole(0)
 
     first, features = convolution('conv_first', source, 3 * unshuffle**2, False)
@@ -264,12 +264,12 @@ def _rrdbnet(graph: _Graph, source: str, unshuffle: int) -> tuple[Placed, dict]:
                 inner, channels = convolution(name, joined, width, number < 5)
                 growth = growth or channels
                 if channels != (growth if number < 5 else features):
-                    raise _MismatchError(f'{name} makes {channels} channels')
+                    raise _NcnnError(f'{name} makes {channels} channels')
                 if number < 5:
                     parts.append(inner)
                     layer = graph.take('Concat', *parts, wanted=f'the input of {name[:-1]}{number + 1}')
                     if layer.number(0):
-                        raise _MismatchError(f'its layer {layer} does not join channels')
+                        raise _NcnnError(f'its layer {layer} does not join channels')
                     joined, width = layer.outputs[0], width + channels
             blob = graph.add(inner, blob, BRANCH, f'the residual of body.{blocks}.rdb{dense}')
         blob = graph.add(blob, start, BRANCH, f'the residual of body.{blocks}')
@@ -281,7 +281,7 @@ def _rrdbnet(graph: _Graph, source: str, unshuffle: int) -> tuple[Placed, dict]:
             blob = graph.enlarge(blob, 2.0, f'the enlargement before {name}')
         blob, channels = convolution(name, blob, channels, active)
     if channels != 3:
-        raise _MismatchError(f'its output has {channels} channels where RGB has 3')
+        raise _NcnnError(f'its output has {channels} channels where RGB has 3')
     graph.end(blob)
     network = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': {1: 4, 2: 2, 4: 1}[unshuffle]}
     return placed, network | {'num_feat': features, 'num_block': blocks, 'num_grow_ch': growth}
@@ -300,19 +300,19 @@ def _srvgg(graph: _Graph, source: str) -> tuple[Placed, dict]:
         features = features or channels
         kinds.add(activation)
         if channels != features:
-            raise _MismatchError(f'its convolutions have {features} and {channels} channels')
+            raise _NcnnError(f'its convolutions have {features} and {channels} channels')
         if activation[0] == 'prelu':
             placed.append((f'body.{2 * count + 1}', graph.maker[blob]))
         count += 1
     layer = graph.take('PixelShuffle', blob, wanted='the shuffling of pixels')
     if len(kinds) != 1:
-        raise _MismatchError(f'its convolutions have {len(kinds)} kinds of activations where there is one')
+        raise _NcnnError(f'its convolutions have {len(kinds)} kinds of activations where there is one')
     kind, slope = kinds.pop()
     if not _close([slope], [SLOPES.get(kind, 0.0)]):
-        raise _MismatchError(f'its LeakyReLU has the slope {slope:g}, not {SLOPES[kind]:g}')
+        raise _NcnnError(f'its LeakyReLU has the slope {slope:g}, not {SLOPES[kind]:g}')
     scale = layer.whole(0)
     if layer.number(1) or channels != 3 * scale**2:
-        raise _MismatchError(f'its layer {layer} does not make 3 channels of {channels}')
+        raise _NcnnError(f'its layer {layer} does not make 3 channels of {channels}')
     base = source if scale == 1 and not graph.find('Interp', source) else None
     blob = graph.add(
         layer.outputs[0], base or graph.enlarge(source, scale, 'the enlarged image'), 1.0, 'the sum with the image'
@@ -327,20 +327,20 @@ def _follow(layers: list[_Layer]) -> tuple[Placed, dict]:
     inputs = [layer for layer in layers if layer.kind == 'Input']
     graph = _Graph(layers)
     if len(inputs) != 1:
-        raise _MismatchError(f'it has {len(inputs)} inputs')
+        raise _NcnnError(f'it has {len(inputs)} inputs')
     graph.use(inputs[0])
     source = inputs[0].outputs[0]
     if 'PixelShuffle' in graph.kinds:
         return _srvgg(graph, source)
     if 'Concat' not in graph.kinds:
         held = ', '.join(sorted(graph.kinds))[:100]
-        raise _MismatchError(f'it is no RRDBNet, which joins maps, and no SRVGGNetCompact, which shuffles pixels ({held})')
+        raise _NcnnError(f'it is no RRDBNet, which joins maps, and no SRVGGNetCompact, which shuffles pixels ({held})')
     unshuffle = 1
     if layer := graph.find('Reorg', source):
         graph.use(layer)
         source, unshuffle = layer.outputs[0], layer.whole(0)
         if unshuffle not in (2, 4) or layer.number(1):
-            raise _MismatchError(f'its layer {layer} unshuffles by {unshuffle}, not by 2 or 4')
+            raise _NcnnError(f'its layer {layer} unshuffles by {unshuffle}, not by 2 or 4')
     return _rrdbnet(graph, source, unshuffle)
 
 
@@ -353,7 +353,7 @@ class _Reader:
     def take(self, count: int, kind: str, layer: _Layer) -> np.ndarray:
         size = count * np.dtype(kind).itemsize
         if size > len(self.data) - self.position:
-            raise _MismatchError(
+            raise _NcnnError(
                 f'it ends in the weights of {layer}, after {len(self.data)} bytes: it is cut off, or belongs to '
                 'another graph'
             )
@@ -364,7 +364,7 @@ class _Reader:
     def weights(self, count: int, layer: _Layer) -> np.ndarray:
         tag = int(self.take(1, '<u4', layer)[0])
         if tag not in (FLOAT16, FLOAT32):
-            raise _MismatchError(f'{OTHERS.get(tag, "its weights are a quantisation table and indices")} ({layer})')
+            raise _NcnnError(f'{OTHERS.get(tag, "its weights are a quantisation table and indices")} ({layer})')
         return self.take(count, '<f2' if tag == FLOAT16 else '<f4', layer)
 
 
@@ -382,7 +382,7 @@ def _read_arrays(layers: list[_Layer], data: bytes) -> None:
             continue
         layer.arrays = [torch.from_numpy(array.astype(np.float32)) for array in arrays]
     if reader.position < len(data):
-        raise _MismatchError(f'it has {len(data)} bytes, {len(data) - reader.position} more than the graph has weights for')
+        raise _NcnnError(f'it has {len(data)} bytes, {len(data) - reader.position} more than the graph has weights for')
 
 
 def read_ncnn(path: str | os.PathLike, where: str = 'weights') -> tuple[dict[str, torch.Tensor], dict]:
@@ -414,17 +414,17 @@ def read_ncnn(path: str | os.PathLike, where: str = 'weights') -> tuple[dict[str
     again = 'convert or download it again, with its other half'
     try:
         if graph.stat().st_size > LARGEST_TEXT:
-            raise _MismatchError('it is too large for a graph')
+            raise _NcnnError('it is too large for a graph')
         layers = _parse(graph.read_text())
-    except (OSError, UnicodeDecodeError, _MismatchError) as error:
+    except (OSError, UnicodeDecodeError, _NcnnError) as error:
         refuse(graph, 'it is no text' if isinstance(error, UnicodeDecodeError) else error, again)
     try:
         placed, network = _follow(layers)
-    except _MismatchError as error:
+    except _NcnnError as error:
         refuse(graph, error, 'give a plain RRDBNet or SRVGGNetCompact, such as the .pth that it was converted from')
     try:
         _read_arrays(layers, weights.read_bytes())
-    except (OSError, _MismatchError) as error:
+    except (OSError, _NcnnError) as error:
         remedy = 'give the model in float16 or float32' if str(error).startswith('its weights') else again
         refuse(weights, error, remedy)
     state = {}

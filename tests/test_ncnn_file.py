@@ -137,7 +137,8 @@ def rounded(net, half):
 
 def in_ncnn(path, image):
     net = ncnn.Net()
-    net.opt.use_vulkan_compute = net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    net.opt.use_vulkan_compute = False
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     assert net.load_param(str(path)) == 0 and net.load_model(str(path.with_suffix('.bin'))) == 0
     array = np.ascontiguousarray(image[0].numpy())
     extractor = net.create_extractor()
@@ -203,8 +204,9 @@ CONVERTED = {
 }
 
 
-@pytest.mark.parametrize('half', [False, True])
-@pytest.mark.parametrize('name', CONVERTED)
+@pytest.mark.parametrize(
+    ('name', 'half'), [('x4', False), ('x4', True), ('x2', True), ('x1', False), ('prelu', True), ('one', False)]
+)
 def test_what_pnnx_converts_is_read_back(tmp_path, photo, name, half):
     kind, options = CONVERTED[name]
     net = rounded(kind(**options), half)
@@ -265,7 +267,8 @@ def refusal(path):
     with pytest.raises(UserError) as error:
         open_network(path, '-m')
     sentence = str(error.value)
-    assert '\n' not in sentence and sentence.startswith('-m: ') and sentence.endswith('.') and str(path.parent) in sentence
+    assert sentence.startswith('-m: ') and sentence.endswith('.') and str(path.parent) in sentence
+    assert '\n' not in sentence
     return sentence
 
 
