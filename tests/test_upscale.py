@@ -24,7 +24,7 @@ from sdakd.compat import UserError
 from sdakd.files.generators import Opened, open_network
 from sdakd.files.images import UnusableError
 
-STUDENT = Path(upscale.__file__).parent / 'pretrained/demo_student_x4.pth'
+STUDENT = upscale.PRETRAINED / 'demo_student_x4.pth'
 
 
 @pytest.fixture(scope='module')
