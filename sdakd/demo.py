@@ -203,9 +203,7 @@ def main() -> int:
     args = parser.parse_args()
     begun = time.time()
     compat.import_basicsr()
-    from sdakd_arch.families import family_of
-    from sdakd_arch.weights import describe, infer_network, read_weights
-    from sdakd_arch.width import build, scale_of
+    from sdakd.files.generators import open_network
     from sdakd_arch.zoo import ensure_file
 
     out = Path(args.out).resolve()
@@ -216,12 +214,9 @@ def main() -> int:
         teacher = out / args.teacher.rsplit('/', 1)[-1]
         ensure_file(teacher, 'TEACHER', url=args.teacher)
     teacher = teacher.resolve()
-    state = read_weights(teacher, where='TEACHER')
-    network = infer_network(state)
-    if network is None or hasattr(build(network, 'TEACHER'), 'example_inputs') or family_of(network).discriminator:
-        raise compat.UserError('TEACHER', f'{teacher} is no generator that takes any image, such as RRDBNet; give one.')
-    scale = scale_of(build(network, 'TEACHER'), 'TEACHER')
-    say(f'{teacher.name}: {describe(network)}')
+    opened = open_network(teacher, 'TEACHER')
+    network, scale = opened.network, opened.scale
+    say(f'{teacher.name}: {opened.describe()}')
 
     step(2, f'Pairs from the photographs in scikit-image, x{scale}; held out: {", ".join(HELD_OUT)}')
     data = out / 'data'

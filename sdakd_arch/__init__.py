@@ -1,4 +1,4 @@
-"""What a network is: widths, weights files, feature taps, channel adapters, tiled inference.
+"""What a network is: families of architectures, widths, weights files, feature taps, channel adapters, inference.
 
 Importing the package registers the architectures of its ``*_arch.py`` modules with BasicSR.
 """

@@ -83,7 +83,8 @@ fakes.
 
 A tap is a dotted module name, `body.5` (its output) or `conv9:input` (its input). Without `layers`, four depths
 evenly spread over the trunk are taken: outputs of residual blocks (RRDBNet), of activations (SRVGGNetCompact) or of
-the decoder's modulated convolutions (GCFSR).
+the decoder's modulated convolutions (GCFSR). Networks of different depth or architecture are paired by depth
+([architectures](architectures.md)).
 
 ## Shares of the gradient
 

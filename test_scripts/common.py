@@ -182,7 +182,7 @@ def enlarge(generator: Opened, image: np.ndarray) -> torch.Tensor:
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
         if generator.scale is not None:
-            return run_tiled(generator.module, tensor, generator.scale)
+            return run_tiled(generator.module, tensor, generator.scale, multiple=generator.multiple)
         if fault := generator.module.fault(*image.shape[:2]):
             raise UserError(f'{generator.path}: an input {fault}; give aligned faces.')
         return generator.module(tensor)

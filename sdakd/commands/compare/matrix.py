@@ -45,6 +45,8 @@ class Matrix:
 
     def __post_init__(self) -> None:
         self.teacher = locate(self.config.teacher, 'teacher')
+        if self.teacher.suffix == '.onnx':
+            raise UserError(f'teacher: {self.teacher} is an exported graph; give the .pth or .safetensors behind it.')
         opened = open_network(self.teacher, 'teacher')
         self.network, self.scale = opened.network, opened.scale
         folder = self.config.teacher_cache

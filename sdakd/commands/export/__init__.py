@@ -231,7 +231,9 @@ def _export(name: str, opened: Opened, path: Path, half: bool) -> str:
     if not (psnr >= LOWEST_PSNR if half else difference <= TOLERANCE):  # also where it is nan
         bound = f'at least {LOWEST_PSNR:g} dB' if half else f'at most {TOLERANCE:g}'
         found = f'{psnr:.1f} dB' if half else f'{difference:.1e}'
-        remedy = 'export without --half' if half else f'update the packages of this format ({_versions(name)})'
+        remedy = f'update the packages of this format ({_versions(name)}), or take safetensors: a graph does not '
+        remedy += 'follow an architecture that computes with sizes in Python, as SwinIR does'
+        remedy = 'export without --half' if half else remedy
         raise UserError(
             f'--to {name}',
             f'the file that was written for {opened.path} does not give what PyTorch gives ({found}, '
