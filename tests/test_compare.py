@@ -671,9 +671,9 @@ def test_the_backbone_of_fd_is_named_by_its_key(here, kind):
     options = {**smoke(), 'metrics': ['psnr', 'fd'], 'fd_backbone': f'{kind}:datasets/smoke/teacher.pth'}
     file = write(here, options, 'bad.yml')
     with pytest.raises(UserError) as error:
-        compare('-opt', file, '-o', 'BAD')
+        compare('-opt', file, '-o', 'FD')
     assert str(error.value).startswith(f'{file}: fd_backbone: ') and '--' not in str(error.value)
-    assert not (here / 'BAD').exists()
+    assert not (here / 'FD').exists()
 
 
 def test_the_command_line_refuses_with_status_2(here):

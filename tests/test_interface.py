@@ -132,6 +132,7 @@ def test_every_command_has_a_function_of_its_name():
         (lambda: sdakd.bench(['student.pth'], size=True), '--size'),
         (lambda: sdakd.bench(['student.pth'], rounds=0), '--rounds'),
         (lambda: sdakd.bench(['student.pth'], precisions=['fp8']), '--precisions'),
+        (lambda: sdakd.bench(['student.pth'], device='tpu'), '--device'),
         (lambda: sdakd.export('student.pth', 'onxn', 'out'), '--to'),
         (lambda: sdakd.upscale('photos', 'out', ext='gif'), '--ext'),
         (lambda: sdakd.upscale('photos', 'out', outscale=-2), '-s'),

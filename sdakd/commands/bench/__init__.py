@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sdakd.files.generators import Opened
 
 NAMES = ('eager', 'channels_last', 'fast', 'compile', 'onnxruntime', 'openvino')
+DEVICES = ('cpu', 'cuda')
 HEADER = ('model', 'parameters', 'GMACs', 'backend', 'precision', 'ms', 'p10', 'p90', 'ratio', 'MiB', 'PSNR')
 
 
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--backends', nargs='+', metavar='BACKEND', help=backends)
     precisions = 'fp32 bf16 fp16 (default: fp32 and fp16 on a GPU; fp32, and bf16 on a processor that has units for it)'
     add('--precisions', nargs='+', metavar='PRECISION', help=precisions)
-    add('--device', choices=('cpu', 'cuda'), help='default: cuda where there is one')
+    add('--device', choices=DEVICES, help='default: cuda where there is one')
 
 
 @dataclass
@@ -122,6 +123,8 @@ def _backends(names: Sequence[str] | None, device: str) -> list[str]:
 def _device(name: str | None) -> str:
     import torch
 
+    if name is not None:
+        one_of(name, DEVICES, '--device')
     if name == 'cuda' and not torch.cuda.is_available():
         raise UserError('--device', 'torch finds no GPU here; write cpu.')
     return name or ('cuda' if torch.cuda.is_available() else 'cpu')
