@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -79,8 +80,15 @@ def test_the_method_trains(folder):
 def test_it_is_compared_with_the_others(folder):
     _, (methods,) = blocks()
     config = yaml.safe_load((ROOT / 'options/compare/smoke.yml').read_text())
-    pairs = {'gt': str(folder / 'HR'), 'lq': str(folder / 'LRx4')}
-    config['data'] = {'train': pairs, 'validation': pairs, 'test': {'own': str(folder / 'HR')}}
+    for part, name in {'train': 'astronaut', 'validation': 'chelsea', 'test': 'rocket'}.items():
+        for side in ('HR', 'LRx4'):
+            (folder / part / side).mkdir(parents=True)
+            for number in range(2):
+                shutil.copy(folder / side / f'{name}{number}.png', folder / part / side)
+    config['data'] = {
+        **{part: {'gt': f'{part}/HR', 'lq': f'{part}/LRx4'} for part in ('train', 'validation')},
+        'test': {'own': 'test/HR'},
+    }
     config |= {'teacher': str(folder / 'teacher.pth'), 'seeds': [0]}
     config['methods'] |= yaml.safe_load(methods)['methods']
     (folder / 'compare.yml').write_text(yaml.safe_dump(config, sort_keys=False))
