@@ -213,7 +213,7 @@ def test_a_student_without_unshuffling_learns_maps_of_a_teacher_with_it(world, p
             cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8))
     model = build_model(parse(world.write(options), world.root))
     term = model.terms['feature']
-    assert term.pairs == {'body.5': 'body.0', 'body.9': 'body.1'}
+    assert term.pairs['teacher'] == {'body.5': 'body.0', 'body.9': 'body.1'}
     gt = torch.rand(2, 3, 32, 32)
     before = {key: value.clone() for key, value in model.bare_student.state_dict().items()}
     for iteration in range(21, 24):
@@ -324,7 +324,7 @@ def test_an_edsr_student_trains_is_measured_and_exported(world, parse, tmp_path,
     opt = parse(world.write(options), world.root)
     assert opt['network_g'] == {**SMALL_EDSR, 'num_feat': 4}
     model = build_model(opt)
-    assert model.terms['feature'].pairs == {name: name for name in ('body.0', 'body.1', 'body.2', 'body.3')}
+    assert model.terms['feature'].pairs['teacher'] == {name: name for name in ('body.0', 'body.1', 'body.2', 'body.3')}
     gt = torch.rand(2, 3, 32, 32)
     for iteration in range(21, 24):
         model.update_learning_rate(iteration)

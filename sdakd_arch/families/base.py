@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sdakd.compat import UserError
+from sdakd_arch.ncnn_graph import Graph, Placed
 
 State = dict[str, torch.Tensor]
 
@@ -47,6 +48,14 @@ class Family:
 
     def infer(self, state: State) -> dict | None:
         """The options that a state dict tells; None where it is of another family or does not tell enough."""
+        return None
+
+    def from_ncnn(self, graph: Graph) -> tuple[Placed, dict] | None:
+        """The layers by their names in a state dict, and the options, of ncnn's graph; None where it is not this one's.
+
+        Raises:
+            NcnnError: It deviates from the architecture.
+        """
         return None
 
     # ------------------------------------------------------------------------------------------------------- widths

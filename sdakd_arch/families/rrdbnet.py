@@ -13,9 +13,13 @@ from sdakd_arch.families.base import Family, State, register_family
 from sdakd_arch.families.discriminators import unet
 from sdakd_arch.inference.onednn import FastRRDBNet
 from sdakd_arch.inference.regroup import regroup
+from sdakd_arch.ncnn_graph import Graph, NcnnError, Placed, close
 
 UNSHUFFLE = {2: 2, 1: 4}  # scale -> side of the blocks of input pixels that become channels
 GROWTH = 32  # growth channels that programs built on spandrel take for granted
+
+
+BRANCH = 0.2  # of every residual branch
 
 
 @register_family
@@ -65,6 +69,60 @@ class RRDBNetFamily(Family):
             'num_block': len({int(key.split('.')[1]) for key in state if key.startswith('body.')}),
             'num_grow_ch': state['body.0.rdb1.conv1.weight'].shape[0],
         }
+
+    def from_ncnn(self, graph: Graph) -> tuple[Placed, dict] | None:
+        """RRDBNet joins maps; at scale 2 and 1 it unshuffles the pixels of its input."""
+        if 'Concat' not in graph.kinds or 'PixelShuffle' in graph.kinds:
+            return None
+        source, unshuffle = graph.source, 1
+        if layer := graph.find('Reorg', source):
+            graph.use(layer)
+            source, unshuffle = layer.outputs[0], layer.whole(0)
+            if unshuffle not in (2, 4) or layer.number(1):
+                raise NcnnError(f'its layer {layer} unshuffles by {unshuffle}, not by 2 or 4')
+        placed: Placed = []
+
+        def convolution(name: str, blob: str, inputs: int, active: bool) -> tuple[str, int]:
+            layer, output, activation = graph.convolution(blob, inputs, name)
+            placed.append((name, layer))
+            if active and (activation is None or activation[0] != 'leakyrelu' or not close([activation[1]], [0.2])):
+                raise NcnnError(f'LeakyReLU(0.2) does not follow {name} ({layer})')
+            if not active and activation is not None:
+                raise NcnnError(f'an activation follows {name} ({layer})')
+            return output, layer.whole(0)
+
+        first, features = convolution('conv_first', source, 3 * unshuffle**2, False)
+        blob, blocks, growth = first, 0, 0
+        while any(kind == 'Concat' and inputs[0] == blob for kind, inputs in graph.rest):
+            start = blob
+            for dense in (1, 2, 3):
+                inner, joined, width, parts = blob, blob, features, [blob]
+                for number in (1, 2, 3, 4, 5):
+                    name = f'body.{blocks}.rdb{dense}.conv{number}'
+                    inner, channels = convolution(name, joined, width, number < 5)
+                    growth = growth or channels
+                    if channels != (growth if number < 5 else features):
+                        raise NcnnError(f'{name} makes {channels} channels')
+                    if number < 5:
+                        parts.append(inner)
+                        layer = graph.take('Concat', *parts, wanted=f'the input of {name[:-1]}{number + 1}')
+                        if layer.number(0):
+                            raise NcnnError(f'its layer {layer} does not join channels')
+                        joined, width = layer.outputs[0], width + channels
+                blob = graph.add(inner, blob, BRANCH, f'the residual of body.{blocks}.rdb{dense}')
+            blob = graph.add(blob, start, BRANCH, f'the residual of body.{blocks}')
+            blocks += 1
+        blob, channels = convolution('conv_body', blob, features, False)
+        blob = graph.add(blob, first, 1.0, 'the residual around the body')
+        for name, active in (('conv_up1', True), ('conv_up2', True), ('conv_hr', True), ('conv_last', False)):
+            if name.startswith('conv_up'):
+                blob = graph.enlarge(blob, 2.0, f'the enlargement before {name}')
+            blob, channels = convolution(name, blob, channels, active)
+        if channels != 3:
+            raise NcnnError(f'its output has {channels} channels where RGB has 3')
+        graph.end(blob)
+        network = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': {1: 4, 2: 2, 4: 1}[unshuffle]}
+        return placed, network | {'num_feat': features, 'num_block': blocks, 'num_grow_ch': growth}
 
     def judged_by(self, network: Mapping) -> dict:
         return unet(network)

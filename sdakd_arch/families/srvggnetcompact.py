@@ -12,8 +12,12 @@ from torch import nn
 from sdakd_arch.families.base import Family, State, register_family
 from sdakd_arch.families.discriminators import unet
 from sdakd_arch.inference.onednn import FastSRVGG
+from sdakd_arch.ncnn_graph import Graph, NcnnError, Placed, close
 
 SLOPE = 0.8  # of PReLU at the start; BasicSR's 0.25 loses the signal behind 16 to 32 layers
+
+
+SLOPES = {'leakyrelu': 0.1}
 
 
 @register_family
@@ -41,6 +45,44 @@ class SRVGGNetCompactFamily(Family):
             'upscale': round((convs[-1].shape[0] / 3) ** 0.5),
             'act_type': 'prelu',
         }
+
+    def from_ncnn(self, graph: Graph) -> tuple[Placed, dict] | None:
+        """SRVGGNetCompact shuffles pixels; its activation is what the graph says."""
+        if 'PixelShuffle' not in graph.kinds:
+            return None
+        source = graph.source
+        placed: Placed = []
+        blob, channels, features, count, kinds = source, 3, 0, 0, set()
+        while True:
+            name = f'body.{2 * count}'
+            layer, blob, activation = graph.convolution(blob, channels, name)
+            placed.append((name, layer))
+            channels = layer.whole(0)
+            if activation is None:
+                break
+            features = features or channels
+            kinds.add(activation)
+            if channels != features:
+                raise NcnnError(f'its convolutions have {features} and {channels} channels')
+            if activation[0] == 'prelu':
+                placed.append((f'body.{2 * count + 1}', graph.maker[blob]))
+            count += 1
+        layer = graph.take('PixelShuffle', blob, wanted='the shuffling of pixels')
+        if len(kinds) != 1:
+            raise NcnnError(f'its convolutions have {len(kinds)} kinds of activations where there is one')
+        kind, slope = kinds.pop()
+        if not close([slope], [SLOPES.get(kind, 0.0)]):
+            raise NcnnError(f'its LeakyReLU has the slope {slope:g}, not {SLOPES[kind]:g}')
+        scale = layer.whole(0)
+        if layer.number(1) or channels != 3 * scale**2:
+            raise NcnnError(f'its layer {layer} does not make 3 channels of {channels}')
+        base = source if scale == 1 and not graph.find('Interp', source) else None
+        blob = graph.add(
+            layer.outputs[0], base or graph.enlarge(source, scale, 'the enlarged image'), 1.0, 'the sum with the image'
+        )
+        graph.end(blob)
+        network = {'type': 'SRVGGNetCompact', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': features}
+        return placed, network | {'num_conv': count - 1, 'upscale': scale, 'act_type': kind}
 
     def judged_by(self, network: Mapping) -> dict:
         return unet(network)
