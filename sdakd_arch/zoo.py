@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdakd.compat import UserError
 from sdakd_arch.download import Release, Source, Wheel, obtain
-from sdakd_arch.families import family_of
+from sdakd_arch.families.discriminators import unet
 from sdakd_arch.weights import infer_network, load_into, read_weights
 
 _REAL_ESRGAN = 'https://github.com/xinntao/Real-ESRGAN/releases/download'
@@ -119,8 +119,9 @@ def check_discriminator(path: Path) -> None:
 
     state = read_weights(path)
     network = infer_network(state)
-    if network is None or not family_of(network).discriminator:
-        raise UserError(f'{path} holds no discriminator.')
+    wanted = unet({})['type']
+    if network is None or network['type'] != wanted:
+        raise UserError(f'{path} holds no {wanted}.')
     load_into(build(network, 'discriminator'), state, path, 'discriminator')
 
 

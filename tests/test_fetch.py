@@ -353,7 +353,7 @@ def test_a_discriminator_without_a_published_hash_is_loaded_strictly(tmp_path, s
     monkeypatch.setitem(zoo.URLS, name, server.url(name))
     folder = tmp_path / 'models'
     for data, reason in (
-        ((tmp_path / 'generator.pth').read_bytes(), 'holds no discriminator'),
+        ((tmp_path / 'generator.pth').read_bytes(), 'holds no UNetDiscriminatorSN'),
         ((tmp_path / 'lacking.pth').read_bytes(), 'does not fit UNetDiscriminatorSN'),
         (whole[: len(whole) // 2], 'cannot be read as a weights file'),
     ):
