@@ -15,7 +15,9 @@ from basicsr.utils.registry import LOSS_REGISTRY
 
 from sdakd.compat import UserError
 from sdakd_models import launch
-from sdakd_models.rehearsal import rehearse, untouched
+from sdakd_models.cast import Cast
+from sdakd_models.rehearsal import rehearse, shrunk, untouched
+from sdakd_models.scenario import Scenario
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,6 +126,21 @@ def test_it_makes_the_first_step_of_every_stage_on_small_crops(world, parse, mon
     opt['datasets']['train']['gt_size'] = opt['gt_size'] = 256  # 64 input pixels, of which 8 are enough
     rehearse(opt)
     assert seen == [(name, 1, (2, 3, 8, 8)) for name in ('supervised', 'distillation', 'adversarial')]
+
+
+def test_a_discriminator_of_one_size_sees_that_size(world):
+    """With reused pairs, which have context, nothing of a crop is left out: in a rehearsal neither."""
+    options = world.options() | {'num_gpu': 0}
+    network = {'type': 'VGGStyleDiscriminator', 'num_in_ch': 3, 'num_feat': 4, 'input_size': 128}
+    options['discriminators'] = {'teacher': {'network': network, 'fake': ['teacher']}}
+    options['train']['stages']['adversarial']['terms'] = ['pixel', 'gan:teacher']
+    options['train']['pool_reuse'] = 2
+    options['datasets']['train']['gt_size'] = options['gt_size'] = 128
+    small = shrunk(options, Cast(Scenario.read(options), 'meta'))
+    assert small['gt_size'] == 128 and Scenario.read(small).inside == 32
+    options['train']['pool_reuse'] = 1  # crops have a border then, and what it leaves is no image for this one
+    with pytest.raises(UserError, match='does not take images of'):
+        shrunk(options, Cast(Scenario.read(options), 'meta'))
 
 
 def test_a_file_is_read_once(world, parse, monkeypatch):

@@ -26,6 +26,7 @@ from sdakd_models.scenario import Scenario, teachers_of
 
 Maps = dict[str, torch.Tensor]
 Layers = list[str] | dict[str, str]
+SIDE = 16  # of the input on which tapped networks show their maps: a run builds its terms several times
 
 
 class Term(ABC):
@@ -134,7 +135,7 @@ class FeatureTerm(Term):
 
     def pair(self, cast: Cast, teacher: str) -> Pairing:
         """The taps of the student and of a teacher that belong together."""
-        return pair_taps(cast.student, cast.teachers[teacher], self.options.layers, self.options.key('layers'))
+        return pair_taps(cast.student, cast.teachers[teacher], self.options.layers, self.options.key('layers'), SIDE)
 
     def key(self, teacher: str, tap: str) -> str:
         """The name of an adapter."""

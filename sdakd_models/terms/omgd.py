@@ -13,7 +13,7 @@ from sdakd_models.cast import Cast
 from sdakd_models.context import Context
 from sdakd_models.options import Block, TermBlock
 from sdakd_models.registry import register_term
-from sdakd_models.terms.base import FeatureTerm, Layers
+from sdakd_models.terms.base import SIDE, FeatureTerm, Layers
 
 
 @register_term('omgd')
@@ -49,7 +49,7 @@ class OMGDTerm(FeatureTerm):
         layers = (self.options.layers or {}).get(teacher)
         if layers is not None and not layers:
             return Pairing({}, {})
-        return pair_taps(cast.student, cast.teachers[teacher], layers, self.options.key(f'layers:{teacher}'))
+        return pair_taps(cast.student, cast.teachers[teacher], layers, self.options.key(f'layers:{teacher}'), SIDE)
 
     def key(self, teacher: str, tap: str) -> str:
         return f'{teacher}/{tap}'
