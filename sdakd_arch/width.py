@@ -59,7 +59,7 @@ def discriminator_of(generator: Mapping) -> dict:
     Raises:
         UserError: An architecture without one.
     """
-    found = family_of(generator).judged_by(generator)
+    found = family_of(generator).published_discriminator(generator)
     if found is None:
         kind = generator.get('type')
         raise UserError(

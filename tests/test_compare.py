@@ -492,22 +492,23 @@ def test_one_teacher_discriminator_for_all_who_name_a_file(matrix):
     }
 
     def make(iters, names=tuple(methods)):
-        judge = {'iters': iters, 'lr_d': 1e-4}
+        discriminator = {'iters': iters, 'lr_d': 1e-4}
         chosen = {name: methods[name] for name in names}
-        return matrix(methods=chosen, reference='sdakd', teacher_discriminator=judge)
+        return matrix(methods=chosen, reference='sdakd', teacher_discriminator=discriminator)
 
     made = make(7)
-    run = made.judge_run()
-    assert made.judged == ['dgl_gan', 'none_teacher_d_pretrained'] and run.iterations == 7
-    (judge,) = run.options['discriminators'].values()
-    assert judge['network']['num_feat'] == 8 and judge['real'] == 'gt' and judge['fake'] == ['teacher']
+    run = made.discriminator_run()
+    assert made.guided == ['dgl_gan', 'none_teacher_d_pretrained'] and run.iterations == 7
+    (discriminator,) = run.options['discriminators'].values()
+    assert discriminator['network']['num_feat'] == 8
+    assert discriminator['real'] == 'gt' and discriminator['fake'] == ['teacher']
     assert 'network_g' not in run.options and run.result.name == 'net_d_teacher_latest.pth'
     for row in made.rows[1:]:
         entry = made.options(row, Fraction(1, 2), 0, 1)['discriminators']['teacher']
-        assert entry['weights'] == str(run.result) and entry['network'] == judge['network']
+        assert entry['weights'] == str(run.result) and entry['network'] == discriminator['network']
     keys, others = ([m.run(row, Fraction(1, 2), 0, 1).key for row in m.rows] for m in (made, make(8)))
     assert [key != other for key, other in zip(keys, others, strict=True)] == [False, True, True]
-    assert make(7, ['sdakd']).judge_run() is None
+    assert make(7, ['sdakd']).discriminator_run() is None
     missing = matrix(methods=methods, reference='sdakd')
     with pytest.raises(UserError, match='teacher_discriminator_realesr_general_x4v3.pth does not exist'):
         missing.options(missing.rows[1], Fraction(1, 2), 0, 1)

@@ -163,7 +163,7 @@ class Checkout:
             write(path, data)
 
     def state(self, name: str) -> str:
-        """``missing``, ``current``, ``outdated`` (ours and unchanged), ``edited`` (was ours) or ``foreign``."""
+        """``missing``, ``current``, ``outdated`` (as written by an older version), ``edited`` (changed since) or ``foreign``."""
         path = self.root / name
         if not os.path.lexists(path):
             parent = next(p for p in path.parents if os.path.lexists(p))
@@ -229,10 +229,10 @@ class Checkout:
         """Takes away what was written and has not been changed."""
         lines: list[str] = []
         states = self.states()
-        ours = [name for name in SHIMS if states[name] in ('current', 'outdated')]
-        ours += [name for name in self.files if states[name] in ('current', 'outdated')]
+        written = [name for name in SHIMS if states[name] in ('current', 'outdated')]
+        written += [name for name in self.files if states[name] in ('current', 'outdated')]
         kept = [name for name in self.files if states[name] == 'edited']
-        for name in ours:
+        for name in written:
             (self.root / name).unlink()
             lines.append(f'removed {name}')
         for name in reversed(self.folders):
@@ -243,7 +243,7 @@ class Checkout:
         (self.root / RECORD).unlink(missing_ok=True)
         for name in kept:
             lines.append(f'kept {name}, which has been changed since it was written')
-        end = 'is not linked any more' if ours or kept else 'is not linked: there was nothing to remove'
+        end = 'is not linked any more' if written or kept else 'is not linked: there was nothing to remove'
         lines.append(f'{self.folder} {end}.')
         return Linked(lines)
 

@@ -72,7 +72,7 @@ class Family:
         """
         return dict(network) | {key: narrowed(network, key, default, ratio) for key, default in self.channels.items()}
 
-    def judged_by(self, network: Mapping) -> dict | None:
+    def published_discriminator(self, network: Mapping) -> dict | None:
         """The discriminator that this generator is published with, at its full width; None where none is known."""
         return None
 

@@ -52,7 +52,7 @@ class GCFSRFamily(_Narrowed):
         kind = 'GCFSRBlind' if blind else 'GCFSR'
         return {'type': kind, **network, 'num_style_feat': state[modulation].shape[1]}
 
-    def judged_by(self, network: Mapping) -> dict:
+    def published_discriminator(self, network: Mapping) -> dict:
         same = {'channel_multiplier': 2, 'narrow': 1} | dict(network)
         keys = [key for key in ('out_size', 'channel_multiplier', 'narrow') if key in same]
         return {'type': 'GCFSRDiscriminator'} | {key: same[key] for key in keys}

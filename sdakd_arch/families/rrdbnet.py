@@ -124,7 +124,7 @@ class RRDBNetFamily(Family):
         network = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': {1: 4, 2: 2, 4: 1}[unshuffle]}
         return placed, network | {'num_feat': features, 'num_block': blocks, 'num_grow_ch': growth}
 
-    def judged_by(self, network: Mapping) -> dict:
+    def published_discriminator(self, network: Mapping) -> dict:
         return unet(network)
 
     def trunk(self, network: nn.Module) -> list[str]:

@@ -84,7 +84,7 @@ class SRVGGNetCompactFamily(Family):
         network = {'type': 'SRVGGNetCompact', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': features}
         return placed, network | {'num_conv': count - 1, 'upscale': scale, 'act_type': kind}
 
-    def judged_by(self, network: Mapping) -> dict:
+    def published_discriminator(self, network: Mapping) -> dict:
         return unet(network)
 
     def trunk(self, network: nn.Module) -> list[str]:

@@ -134,12 +134,12 @@ def _choose(config: Config, matrix: Matrix, cells: Sequence[Cell]) -> tuple[dict
             trial['value'] = scores.get(cell.run.name)
     best: dict[str, float] = {}
     for row in matrix.rows:
-        mine = [c for c in done if c.row is row]
+        tried = [c for c in done if c.row is row]
         if len(config.search.factors) > 1:
-            mine = sorted((c for c in mine if scores.get(c.run.name) is not None),
+            tried = sorted((c for c in tried if scores.get(c.run.name) is not None),
                           key=lambda c: sign * scores[c.run.name])  # fmt: skip
-        if mine:
-            best[row.name] = mine[0].factor
+        if tried:
+            best[row.name] = tried[0].factor
     return best, trials
 
 
@@ -157,7 +157,7 @@ def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
     from sdakd.files import results
 
     config = matrix.config
-    judge, rows, total, count = matrix.judge_run(), [], 0.0, 0
+    discriminator, rows, total, count = matrix.discriminator_run(), [], 0.0, 0
     with tempfile.TemporaryDirectory() as place:
         parsed = rehearsal.check_rows(matrix, Path(place), real_data=False)
         for row in tqdm(matrix.rows, desc='timing', unit='method'):
@@ -169,8 +169,8 @@ def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
                 rows.append([row.name, str(ratio), str(cells), f'{row.iterations:,d}', *times])
     text = results.table(['Method', 'Width', 'Cells', 'Iterations', 'One cell', 'All'], rows)
     text += f'{budget_line(config.budget)}\n'
-    if judge is not None:
-        text += f"The teacher's discriminator, trained before them, is not counted: {judge.iterations:,d}.\n"
+    if discriminator is not None:
+        text += f"The teacher's discriminator, trained before them, is not counted: {discriminator.iterations:,d}.\n"
     return text + (
         f'{count} cells, about {duration(total / jobs)} with {jobs} at a time, {threads} thread{"s" * (threads > 1)} '
         'each, by a few steps of every stage; measuring comes on top. Nothing was written.\n'
@@ -192,12 +192,13 @@ def _train(matrix: Matrix, jobs: int, threads: int, lock: int) -> tuple[list[Cel
     def cell(row: Row, ratio, seed: int, factor: float) -> Cell:
         return Cell(row, ratio, seed, factor, matrix.run(row, ratio, seed, factor))
 
-    judge = matrix.judge_run()
+    discriminator = matrix.discriminator_run()
     counts = {row.name: len(_factors(config, row)) + len(ratios) * len(seeds) - 1 for row in matrix.rows}
-    iterations = sum(counts[row.name] * row.iterations for row in matrix.rows) + (judge.iterations if judge else 0)
-    progress = Progress(sum(counts.values()) + (judge is not None), iterations)
+    iterations = sum(counts[row.name] * row.iterations for row in matrix.rows)
+    iterations += discriminator.iterations if discriminator else 0
+    progress = Progress(sum(counts.values()) + (discriminator is not None), iterations)
     try:
-        train_all([judge] if judge else [], 1, threads * jobs, (lock,), progress)
+        train_all([discriminator] if discriminator else [], 1, threads * jobs, (lock,), progress)
         trials = [cell(row, ratios[0], seeds[0], f) for row in matrix.rows for f in _factors(config, row)]
         train_all([trial.run for trial in trials], jobs, threads, (lock,), progress)
         best, tried = _choose(config, matrix, trials)
@@ -332,9 +333,9 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
         raise error.within(file) from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt('give the same command again to go on') from None
-    judge = matrix.judge_run()
-    broken = [run for run in [judge, *(cell.run for cell in every)] if run is not None and not run.done]
-    return Compared(text, _broken(broken, len(every) + (judge is not None), lost), file)
+    discriminator = matrix.discriminator_run()
+    broken = [run for run in [discriminator, *(cell.run for cell in every)] if run is not None and not run.done]
+    return Compared(text, _broken(broken, len(every) + (discriminator is not None), lost), file)
 
 
 def _broken(runs: Sequence[Run], total: int, lost: Sequence[str]) -> str:

@@ -84,7 +84,7 @@ class Schedule(Struct, forbid_unknown_fields=True):
     stages: Annotated[dict[str, Length], Meta(min_length=1)]
 
 
-class Judge(Struct, forbid_unknown_fields=True):
+class DiscriminatorTraining(Struct, forbid_unknown_fields=True):
     """The teacher's discriminator, trained once on the comparison's images against the teacher's."""
 
     iters: Count
@@ -128,7 +128,7 @@ class Config(Struct, forbid_unknown_fields=True):
     metrics: Annotated[list[str], Meta(min_length=1)] = field(default_factory=lambda: ['psnr', 'ssim', 'niqe'])
     search: Search = field(default_factory=Search)
     schedules: dict[str, Schedule] = {}
-    teacher_discriminator: Judge | None = None  # takes the place of the files that methods name
+    teacher_discriminator: DiscriminatorTraining | None = None  # takes the place of the files that methods name
     perceptual: str | StandIn = 'as published'  # or none, or a backbone, of which KIND:FILE is the short form
     fd_backbone: str | None = None
     teacher_cache: str | None = None  # a folder of the teacher's answers, the same for all cells
@@ -186,7 +186,7 @@ BLOCKS = {
     'budget': Budget,
     'primary': Primary,
     'search': Search,
-    'teacher_discriminator': Judge,
+    'teacher_discriminator': DiscriminatorTraining,
     'methods:*': Method,
     'schedules:*:stages:*': Length,
     'schedules:*': Schedule,

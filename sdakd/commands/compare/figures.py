@@ -71,17 +71,17 @@ def draw(
             if lines.get(of) is not None:
                 handles['teacher'] = axis.axhline(lines[of], color='0.5', linewidth=0.8, linestyle=(0, (2, 2)))
             for number, row in enumerate(names):
-                mine = [entry for entry in entries if entry['row'] == row]
-                if not mine:
+                points = [entry for entry in entries if entry['row'] == row]
+                if not points:
                     continue
                 handles[row] = axis.errorbar(
-                    [entry['x'] for entry in mine],
-                    [entry['y'] for entry in mine],
-                    xerr=[entry.get('x_sd') or 0 for entry in mine],
-                    yerr=[entry.get('y_sd') or 0 for entry in mine],
+                    [entry['x'] for entry in points],
+                    [entry['y'] for entry in points],
+                    xerr=[entry.get('x_sd') or 0 for entry in points],
+                    yerr=[entry.get('y_sd') or 0 for entry in points],
                     color=COLOURS[number % len(COLOURS)],
                     marker=MARKERS[number % len(MARKERS)],
-                    linestyle=DASHES[number % len(DASHES)] if len(mine) > 1 else 'none',
+                    linestyle=DASHES[number % len(DASHES)] if len(points) > 1 else 'none',
                     markersize=4.5,
                     linewidth=1.0,
                     elinewidth=0.7,

@@ -51,13 +51,13 @@ class Matrix:
         self.network, self.scale = opened.network, opened.scale
         folder = self.config.teacher_cache
         self.cache = {'cache': str(Path(folder).expanduser().absolute())} if folder else {}
-        judge = self.config.teacher_discriminator
-        self.longest = max(judge.iters if judge else 1, *(row.iterations for row in self.rows))
+        discriminator = self.config.teacher_discriminator
+        self.longest = max(discriminator.iters if discriminator else 1, *(row.iterations for row in self.rows))
         for ratio in self.config.ratios():
             student_of(self.network, float(ratio))
         if self.config.budget.crop % self.scale:
             raise UserError('budget:crop', f'{self.config.budget.crop} must be a multiple of the scale {self.scale}.')
-        self.judged = [row.name for row in self.rows if _named(row.options)]
+        self.guided = [row.name for row in self.rows if _named(row.options)]
 
     # ------------------------------------------------------------------------------------------------ option files
 
@@ -93,13 +93,13 @@ class Matrix:
             },
         }
 
-    def judge_run(self) -> Run | None:
+    def discriminator_run(self) -> Run | None:
         """The training of the teacher's discriminator, where the comparison has one and a method needs it."""
         wanted = self.config.teacher_discriminator
-        if wanted is None or not self.judged:
+        if wanted is None or not self.guided:
             return None
-        row = next(row for row in self.rows if row.name == self.judged[0])
-        network = self._judge(next(iter(_named(row.options)))['network'], row.options, self.network)
+        row = next(row for row in self.rows if row.name == self.guided[0])
+        network = self._discriminator(next(iter(_named(row.options)))['network'], row.options, self.network)
         entry = {'network': network, 'real': 'gt', 'fake': ['teacher'], 'trains_student': False}
         options = self._shared(wanted.iters, self.config.seeds[0]) | {
             'discriminators': {'teacher': entry},
@@ -149,17 +149,17 @@ class Matrix:
             if own.get('pretrain_network_d'):
                 options['path'] |= {key: own.get(key) for key in ('pretrain_network_d', 'param_key_d')}
             else:
-                options['network_d'] = self._judge(method['network_d'], method, student)
+                options['network_d'] = self._discriminator(method['network_d'], method, student)
         for block in ('discriminators', 'teachers', 'imports'):
             if method.get(block):
                 options[block] = deepcopy(method[block])
-        trained = self.judge_run()
+        trained = self.discriminator_run()
         for entry in (options.get('discriminators') or {}).values():
             if trained is not None and entry.get('weights'):
                 entry['weights'] = str(trained.result)
                 self.stand_ins[str(trained.result)] = trained.key
             if trained is not None or not entry.get('weights'):
-                entry['network'] = self._judge(entry['network'], method, student)
+                entry['network'] = self._discriminator(entry['network'], method, student)
         self._absolute(options, f'methods:{row.method}')
         return options
 
@@ -171,10 +171,10 @@ class Matrix:
         images = sum(1 for entry in folder.iterdir() if entry.name[0] != '.') if folder.is_dir() else 1
         return 1 << math.ceil(math.log2(self.longest * self.config.budget.batch / max(1, images) + 2))
 
-    def _judge(self, network: Mapping, method: Mapping, student: Mapping) -> dict:
+    def _discriminator(self, network: Mapping, method: Mapping, student: Mapping) -> dict:
         """A discriminator as wide as the method's file says: as its student, as its teacher, or neither of them."""
-        judge, teacher = family_of(network), method['teacher'].get('network')
-        key, width = next(iter(judge.channels), 'num_feat'), judge.width(network)
+        family, teacher = family_of(network), method['teacher'].get('network')
+        key, width = next(iter(family.channels), 'num_feat'), family.width(network)
         if width == family_of(method['network_g']).width(method['network_g']):
             return dict(network) | {key: family_of(student).width(student)}
         if width == (family_of(teacher).width(teacher) if teacher else 64):

@@ -59,10 +59,10 @@ def _pairs(folder: Path, crop: int, scale: int) -> tuple[Path, Path]:
 
 def _stand_in(options: dict, matrix: Matrix, folder: Path) -> None:
     """A file for the teacher's discriminator where it has yet to be trained."""
-    trained = matrix.judge_run()
+    trained = matrix.discriminator_run()
     for entry in (options.get('discriminators') or {}).values():
         if trained is not None and entry.get('weights') == str(trained.result) and not trained.result.is_file():
-            entry['weights'] = str(folder / 'judge.pth')
+            entry['weights'] = str(folder / 'discriminator.pth')
             torch.save({'params': build(entry['network'], 'discriminators').state_dict()}, entry['weights'])
 
 

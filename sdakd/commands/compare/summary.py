@@ -76,13 +76,13 @@ def over_seeds(
                 {'row': name, 'width': str(ratio), 'set': of, 'metric': metric, 'reference': reference}
                 | {'mean': mean, 'sd': sd, 'n': len(values), 'values': {str(s): v for s, v in values.items()}}
             )
-        for (a, ratio), mine in taken.items():
-            its = taken.get((reference_row, ratio), {})
-            seeds = [s for s in mine if s in its]
+        for (a, ratio), entries in taken.items():
+            others = taken.get((reference_row, ratio), {})
+            seeds = [s for s in entries if s in others]
             if a == reference_row or not seeds:
                 continue
-            mean, sd = spread([mine[s]['mean'] - its[s]['mean'] for s in seeds])
-            low, high = _over_images([(mine[s]['per_image'], its[s]['per_image']) for s in seeds], seed)
+            mean, sd = spread([entries[s]['mean'] - others[s]['mean'] for s in seeds])
+            low, high = _over_images([(entries[s]['per_image'], others[s]['per_image']) for s in seeds], seed)
             differences.append(
                 {'a': a, 'b': reference_row, 'width': str(ratio), 'set': of, 'metric': metric, 'reference': reference}
                 | {'mean': mean, 'sd': sd, 'n': len(seeds), 'low': low, 'high': high}
@@ -91,10 +91,10 @@ def over_seeds(
 
 
 def _over_images(pairs: Sequence[tuple[dict | None, dict | None]], seed: int) -> tuple[float | None, float | None]:
-    if any(not mine or not its for mine, its in pairs):
+    if any(not one or not other for one, other in pairs):
         return None, None
     names = [n for n in pairs[0][0] if all(_finite(one.get(n)) for pair in pairs for one in pair)]
-    values = [statistics.fmean(mine[n] - its[n] for mine, its in pairs) for n in names]
+    values = [statistics.fmean(one[n] - other[n] for one, other in pairs) for n in names]
     return mean_interval(values, seed)[1:] if len(values) > 1 else (None, None)
 
 
@@ -284,11 +284,11 @@ def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Seque
 
 def _files(matrix: Matrix) -> list[str]:
     """Which methods start from a discriminator's file, and what it cost."""
-    if (trained := matrix.judge_run()) is not None:
+    if (trained := matrix.discriminator_run()) is not None:
         record = trained.record
         return [
             f"The teacher's discriminator, trained once on the same images ({trained.iterations:,d} iterations, "
-            f'{record.seconds / 60:.1f} minutes, on top of those below): {", ".join(matrix.judged)}.'
+            f'{record.seconds / 60:.1f} minutes, on top of those below): {", ".join(matrix.guided)}.'
         ]
     users: dict[str, list[str]] = {}
     for row in matrix.rows:
