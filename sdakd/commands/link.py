@@ -163,7 +163,7 @@ class Checkout:
             write(path, data)
 
     def state(self, name: str) -> str:
-        """``missing``, ``current``, ``outdated`` (as written by an older version), ``edited`` (changed since) or ``foreign``."""
+        """``missing``, ``current``, ``outdated`` (of an older version), ``edited`` (changed since) or ``foreign``."""
         path = self.root / name
         if not os.path.lexists(path):
             parent = next(p for p in path.parents if os.path.lexists(p))

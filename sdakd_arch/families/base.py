@@ -38,6 +38,7 @@ class Family:
     types: ClassVar[tuple[str, ...]] = ()  # names under which the architecture is registered with BasicSR
     channels: ClassVar[Mapping[str, int]] = {}  # options that count channels, with their defaults; the width is first
     discriminator: ClassVar[bool] = False
+    faces: ClassVar[bool] = False  # whether it makes whole faces of one size, whatever the size of the input
     examples: ClassVar[Mapping[str, dict]] = {}  # options of networks that `sdakd bench -m random:NAME` makes, by name
 
     # ------------------------------------------------------------------------------------------------ weights files

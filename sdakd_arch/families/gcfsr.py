@@ -34,6 +34,7 @@ class GCFSRFamily(_Narrowed):
     """See :class:`sdakd_arch.gcfsr.gcfsr_arch.GCFSR` and its blind variant."""
 
     types = ('GCFSR', 'GCFSRBlind')
+    faces = True
     examples = {
         f'{kind}{size}': {'type': kind, 'out_size': size}
         for kind in ('GCFSR', 'GCFSRBlind')

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from torch import nn
 
 from sdakd.compat import UserError
+from sdakd_arch.families import family_of
 from sdakd_models.scenario import FACES, Scenario
 
 NOISES = ('none', 'random', 'fixed')
 DATASET = 'FaceDataset'
-NETWORKS = ('GCFSR', 'GCFSRBlind')
 
 
 def check(scenario: Scenario) -> None:
@@ -52,9 +52,9 @@ def check_network(scenario: Scenario, where: str, network: nn.Module) -> None:
 
 def _check_generator(scenario: Scenario, where: str, kind: str, options: Mapping) -> None:
     """The type and size of a generator."""
-    faces = scenario.faces
-    if (kind in NETWORKS) != faces:
-        fits = f'is trained by {FACES}' if kind in NETWORKS else f'is none of {FACES}'
+    faces, makes_faces = scenario.faces, family_of({'type': kind}).faces
+    if makes_faces != faces:
+        fits = f'is trained by {FACES}' if makes_faces else f'is none of {FACES}'
         raise UserError(f'{where}: {kind} {fits}; correct it, or model_type.')
     data = next(iter(scenario.datasets.values()), {}).get('out_size')
     if faces and options.get('out_size') != data:
