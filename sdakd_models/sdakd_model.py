@@ -249,6 +249,11 @@ class SDAKDModel(Checkpoints, SRModel):
             values /= self.opt['world_size']
         values = OrderedDict(zip(log, values.tolist(), strict=True))
         bad = [name for name, value in values.items() if value != value or abs(value) == float('inf')]
+        if bad and self.opt.get('rehearsal'):
+            raise UserError(
+                f'train:stages:{moment.name}: the loss {bad[0]} is {values[bad[0]]} in a rehearsal of the first step; '
+                'correct the files that networks start from, or the term.'
+            )
         if bad:
             side = 'g' if bad[0].startswith(('l_g_', 'l_t_')) else 'd'
             raise UserError(

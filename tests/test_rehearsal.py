@@ -61,6 +61,13 @@ def test_a_term_that_fails_in_a_later_stage_is_named_at_once(world, parse, where
     assert '\n' not in str(error.value) and everything(world.root) == before
 
 
+def test_a_teacher_that_answers_with_no_numbers_is_refused(world, parse):
+    state = {key: tensor * float('nan') for key, tensor in world.teacher.state_dict().items()}
+    torch.save({'params': state}, world.root / 'teacher.pth')
+    with pytest.raises(UserError, match=r'train:stages:distillation: the loss l_g_feature is nan in a rehearsal'):
+        parse(world.write(world.options()), world.root)
+
+
 def test_a_discriminator_that_cannot_be_trained_is_named(world, parse):
     options = world.options()
     options['train']['gan_opt'] = {'type': 'FailingLoss'}
