@@ -18,7 +18,7 @@ from sdakd.compat import UserError
 from sdakd_arch.backbones import PerceptualBackbone
 from sdakd_losses.imitation_loss import BackbonePerceptualLoss, ImitationLoss
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # how many of torchvision's layers lead to the four depths, and those depths' numbers of channels
 ENDS = {'vgg16': (4, 9, 16, 23), 'vgg19': (4, 9, 18, 27), 'squeezenet': (2, 5, 8, 13)}
 CHANNELS = [64, 128, 256, 512]

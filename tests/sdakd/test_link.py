@@ -21,7 +21,7 @@ from sdakd import cli, compat
 from sdakd.commands import link
 from sdakd.compat import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = Path(basicsr.__file__).parent
 PACKAGES = {
     'basicsr/archs/sdakd_arch.py': 'sdakd_arch',

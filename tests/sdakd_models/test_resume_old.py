@@ -23,7 +23,7 @@ from basicsr.models import build_model
 
 from sdakd import cli
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STOPPED = [('paired', 6), ('paired', 10), ('degraded', 10), ('connected', 6)]
 STAGE, END = 4, 12  # iterations of every stage, and of all three
 

@@ -18,7 +18,7 @@ from sdakd_metrics.overlap import overlap
 from sdakd_models import launch
 from sdakd_models.reader import force, read_run
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PATHS = sorted(glob.glob(f'{ROOT}/options/methods/**/*.yml', recursive=True))
 FILES = {os.path.splitext(os.path.basename(path))[0]: path for path in PATHS}
 

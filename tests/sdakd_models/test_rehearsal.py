@@ -19,7 +19,7 @@ from sdakd_models.cast import Cast
 from sdakd_models.rehearsal import rehearse, shrunk, untouched
 from sdakd_models.scenario import Scenario
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @LOSS_REGISTRY.register()

@@ -20,7 +20,7 @@ from sdakd_data.face_dataset import FaceDataset, degrade
 from sdakd_models.players import r1_penalty
 from sdakd_models.reader import force, read_run
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SIZE = 32
 WIDE = {'type': 'GCFSR', 'out_size': SIZE, 'num_style_feat': 16, 'narrow': 1 / 32}
 SMALL = student_of(WIDE, 0.5)

@@ -7,7 +7,7 @@ import pytest
 from sdakd_models.reader import read_run
 from sdakd_models.scenario import Scenario
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 GONE = object()
 PIXEL, PLAIN, FEATURE = ['pixel'], ['pixel', 'perceptual'], ['pixel', 'perceptual', 'feature']
 STAGE = 'train:stages:{}:{}'.format

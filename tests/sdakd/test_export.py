@@ -29,7 +29,7 @@ from sdakd.compat import UserError
 from sdakd.files.generators import open_network
 from sdakd_arch.inference.tiling import run_tiled
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SIZES = (20, 36), (44, 28)
 FORMATS = ['safetensors', 'onnx', 'torchscript', 'ncnn']
 NETWORKS = {

@@ -25,7 +25,7 @@ from sdakd.commands.prepare.pairs import pairs
 from sdakd.commands.prepare.subimages import subimages
 from sdakd.compat import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_an_error_knows_its_place():

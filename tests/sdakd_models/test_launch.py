@@ -11,7 +11,7 @@ import torch
 
 import basicsr
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 INSTALLED = os.path.dirname(os.path.abspath(basicsr.__file__))
 
 

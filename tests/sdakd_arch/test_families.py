@@ -30,7 +30,7 @@ from sdakd_arch.taps import default_taps
 from sdakd_arch.weights import infer_network
 from sdakd_arch.width import build, build_on_meta, example_inputs, scale_of, student_of
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RRDB = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_grow_ch': 4}
 SRVGG = {'type': 'SRVGGNetCompact', 'num_feat': 8}
 SMALL_EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 4}

@@ -18,7 +18,7 @@ from sdakd import cli
 from sdakd.compat import UserError
 from sdakd.files import results
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def evaluate(*arguments):

@@ -18,7 +18,7 @@ from sdakd_arch import plugins
 from sdakd_models import launch
 from sdakd_models.reader import merge, read_merged, read_run, read_yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESOLVED = Path(__file__).with_name('resolved_options.json')
 
 

@@ -19,7 +19,7 @@ from sdakd_models.reader import force, read_run
 from sdakd_models.scenario import Scenario
 from sdakd_models.terms import Context
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OFF = {'row': 0, 'column': 0, 'patch': 0, 'instance': 0}
 KINDS = ('row', 'column', 'patch', 'instance')
 

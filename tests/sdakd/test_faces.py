@@ -27,7 +27,7 @@ from sdakd_data.face_dataset import degrade
 from sdakd_metrics import identity
 from sdakd_metrics.metrics import Settings, open_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = 64
 NARROW = {'teacher': 1 / 64, 'half': 1 / 128, 'quarter': 1 / 256}
 

@@ -16,7 +16,7 @@ from sdakd_models.options import read_discriminators, read_teachers
 from sdakd_models.reader import read_run
 from sdakd_models.scenario import Scenario
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FILES = sorted(os.path.relpath(p, ROOT) for p in glob.glob(f'{ROOT}/options/**/*.yml', recursive=True))
 FILES = [file for file in FILES if os.path.dirname(file) != 'options/compare']  # they name option files, and are none
 METHODS = [file for file in FILES if file.startswith('options/methods/')]

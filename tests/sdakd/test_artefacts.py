@@ -25,7 +25,7 @@ from sdakd.compat import UserError
 from sdakd.files.results import write_section
 from sdakd_models.reader import read_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / 'test_scripts'
 CONFIGS = SCRIPTS / 'configs'
 FIGURES = {

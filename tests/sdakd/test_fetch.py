@@ -24,7 +24,7 @@ from sdakd_arch import zoo
 from sdakd_arch.download import Release, Wheel, obtain
 from sdakd_arch.weights import read_weights
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RRDB = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
 
 

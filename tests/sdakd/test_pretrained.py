@@ -13,7 +13,7 @@ from basicsr.utils.matlab_functions import imresize
 from sdakd_arch.weights import infer_network, load_into, read_weights
 from sdakd_arch.width import build, student_of
 
-FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'sdakd/pretrained')
+FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'sdakd/pretrained')
 
 
 def load(name):

@@ -10,7 +10,7 @@ from basicsr.models import build_model
 from sdakd_losses.fakd_loss import FeatureAffinityLoss
 from sdakd_models.reader import read_run
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def maps(*shape, seed=0):

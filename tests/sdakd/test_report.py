@@ -20,7 +20,7 @@ from sdakd.commands.report import curves, svg
 from sdakd.commands.report.pictures import _show, choose_region
 from sdakd.compat import UserError
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STUDENT = 'student <script>window.hacked = 1</script> & "x"'
 EVIL = '<img src=x onerror=window.hacked=2>'
 MODELS = ('teacher', STUDENT, EVIL)

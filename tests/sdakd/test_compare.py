@@ -22,7 +22,7 @@ from sdakd import cli
 from sdakd.compat import UserError
 from sdakd_models.reader import read_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / 'options/compare/smoke.yml'
 COMMAND = [sys.executable, '-m', 'sdakd.cli', 'compare']
 
