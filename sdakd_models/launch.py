@@ -93,7 +93,10 @@ def parse_options(root_path: str, is_train: bool = True):
     try:
         opt = read_run(args.opt, args.force_yml or (), root_path)
         archived = copy.deepcopy(opt)
-        _check(opt, args, root_path, is_train)
+        try:
+            check_options(opt, root_path, args.opt, args.launcher, args.auto_resume, args.debug, is_train)
+        except UserError as error:
+            raise error.within(args.opt) from None
         if opt['path'].get('resume_state'):
             modernise(archived)
         _replace_everywhere('copy_opt_file', functools.partial(archive, options=archived))
@@ -104,28 +107,44 @@ def parse_options(root_path: str, is_train: bool = True):
     return opt, args
 
 
-def _check(opt: dict, args: argparse.Namespace, root_path: str, is_train: bool) -> None:
-    """Completes and checks what was read; errors get the file's name."""
-    try:
-        _distribute(opt, args)
-        _complete(opt, args, root_path, is_train)
-        resolve_paths(opt, root_path)
-        if opt['path'].get('resume_state') and (old := modernise(opt)) and opt['rank'] == 0:
-            logging.getLogger('basicsr').warning(
-                f'{args.opt}: the run to resume has keys of version 0.1.0, which are read by their names of today: '
-                f'{", ".join(old)}.'
-            )
-        if opt['rank'] > 0:  # the others wait for the main process: it downloads what is missing and reports mistakes
-            torch.distributed.barrier()
-        if is_train:
-            keep_connector(opt)
-            cast = check_run(opt, quiet=opt['rank'] > 0)
-        if opt['dist'] and opt['rank'] == 0:
-            torch.distributed.barrier()
-        if is_train:
-            rehearse(opt, cast)
-    except UserError as error:
-        raise UserError(f'{args.opt}: {error}') from None
+def check_options(
+    opt: dict,
+    root_path: str,
+    file: str,
+    launcher: str = 'none',
+    auto_resume: bool = False,
+    debug: bool = False,
+    is_train: bool = True,
+) -> None:
+    """Completes options that were read, checks and rehearses them: all that happens before a run creates anything.
+
+    Args:
+        opt: The options; changed in place.
+        root_path: The folder that holds ``experiments/``.
+        file: Where they come from, for messages that show a command.
+        launcher, auto_resume, debug: BasicSR's flags.
+        is_train: Whether they are those of a training.
+
+    Raises:
+        UserError: The first mistake; with the key, without the file.
+    """
+    _distribute(opt, launcher, file)
+    _complete(opt, auto_resume, debug, root_path, is_train)
+    resolve_paths(opt, root_path)
+    if opt['path'].get('resume_state') and (old := modernise(opt)) and opt['rank'] == 0:
+        logging.getLogger('basicsr').warning(
+            f'{file}: the run to resume has keys of version 0.1.0, which are read by their names of today: '
+            f'{", ".join(old)}.'
+        )
+    if opt['rank'] > 0:  # the others wait for the main process: it downloads what is missing and reports mistakes
+        torch.distributed.barrier()
+    if is_train:
+        keep_connector(opt)
+        cast = check_run(opt, quiet=opt['rank'] > 0)
+    if opt['dist'] and opt['rank'] == 0:
+        torch.distributed.barrier()
+    if is_train:
+        rehearse(opt, cast)
 
 
 def keep_connector(opt: Mapping) -> None:
@@ -168,10 +187,10 @@ def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
         )
 
 
-def _distribute(opt: dict, args: argparse.Namespace) -> None:
+def _distribute(opt: dict, launcher: str, file: str) -> None:
     """Starts distributed training where a launcher asks for it: NCCL on GPUs, Gloo on CPUs."""
     gpus = torch.cuda.device_count()
-    opt['dist'] = args.launcher != 'none'
+    opt['dist'] = launcher != 'none'
     wanted = opt.get('num_gpu', 'auto')
     if wanted != 'auto' and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0):
         raise UserError(f'num_gpu: write auto or a number of GPUs, not {wanted!r}.')
@@ -182,21 +201,21 @@ def _distribute(opt: dict, args: argparse.Namespace) -> None:
         if opt['num_gpu'] > 1:
             raise UserError(
                 f'num_gpu: {opt["num_gpu"]} GPUs need a launcher, run `torchrun --nproc_per_node={opt["num_gpu"]} '
-                f'{sys.argv[0]} -opt {args.opt} --launcher pytorch`, or write num_gpu: 1.'
+                f'{sys.argv[0]} -opt {file} --launcher pytorch`, or write num_gpu: 1.'
             )
-    elif args.launcher == 'pytorch' and 'RANK' not in os.environ:
+    elif launcher == 'pytorch' and 'RANK' not in os.environ:
         raise UserError(
             f'--launcher pytorch: no launcher has started this process, run `torchrun --nproc_per_node=N {sys.argv[0]} '
-            f'-opt {args.opt} --launcher pytorch`.'
+            f'-opt {file} --launcher pytorch`.'
         )
     elif opt['num_gpu'] == 0:
         torch.distributed.init_process_group('gloo')
     else:
-        init_dist(args.launcher, **(opt.get('dist_params') or {}))
+        init_dist(launcher, **(opt.get('dist_params') or {}))
     opt['rank'], opt['world_size'] = get_dist_info()
 
 
-def _complete(opt: dict, args: argparse.Namespace, root_path: str, is_train: bool) -> None:
+def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_train: bool) -> None:
     """What BasicSR derives from the options: seed, phases, folders, debug values; and the state to resume from."""
     for key in ('name', 'model_type', 'datasets', *(() if is_train else ('network_g',))):
         if not opt.get(key):
@@ -212,8 +231,8 @@ def _complete(opt: dict, args: argparse.Namespace, root_path: str, is_train: boo
     if opt.get('manual_seed') is None:
         opt['manual_seed'] = random.randint(1, 10000)
     set_random_seed(opt['manual_seed'] + opt['rank'])
-    opt['is_train'], opt['auto_resume'] = is_train, args.auto_resume
-    if args.debug and not opt['name'].startswith('debug'):
+    opt['is_train'], opt['auto_resume'] = is_train, auto_resume
+    if debug and not opt['name'].startswith('debug'):
         opt['name'] = 'debug_' + opt['name']
     for phase, dataset in opt['datasets'].items():
         if not isinstance(dataset, dict):
@@ -232,7 +251,7 @@ def _complete(opt: dict, args: argparse.Namespace, root_path: str, is_train: boo
             opt['logger'].update(print_freq=1, save_checkpoint_freq=8)
             if opt.get('val'):
                 opt['val']['val_freq'] = 8
-        if args.auto_resume:
+        if auto_resume:
             states = [p for p in Path(path['training_states']).glob('*.state') if p.stem.isdigit()]
             path['resume_state'] = str(max(states, key=lambda p: int(p.stem))) if states else None
             # BasicSR would look under the current folder, and start afresh where it finds nothing

@@ -34,7 +34,7 @@ class Block(Struct, forbid_unknown_fields=True, dict=True):
 
     def error(self, sentence: str, name: str = '') -> UserError:
         """A mistake in the block, or in one of its entries."""
-        return UserError(f'{self.key(name)}: {sentence}')
+        return UserError(self.key(name), sentence)
 
 
 class Cotrain(Block):

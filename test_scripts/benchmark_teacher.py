@@ -82,10 +82,8 @@ def build(args: argparse.Namespace, opt: dict):
     """The model and the completed options."""
     from basicsr.models import build_model
 
-    path = Path(args.folder, 'run.yml')
-    path.write_text(yaml.safe_dump(opt))
-    sys.argv = ['train.py', '-opt', str(path)]
-    opt, _ = launch.parse_options(args.folder)
+    opt = yaml.safe_load(yaml.safe_dump(opt))
+    launch.check_options(opt, args.folder, 'run.yml')
     return build_model(opt), opt
 
 

@@ -54,7 +54,8 @@ def check(scenario: Scenario, cast: Cast, shallow: bool = False) -> None:
         if taps[name] and (train.get('use_hflip') or train.get('use_rot')):
             raise entry.error(
                 f'the term {compared[0]!r} compares feature maps, and those of a flipped image are not the flipped '
-                'maps; write use_hflip: false and use_rot: false under datasets:train, or leave cache out.',
+                'maps; write use_hflip: false and use_rot: false under datasets:train (in a comparison flips: false '
+                'under budget), or leave the cache out.',
                 'cache',
             )
     sizes = {name: _sizes(cast.teachers[name], taps[name], where[name]) for name in teachers}

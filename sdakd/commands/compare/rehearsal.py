@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from copy import deepcopy
 from fractions import Fraction
@@ -21,10 +20,7 @@ from sdakd_models import launch
 from sdakd_models.rehearsal import untouched
 
 STEPS = 3  # of each stage; the first warms up
-OWN_KEYS = {  # of a comparison's file, for those of training
-    'teacher:cache': 'teacher_cache',
-    'use_hflip: false and use_rot: false under datasets:train': 'flips: false under budget',
-}
+OWN_KEYS = {'teacher:cache': 'teacher_cache'}  # a comparison's keys for those of training
 START = 6.0  # seconds until a process trains: imports, checks, data
 
 
@@ -34,19 +30,12 @@ def parse(options: dict, name: str, folder: Path) -> dict:
     Raises:
         UserError: One of them fails.
     """
-    file = folder / f'{name}.yml'
-    file.write_text(yaml.safe_dump({**options, 'name': name}, sort_keys=False), encoding='utf-8')
-    before, hook = sys.argv, sys.excepthook
-    sys.argv = ['train', '-opt', str(file)]
+    options = yaml.safe_load(yaml.safe_dump({**options, 'name': name}))  # as the row's process will read them
     try:
-        return launch.parse_options(str(folder))[0]
+        launch.check_options(options, str(folder), f'{name}.yml')
     except UserError as error:
-        sentence = str(error).removeprefix(f'{file}: ')
-        for key, ours in OWN_KEYS.items():
-            sentence = sentence.replace(key, ours)
-        raise UserError(f'methods:{name}: {sentence}') from None
-    finally:
-        sys.argv, sys.excepthook = before, hook
+        raise error.at(f'methods:{name}: {OWN_KEYS.get(error.where, error.where)}') from None
+    return options
 
 
 def _pairs(folder: Path, crop: int, scale: int) -> tuple[Path, Path]:
