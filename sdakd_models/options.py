@@ -47,7 +47,8 @@ class TeacherBlock(Block):
     """The trained network to distil: the block ``teacher:``."""
 
     weights: Annotated[
-        str | None, Meta(description='.pth or .safetensors file; official ones are downloaded when missing.')
+        str | None,
+        Meta(description='.pth, .safetensors or ncnn .param file; official ones are downloaded when missing.'),
     ] = None
     network: Annotated[
         dict | None, Meta(description="Its options as in network_g; told from the file's keys if absent.")

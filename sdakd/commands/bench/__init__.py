@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = Flags(parser, bench)
     models = (
-        '.pth, .safetensors or .onnx, or random:TYPE:WIDTH for random weights, such as random:RRDBNet:1/4 or '
-        'random:GCFSR512:1/4; NAME=MODEL names the row; the first one is the teacher'
+        '.pth, .safetensors, ncnn .param or .onnx, or random:TYPE:WIDTH for random weights, such as random:RRDBNet:1/4 '
+        'or random:GCFSR512:1/4; NAME=MODEL names the row; the first one is the teacher'
     )
     add('-m', '--models', nargs='+', metavar='MODEL', help=models)
     add('-o', '--output', required=True, help='folder for results.json and the tables')

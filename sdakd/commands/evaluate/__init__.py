@@ -28,8 +28,8 @@ NOISE = ('none', 'random', 'fixed')
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = Flags(parser, evaluate)
-    add('-m', '--models', nargs='+', metavar='MODEL', help='.pth, .safetensors or .onnx, a folder of enlarged images, '
-        'or bicubic; NAME=MODEL names the row')  # fmt: skip
+    add('-m', '--models', nargs='+', metavar='MODEL', help='.pth, .safetensors, ncnn .param or .onnx, a folder of '
+        'enlarged images, or bicubic; NAME=MODEL names the row')  # fmt: skip
     add('-d', '--data', nargs='+', metavar='SET', help='folder or .lmdb of HR images, HR:LR for two folders, :LR '
         'without ground truth; NAME=SET names the set')  # fmt: skip
     add('-o', '--output', required=True, help='folder for results.json, tables and images')

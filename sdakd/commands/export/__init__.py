@@ -79,7 +79,7 @@ FORMATS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = Flags(parser, export)
-    add('-m', '--model', metavar='FILE', help='the generator: .pth or .safetensors')
+    add('-m', '--model', metavar='FILE', help='the generator: .pth, .safetensors or ncnn .param')
     add('--to', nargs='+', choices=FORMATS, metavar='FORMAT', help=', '.join(FORMATS))
     add('-o', '--output', metavar='OUT', help='a folder, or for one format a file name')
     add('--half', action='store_true', help='weights in float16; input and output stay float32')

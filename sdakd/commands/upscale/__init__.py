@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = Flags(parser, upscale)
     add('-i', '--input', dest='images', help='an image, or a folder that is searched with its sub-folders')
     add('-o', '--output', help='folder for the results')
-    add('-m', '--model_path', dest='model', metavar='FILE', help='model: .pth, .safetensors or .onnx')
+    add('-m', '--model_path', dest='model', metavar='FILE', help='model: .pth, .safetensors, ncnn .param or .onnx')
     named = f'a model by name instead: {DEFAULT} (default), RealESRGAN_x4plus, realesr-general-x4v3, ...'
     add('-n', '--model_name', dest='name', metavar='NAME', help=named)
     own = "factor between input and output (default: the model's own)"
