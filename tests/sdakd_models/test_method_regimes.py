@@ -146,7 +146,7 @@ class Watch:
         self.model, self.images = model, {}
         self.calls = {name: [] for name in model.discriminators}
         self.states = {name: [] for name in model.discriminators}
-        if model.student is not None:
+        if model.cast.student is not None:
             model.bare_student.register_forward_hook(lambda _m, _i, image: self.images.update(student=image))
         for teacher in model.teachers.values():
             teacher.register_forward_hook(lambda _m, _i, image: self.images.update(teacher=image))

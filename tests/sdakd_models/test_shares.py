@@ -163,7 +163,7 @@ def test_the_step_pays_the_calibrated_weight(world, parse, options):
     log = run(model, data, 25, 25)[25]
     pixel = (student(data[0]['lq']) - data[0]['gt']).abs().mean()
     pixel = torch.autograd.grad(pixel, list(student.parameters()))
-    moments = model.student.optimizer.state
+    moments = next(player for player in model.players if player.name == 'g').optimizer.state
     paid = [moments[parameter]['exp_avg'] / 0.1 for parameter in model.bare_student.parameters()]
     rest = [(one - other).norm() for one, other in zip(paid, pixel, strict=True)]
     pixel = [each.norm() for each in pixel]

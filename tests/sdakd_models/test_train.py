@@ -184,7 +184,12 @@ def test_optimizers_start_afresh_in_every_stage_unless_told(opt):
             stage['reset_optimizers'] = reset
         model = build_model(opt)
         run(model, batches(18), 1, 8)
-        steps.append({float(s['step']) for s in model.student.optimizer.state.values()})
+        steps.append(
+            {
+                float(s['step'])
+                for s in next(player for player in model.players if player.name == 'g').optimizer.state.values()
+            }
+        )
     assert steps == [{2.0}, {8.0}]
 
 
