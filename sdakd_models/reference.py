@@ -55,10 +55,11 @@ narrowed network.
 ## imports
 
 `imports: [my_package.losses]` imports modules before anything is looked up, so that their architectures, losses,
-metrics and terms are known to this run and to `sdakd compare`. A package that every command shall know is installed
-with an entry point of the group `sdakd.plugins`. Modules are looked for where Python looks, and last in the current
-folder; the folder of the option file does not count, so that nothing which lies beside a file from elsewhere is
-executed. An option file with `imports` still runs code: read that line before you train with someone else's.
+terms, data sets and metrics of validation are known to this run and to `sdakd compare`. A package that every command
+is to know is installed with an entry point of the group `sdakd.plugins`. Modules are looked for where Python looks,
+and last in the current folder. The folder of the option file is not searched: code that lies beside somebody else's
+file is not executed. An option file with `imports` still runs code: read that line before you train with a file that
+somebody else wrote.
 """
 _TAIL = """\
 ## Terms

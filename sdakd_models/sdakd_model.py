@@ -175,7 +175,7 @@ class SDAKDModel(Checkpoints, SRModel):
             found: dict[str, dict[str, torch.Tensor]] = {}
             for name, term in terms.items():
                 self.at_work = name
-                found[name] = term(context)
+                found[name] = dict(term(context))  # a forgotten return fails here
             for each in discriminators:
                 self.at_work = each.term
                 found[each.term] = each.student_loss(context)

@@ -1,6 +1,7 @@
-"""The house: imports point one way, and nothing imports itself in a circle. Read from the sources."""
+"""The house: imports point one way, nothing imports itself in a circle, wheels hold all. Read from the sources."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,14 @@ def test_imports_point_one_way():
 
 def test_the_ground_floor_imports_nothing():
     assert graph()[GROUND_FLOOR] == set()
+
+
+def test_a_wheel_holds_every_package():
+    text = (ROOT / 'pyproject.toml').read_text(encoding='utf-8')
+    listed = ast.literal_eval(re.search(r'^packages = (\[.*?^\])', text, re.MULTILINE | re.DOTALL)[1])
+    folders = {path.parent for package in ORDER for path in (ROOT / package).rglob('__init__.py')}
+    packages = {'.'.join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(listed) == packages | {'sdakd.options'}
 
 
 @pytest.mark.parametrize(

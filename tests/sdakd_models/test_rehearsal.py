@@ -18,6 +18,7 @@ from sdakd_models import launch
 from sdakd_models.cast import Cast
 from sdakd_models.rehearsal import rehearse, shrunk, untouched
 from sdakd_models.scenario import Scenario
+from sdakd_models.terms import TERMS, Term
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +60,24 @@ def test_a_term_that_fails_in_a_later_stage_is_named_at_once(world, parse, where
     with pytest.raises(UserError, match=sentence) as error:
         parse(file, world.root)
     assert '\n' not in str(error.value) and everything(world.root) == before
+
+
+@pytest.mark.parametrize('answer', [lambda loss: None, lambda loss: loss], ids=['nothing', 'a tensor'])
+def test_a_term_that_returns_no_mapping_is_named(world, parse, monkeypatch, answer):
+    """A forgotten return would take the term out of the stage in silence."""
+
+    class Forgetful(Term):
+        name, option = 'forgetful', 'forgetful_opt'
+
+        def __call__(self, context):
+            return answer(self.loss(context.student, context.target('pixel')))
+
+    monkeypatch.setitem(TERMS, 'forgetful', Forgetful)
+    options = world.options()
+    options['train']['forgetful_opt'] = {'type': 'L1Loss'}
+    options['train']['stages']['distillation']['terms'] = ['pixel', 'forgetful']
+    with pytest.raises(UserError, match=r"train:stages:distillation: .* in the term 'forgetful' \(TypeError"):
+        parse(world.write(options), world.root)
 
 
 def test_a_teacher_that_answers_with_no_numbers_is_refused(world, parse):
