@@ -73,7 +73,7 @@ if 'STOP' in os.environ and importlib.util.find_spec('sdakd_models'):
     step = SDAKDModel.optimize_parameters
 
     def optimize_parameters(self, iteration):
-        if iteration > int(os.environ['STOP']):
+        if iteration > int(os.environ['STOP']) and not self.opt.get('rehearsal'):
             os._exit(9)
         step(self, iteration)
 

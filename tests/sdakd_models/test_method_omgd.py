@@ -480,7 +480,7 @@ def test_another_teacher_is_refused_on_resuming(world, parse, two, name, where):
         ({'layers': ['body.3']}, r'train:omgd_opt:layers: expected `object'),
         (
             {'tv_weight': '1e-5'},
-            r"train:omgd_opt:tv_weight: write a number \(1.0e-5 needs its dot in YAML\), not '1e-5'",
+            "train:omgd_opt:tv_weight: write a number .*, not '1e-5'",
         ),
         ({'channel_weight': True}, r'train:omgd_opt:channel_weight: write a number'),
         ({'ssim_wieght': 1.0}, r"train:omgd_opt: OMGDLoss takes no 'ssim_wieght'; did you mean ssim_weight"),
