@@ -151,13 +151,15 @@ def make_pairs(config: Config, images: Images, splits: dict[str, list[str]], out
     write(mark, note.encode())
     for part, names in splits.items():
         place = made / part
-        todo = [n for n in names if not all((place / side / f'{Path(n).stem}.png').exists() for side in ('gt', 'lq'))]
-        if todo:
+        missing = [
+            n for n in names if not all((place / side / f'{Path(n).stem}.png').exists() for side in ('gt', 'lq'))
+        ]
+        if missing:
             work = functools.partial(
                 pairs.make_pair, source=str(folder), output=str(place), settings=json.dumps(settings)
             )
             every = Pass(f'pairs to {part}', str(folder), workers=1)
-            every.run(work, todo)
+            every.run(work, missing)
             if every.unusable:
                 raise UserError(f'data:photographs: {folder}', f'{every.unusable[0]}; repair or remove it.')
     images.train, images.validation = (tuple(made / part / side for side in ('gt', 'lq')) for part in splits)

@@ -120,14 +120,14 @@ class Upscaler:
         """Enlarges ``(h, w, 3)``, RGB, uint8 or uint16, to the same, or to ``(h, w)`` grey."""
         top = int(np.iinfo(image.dtype).max)
         height, width = image.shape[:2]
-        # to be mirrored, an image must exceed its padding; the parent mirrors at scale 2 and 1, whatever the network
+        # to be mirrored, an image must exceed its padding; at scale 2 and 1, as Real-ESRGAN does, whatever the network
         least = 1 + max(self.pre_pad, self.multiple - 1, 4 - self.scale)
         short = max(least - height, 0), max(least - width, 0)
         image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)), mode='edge')
         tensor = torch.from_numpy((image.astype(np.float32) / top).transpose(2, 0, 1))[None].to(self.device)
         tensor = tensor.half() if self.half else tensor
         tensor = F.pad(tensor, (0, self.pre_pad, 0, self.pre_pad), 'reflect')
-        unshuffled = {2: 2, 1: 4}.get(self.scale, 1)  # sides must be multiples; run_tiled goes on to multiples of 4
+        unshuffled = {2: 2, 1: 4}.get(self.scale, 1)  # sides become multiples, as Real-ESRGAN pads them
         tensor = F.pad(tensor, (0, -tensor.shape[3] % unshuffled, 0, -tensor.shape[2] % unshuffled), 'reflect')
         output = self._fitted(tensor, grey, top)[0, :, : height * self.scale, : width * self.scale]
         output = output.permute(1, 2, 0).contiguous().numpy().view(image.dtype)
