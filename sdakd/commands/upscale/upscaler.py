@@ -120,7 +120,7 @@ class Upscaler:
         """Enlarges ``(h, w, 3)``, RGB, uint8 or uint16, to the same, or to ``(h, w)`` grey."""
         top = int(np.iinfo(image.dtype).max)
         height, width = image.shape[:2]
-        # to be mirrored, an image must exceed its padding; at scale 2 and 1, as Real-ESRGAN does, whatever the network
+        # to be mirrored, an image must exceed its padding; at scale 2 and 1 any network is padded, as in Real-ESRGAN
         least = 1 + max(self.pre_pad, self.multiple - 1, 4 - self.scale)
         short = max(least - height, 0), max(least - width, 0)
         image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)), mode='edge')
