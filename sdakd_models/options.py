@@ -135,7 +135,7 @@ class Train(Block):
         int,
         Meta(
             ge=1,
-            description="How many crops are drawn of every degraded pair and of the teacher's answer to it; it divides "
+            description="How many crops are drawn of every pair and of the teacher's answer to it; it divides "
             'queue_size.',
         ),
     ] = 1

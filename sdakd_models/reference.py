@@ -114,13 +114,14 @@ or three training crops is compared with what it makes of them in context, and t
 dB it warns, with a margin or a crop that would do. Real-ESRGAN's x4plus is 33 dB from itself in context on crops of
 256 (64 of the input), and 39 dB with a margin of 8.
 
-## Reusing degraded pairs
+## Reusing pairs
 
 Real-ESRGAN's degradation and a large teacher cost more than the step of a narrow student. With `pool_reuse: 4`, pairs
 of the pool are larger than a crop by 4 input pixels and by `teacher_margin` on each side, four crops are drawn of each
 before it leaves, and the teacher is asked once about the whole pair. Its maps are kept in half precision. Images are
 mirrored after the pool, but not while feature maps are compared: those of a mirrored input are not the mirrored maps.
-Not for paired data, nor for a teacher that learns along.
+A teacher that learns along is asked every time. Paired data have the pool as well: `datasets:train:gt_size` is the
+pair's side then, `gt_size` beside `model_type` the crop's, and `queue_size` (default 180) the number of pairs.
 
 ## Faces
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from basicsr.metrics import calculate_metric
@@ -20,6 +21,7 @@ from sdakd_arch.width import build, scale_of
 from sdakd_data.answers import Answer
 from sdakd_data.cache_filling import fill
 from sdakd_data.cached_dataset import answers_in
+from sdakd_data.pool import ReusingPool
 from sdakd_models.cast import Cast, distributed, student_network
 from sdakd_models.checkpoints import Checkpoints
 from sdakd_models.context import Context
@@ -75,6 +77,11 @@ class SDAKDModel(Checkpoints, SRModel):
         self.optimizers = [player.optimizer for player in self.players]
         self.last_iter = 0
         self.answers: dict[str, Answer] = {}  # of teachers to the current batch, where they are known without running
+        self.pool: ReusingPool | None = None
+        if self.train_options.pool_reuse > 1:
+            size, reuse = self.opt['queue_size'], self.train_options.pool_reuse
+            crop, scale = self.scenario.input_crop, self.scenario.scale
+            self.pool = ReusingPool(size, reuse, crop, self.teacher_margin, scale, self._ask)
         self.shares: Shares | None = None
         if self.cast.student is not None:
             self.net_g, self.bare_student = self.cast.net_g, self.cast.student
@@ -123,11 +130,20 @@ class SDAKDModel(Checkpoints, SRModel):
         return self.run(network, self.lq)
 
     def answer(self, who: str, with_features: bool) -> Answer | None:
-        """What a teacher makes of the current batch, where it need not be run for it."""
+        """What a teacher makes of the current batch, where it need not be run for it: from the pool or a cache."""
+        if self.pool is not None and all(teacher.name != who for teacher in self.cotrained):
+            return self.pool.answers(who, with_features)
         known = self.answers.get(who)
         if known is not None and with_features and who in self.taps:
             return known if known.features.keys() >= set(self.taps[who].names) else None
         return known
+
+    @torch.no_grad()
+    def _ask(self, who: str, lq: torch.Tensor, with_features: bool) -> Answer:
+        taps = self.taps.get(who) if with_features else None
+        with taps or nullcontext():
+            image = self.run(self.teachers[who], lq)
+        return Answer(image, taps.pop() if taps is not None else {})
 
     def as_input(self, image: torch.Tensor) -> torch.Tensor:
         """What networks are given for an image in [0, 1]: the same, as Real-ESRGAN's take it."""
@@ -146,8 +162,26 @@ class SDAKDModel(Checkpoints, SRModel):
 
     def feed_data(self, data: Mapping) -> None:
         """Takes a batch: ``lq`` and ``gt`` in [0, 1] and, where teachers have a cache, their answers."""
+        pooled, batch = self.pool is not None and self.is_train, len(next(iter(data.values())))
+        if not pooled or self.pool.wants(batch):
+            self.take(data)
+            if pooled:
+                self.pool.add(self.lq, self.gt)
+        if pooled:
+            self.draw(batch)
+
+    def take(self, data: Mapping) -> None:
+        """Makes a batch of the loader the current one; with a pool, its pairs are larger than crops."""
         super().feed_data(data)
         self.answers = answers_in(data, self.device)
+
+    def draw(self, batch: int) -> None:
+        """Takes a batch from the pool of reused pairs as the current one."""
+        # mirrored feature maps are not those of the mirrored input: the filters are oriented
+        names = self.scenario.active[self.plan.at(self.last_iter + 1).name]
+        compared = any(self.terms[name].needs_features for name in names if name in self.terms)
+        flips = self.opt['datasets']['train'].get('use_hflip', False) and not compared
+        self.lq, self.gt = self.pool.draw(batch, flips)
 
     def target(self, term: str) -> torch.Tensor:
         """The ground truth as a term wants it; data sets without sharpening have one for all."""

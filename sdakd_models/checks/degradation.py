@@ -1,8 +1,6 @@
-"""Real-ESRGAN's degradation and its pool of pairs."""
+"""Real-ESRGAN's degradation."""
 
 from __future__ import annotations
-
-import math
 
 from sdakd.compat import UserError
 from sdakd_models.scenario import Scenario
@@ -15,7 +13,7 @@ DEGRADATION = (
 
 
 def check(scenario: Scenario) -> None:
-    """The degradation has all its values, and the pool holds whole batches, ``pool_reuse`` times.
+    """The degradation has all its values, and crops fit into what the data set gives.
 
     Raises:
         UserError: With the key.
@@ -24,17 +22,6 @@ def check(scenario: Scenario) -> None:
     for key in DEGRADATION:
         if key not in opt:
             raise UserError(f"{key}: the key is missing; Real-ESRGAN's degradation needs it beside model_type.")
-    batch = opt['datasets'].get('train', {}).get('batch_size_per_gpu')
-    queue = opt.setdefault('queue_size', 180)
-    if isinstance(batch, int) and isinstance(queue, int) and batch > 0 and queue % batch:
-        raise UserError(
-            f'queue_size: the pair pool holds {queue} pairs, which the batch of {batch} does not divide; write '
-            f'{math.ceil(queue / batch) * batch}.'
-        )
-    if isinstance(queue, int) and queue % reuse:
-        raise UserError(
-            f'train:pool_reuse: {reuse} does not divide the pair pool (queue_size: {queue}); write a divisor of it.'
-        )
     crop, scale = opt['gt_size'], opt['scale']
     if crop > 400 or crop % scale:
         raise UserError(f'gt_size: write a multiple of scale {scale} up to 400, not {crop}.')

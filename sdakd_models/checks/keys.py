@@ -42,6 +42,3 @@ def check(scenario: Scenario) -> None:
         raise train.error('this GPU cannot compute in bfloat16; write fp32.', 'precision')
     if train.total_iter not in (None, total):
         raise train.error(f'the stages last {total:,d} iterations; leave this key out.', 'total_iter')
-    if train.pool_reuse > 1 and not scenario.degrades:
-        sentence = "it is for Real-ESRGAN's degradation in training; leave it out for paired data."
-        raise train.error(sentence, 'pool_reuse')

@@ -7,7 +7,7 @@ import math
 from sdakd.compat import UserError
 from sdakd_metrics.set_metrics import check_set_size
 from sdakd_models.cast import Cast
-from sdakd_models.checks import cache, data, degradation, faces, keys, networks, stages, validation
+from sdakd_models.checks import cache, data, degradation, faces, keys, networks, pool, stages, validation
 from sdakd_models.scenario import Scenario
 from sdakd_models.stages import EveryOr, Plan
 
@@ -35,6 +35,7 @@ def check_run(opt: dict, quiet: bool = False) -> Cast:
     validation.check(scenario)
     if scenario.degrades:
         degradation.check(scenario)
+    pool.check(scenario)
     images = {phase: data.check(scenario, phase, shallow=quiet) for phase in scenario.datasets}
     if 'train' not in images:
         raise UserError('datasets:train: the data set to train on is missing.')

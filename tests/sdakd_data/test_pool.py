@@ -302,10 +302,53 @@ def test_reuses_that_are_refused(world, parse, options, reuse, sentence):
     assert '\n' not in str(error.value) and set(world.root.rglob('*')) == there
 
 
-@pytest.mark.parametrize('model_type', ['SDAKDModel', 'SDAKDRealESRGANModel'])
-def test_paired_data_has_no_pool(world, parse, model_type):
+@pytest.fixture(params=['SDAKDModel', 'SDAKDRealESRGANModel'])
+def paired(world, request):
+    """Pairs of 32 pixels and more of context, crops of 32, a stage with pixels and one with feature maps."""
     options = world.options()
-    options |= {'model_type': model_type, 'high_order_degradation': False}
-    options['train']['pool_reuse'] = 2
-    with pytest.raises(UserError, match="train:pool_reuse: it is for Real-ESRGAN's degradation in training"):
-        parse(world.write(options), world.root)
+    options |= {'model_type': request.param, 'high_order_degradation': False, 'gt_size': 32, 'queue_size': 8}
+    options['datasets']['train'] |= {'gt_size': 64, 'batch_size_per_gpu': 2}
+    options['train']['stages'] = {
+        'supervised': {'iters': 12, 'lr_g': 1e-3, 'terms': ['output']},
+        'distillation': {'iters': 60, 'lr_g': 1e-3, 'terms': ['pixel', 'feature']},
+    }
+    options['train'] |= {
+        'output_opt': {'type': 'L1Loss', 'loss_weight': 1.0},
+        'pool_reuse': 4,
+        'teacher_margin': 2,
+    }
+    return options
+
+
+def test_pairs_of_a_data_set_are_reused_and_have_context(world, parse, paired):
+    model, data = training(world, parse, paired, 24)
+    passes = []
+    model.teachers['teacher'].register_forward_hook(lambda _, inputs, __: passes.append(inputs[0].shape))
+    assert model.border == 0
+    seen = []
+    for iteration, batch in enumerate(data, 1):
+        step(model, batch, iteration)
+        assert model.lq.shape == (2, 3, 8, 8) and model.gt.shape == (2, 3, 32, 32)
+        for lq, (entry, top, left, flip) in zip(model.lq, model.pool.drawn, strict=True):
+            assert 2 <= top <= 6 and 2 <= left <= 6  # the margin of 2 is left to the teacher
+            crop = entry.lq[:, top : top + 8, left : left + 8]
+            assert torch.equal(lq, crop.flip(-1) if flip else crop)
+        seen.append(model.lq)
+    assert set(passes) == {(2, 3, 16, 16)} and len(passes) <= 24 / 4 + 8
+    pairs = {batch.flatten().sum().item() for batch in seen}
+    assert len(pairs) > 12  # crops differ
+
+
+@pytest.mark.parametrize(
+    ('change', 'sentence'),
+    [
+        (lambda options: options.pop('gt_size'), 'datasets:train:gt_size: with train:pool_reuse, pairs are larger'),
+        (lambda options: options['datasets']['train'].update(gt_size=56), 'datasets:train:gt_size: .* write 64 here'),
+        (lambda options: options.update(queue_size=9), 'queue_size: the pair pool holds 9 pairs'),
+        (lambda options: options['teacher'].update(cache='cache'), 'train:pool_reuse: teacher:cache has whole images'),
+    ],
+)
+def test_pools_of_pairs_that_are_refused(world, parse, paired, change, sentence):
+    change(paired)
+    with pytest.raises(UserError, match=sentence):
+        parse(world.write(paired), world.root)

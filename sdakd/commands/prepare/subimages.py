@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from sdakd.commands.interface import number, whole
@@ -21,20 +23,28 @@ def cut_positions(length: int, crop_size: int, step: int, thresh_size: int) -> l
 
 
 def _cut(
-    name: str, source: str, names: dict[str, str], output: str, crop_size: int, step: int, thresh_size: int
+    name: str,
+    source: str,
+    names: dict[str, str],
+    output: str,
+    crop_size: int,
+    step: int,
+    thresh_size: int,
+    keep_small: bool = False,
 ) -> bool:
     path = os.path.join(source, name)
     image = read_image(path)
-    height, width = image.shape[:2]
-    if min(height, width) < crop_size:
-        raise UnusableError('too small', f'is smaller ({width}x{height}) than --crop_size {crop_size}')
-    rows = cut_positions(height, crop_size, step, thresh_size)
-    columns = cut_positions(width, crop_size, step, thresh_size)
+    high, wide = (min(side, crop_size) for side in image.shape[:2])
+    if min(high, wide) < crop_size and not keep_small:
+        size = f'{image.shape[1]}x{image.shape[0]}'
+        raise UnusableError('too small', f'is smaller ({size}) than --crop_size {crop_size}')
+    rows = cut_positions(image.shape[0], high, step, thresh_size)
+    columns = cut_positions(image.shape[1], wide, step, thresh_size)
     made = False
     for index, (y, x) in enumerate(((y, x) for y in rows for x in columns), 1):
         target = os.path.join(output, f'{names[name]}_s{index:03d}.png')
         if not is_made(target, path):
-            write_png(target, image[y : y + crop_size, x : x + crop_size])
+            write_png(target, image[y : y + high, x : x + wide])
             made = True
     return made
 
@@ -47,6 +57,8 @@ def subimages(
     crop_size: int = 480,
     step: int = 240,
     thresh_size: int = 0,
+    keep_small: bool = False,
+    only: Sequence[str] | None = None,
     workers: int | None = None,
 ) -> Made:
     """Cuts images into overlapping crops.
@@ -57,6 +69,8 @@ def subimages(
         crop_size: Side of a crop in pixels.
         step: Pixels from one crop to the next.
         thresh_size: A rest of more pixels than this gets a crop flush with the border.
+        keep_small: Takes sides shorter than a crop whole, instead of refusing the image.
+        only: The images to cut, as paths in the folder; default: all.
         workers: Processes; default: one per core.
 
     Raises:
@@ -71,9 +85,13 @@ def subimages(
         'step': whole(step, '--step', 1),
         'thresh_size': whole(thresh_size, '--thresh_size'),
     }
+    if keep_small:
+        cut['keep_small'] = True
     apart(images, output)
-    names = {name: new for new, name in by_stem(list_images(images), images, without_scale).items()}
-    claim(output, {'job': 'subimages', 'input': os.path.realpath(images), **cut})
+    listed = list_images(images) if only is None else list(only)
+    names = {name: new for new, name in by_stem(listed, images, without_scale).items()}
+    chosen = {} if only is None else {'only': hashlib.sha256('\n'.join(sorted(only)).encode()).hexdigest()}
+    claim(output, {'job': 'subimages', 'input': os.path.realpath(images), **cut, **chosen})
     every = Pass('subimages', images, workers)
     every.run(functools.partial(_cut, source=images, names=names, output=output, **cut), names)
     return made(every, output, f'dataroot_gt (or dataroot_lq): {output}')
@@ -89,3 +107,5 @@ def add_to(jobs: Any) -> None:
         ('--thresh_size', 'a rest of more pixels than this gets a sub-image flush with the border'),
     ):
         add(flag, type=number, help=f'{meaning} (default: {{default}})')
+    small = 'take sides shorter than a crop whole, instead of refusing the image'
+    add('--keep_small', '--keep-small', action='store_true', help=small)
