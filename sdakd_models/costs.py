@@ -68,7 +68,9 @@ def measure(opt: Mapping) -> Costs:
     small = _weighted(deepcopy(dict(opt))) | {'rehearsal': True, 'dist': False}
     small['logger']['print_freq'] = LONG
     batch, reuse = small['datasets']['train']['batch_size_per_gpu'], small['train'].get('pool_reuse', 1)
-    pairs, small['queue_size'] = small.get('queue_size', 180), batch * max(reuse, 2)
+    pairs, small['queue_size'] = small.get('queue_size', 180), 2 * batch
+    if reuse > 1:
+        small['train']['pool_reuse'] = 2  # the pairs that come in are told from the others, so that any number will do
     for stage in small['train']['stages'].values():
         stage['iters'] = LONG
     with untouched(small['num_gpu'] > 0):
@@ -100,7 +102,7 @@ def _stage(model: SDAKDModel, batches: list, iteration: int, reuse: int, adding:
             torch.cuda.synchronize()
         spent = time.perf_counter() - begun
         number += 1
-        if number > 1 and (model.pool is None or number > 2 * reuse):  # the pool is full, and the caches are warm
+        if number > 1 and (model.pool is None or number > 4):  # the pool is full, and the caches are warm
             (with_pool if enters else without).append(spent)
     step = statistics.median(without)
     if not with_pool:

@@ -352,8 +352,9 @@ class SDAKDModel(Checkpoints, SRModel):
         if tb_logger is not None:
             name = dataloader.dataset.opt['name']
             self._images = (tb_logger, name, current_iter, iter(range(self.opt['val'].get('tb_images', 3))))
+        training, self.is_train = self.is_train, False  # its images are no training pairs
         super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
-        self._images = None
+        self.is_train, self._images = training, None
 
     def get_current_visuals(self) -> OrderedDict:
         """The current images on the CPU: ``lq``, ``result`` and, where there is one, ``gt``."""

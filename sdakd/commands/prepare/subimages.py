@@ -58,6 +58,7 @@ def subimages(
     step: int = 240,
     thresh_size: int = 0,
     keep_small: bool = False,
+    flat: bool = False,
     only: Sequence[str] | None = None,
     workers: int | None = None,
 ) -> Made:
@@ -70,6 +71,7 @@ def subimages(
         step: Pixels from one crop to the next.
         thresh_size: A rest of more pixels than this gets a crop flush with the border.
         keep_small: Takes sides shorter than a crop whole, instead of refusing the image.
+        flat: Puts all into one folder, ``SUB_NAME_s001.png``: BasicSR's data sets of pairs do not look into sub-folders.
         only: The images to cut, as paths in the folder; default: all.
         workers: Processes; default: one per core.
 
@@ -85,15 +87,16 @@ def subimages(
         'step': whole(step, '--step', 1),
         'thresh_size': whole(thresh_size, '--thresh_size'),
     }
-    if keep_small:
-        cut['keep_small'] = True
+    chosen = {key: True for key, on in (('keep_small', keep_small), ('flat', flat)) if on}
     apart(images, output)
     listed = list_images(images) if only is None else list(only)
-    names = {name: new for new, name in by_stem(listed, images, without_scale).items()}
-    chosen = {} if only is None else {'only': hashlib.sha256('\n'.join(sorted(only)).encode()).hexdigest()}
+    called = (lambda name: without_scale(name).replace('/', '_')) if flat else without_scale
+    names = {name: new for new, name in by_stem(listed, images, called).items()}
+    if only is not None:
+        chosen['only'] = hashlib.sha256('\n'.join(sorted(only)).encode()).hexdigest()
     claim(output, {'job': 'subimages', 'input': os.path.realpath(images), **cut, **chosen})
     every = Pass('subimages', images, workers)
-    every.run(functools.partial(_cut, source=images, names=names, output=output, **cut), names)
+    every.run(functools.partial(_cut, source=images, names=names, output=output, keep_small=keep_small, **cut), names)
     return made(every, output, f'dataroot_gt (or dataroot_lq): {output}')
 
 
@@ -109,3 +112,4 @@ def add_to(jobs: Any) -> None:
         add(flag, type=number, help=f'{meaning} (default: {{default}})')
     small = 'take sides shorter than a crop whole, instead of refusing the image'
     add('--keep_small', '--keep-small', action='store_true', help=small)
+    add('--flat', action='store_true', help='put all into one folder, sub-folders become part of the names')

@@ -1,0 +1,193 @@
+"""The option file of a distillation, derived from the teacher's file, the data and the machine."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from basicsr.utils.registry import ARCH_REGISTRY
+
+from sdakd.commands.bench.backends import computes_bf16
+from sdakd.commands.link import options_folder
+from sdakd.compat import UserError
+from sdakd.files.generators import Opened
+from sdakd.files.images import cores, write
+from sdakd_arch.families import example_of, family_of
+from sdakd_arch.families.discriminators import unet
+from sdakd_arch.width import build, lookup, scale_of, student_of
+from sdakd_data.pool import ROOM
+from sdakd_models.reader import read_run
+
+NAME = 'distill'  # of the run and of its option file
+BASELINE = 'no_teacher'
+SHARES = {'supervised': 0.5, 'distillation': 0.4, 'adversarial': 0.1}  # of the iterations
+SMALL = 200_000  # parameters below which a student takes twice the learning rate
+TEACHERS_TERMS = ('output', 'feature')
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What depends on the machine.
+
+    Args:
+        batch: Crops in a batch.
+        crop: Side of a crop in input pixels.
+        margin: Input pixels around it that the teacher sees.
+        reuse: Crops of every pair.
+        pool: Pairs in the pool.
+        workers: Processes that read images.
+        precision: ``fp32`` or ``bf16``.
+    """
+
+    batch: int
+    crop: int
+    margin: int
+    reuse: int
+    pool: int
+    workers: int
+    precision: str
+
+    @property
+    def pair(self) -> int:
+        """Side in input pixels of a pair in the pool."""
+        return self.crop + 2 * self.margin + ROOM
+
+
+def first_sizes(precision: str | None) -> Sizes:
+    """Where the search for a batch that the machine takes begins.
+
+    Raises:
+        UserError: The device cannot compute in this precision.
+    """
+    gpu = torch.cuda.is_available()
+    has_bf16 = torch.cuda.is_bf16_supported() if gpu else computes_bf16()
+    if precision == 'bf16' and gpu and not has_bf16:
+        raise UserError('--precision', 'this GPU cannot compute in bfloat16; write fp32.')
+    precision = precision or ('bf16' if has_bf16 else 'fp32')
+    if gpu:
+        return Sizes(16, 48, 8, 4, 192, min(8, max(1, cores() - 1)), precision)
+    return Sizes(2, 24, 8, 8, 96, 1, precision)
+
+
+def student_network(teacher: Opened, width: Fraction, arch: str | None) -> dict:
+    """The options of the student: the teacher, or another architecture at its usual size, narrowed.
+
+    Raises:
+        UserError: An unknown architecture, one without this scale, or a width that leaves a fraction of a channel.
+    """
+    if arch is None or arch == teacher.network['type']:
+        full = dict(teacher.network)
+    else:
+        try:
+            full = example_of(arch)
+        except UserError as error:
+            raise error.at('--arch') from None
+        accepted = inspect.signature(lookup(ARCH_REGISTRY, full['type'], '--arch')).parameters
+        full |= {key: teacher.scale for key in ('scale', 'upscale') if key in accepted}
+    try:
+        narrow = student_of(full, float(width))
+    except UserError as error:
+        raise error.at('-w') from None
+    if scale_of(build(narrow, '--arch'), '--arch') != teacher.scale:
+        raise UserError('--arch', f'{narrow["type"]} cannot enlarge {teacher.scale} times as the teacher does.')
+    return narrow
+
+
+def discriminator_network(teacher: Opened, width: Fraction) -> dict:
+    """The options of the student's discriminator: the one that the teacher is published with, narrowed."""
+    published = family_of(teacher.network).published_discriminator(teacher.network)
+    return student_of(published or unet(teacher.network), float(width))
+
+
+def options(
+    teacher: Opened, student: Mapping, discriminator: Mapping, data: Path, degradation: str, sizes: Sizes, seed: int
+) -> dict[str, Any]:
+    """The complete options, with stages of one iteration each."""
+    scale, online = teacher.scale, degradation == 'realesrgan'
+    opt = read_run(options_folder() / ('distill_realesrgan.yml' if online else 'distill.yml'))
+    opt |= {'name': NAME, 'scale': scale, 'manual_seed': seed, 'network_g': dict(student)}
+    opt['teacher'] = {'weights': str(teacher.path.resolve()), 'network': dict(teacher.network)}
+    opt['discriminators'] = {'image': {'network': dict(discriminator), 'real': 'teacher', 'fake': ['student']}}
+    opt |= {'gt_size': sizes.crop * scale, 'queue_size': sizes.pool}
+    train = opt['datasets']['train']
+    train |= {
+        'dataroot_gt': str(data / 'train/gt'),
+        'gt_size': (sizes.crop if online else sizes.pair) * scale,
+        'num_worker_per_gpu': sizes.workers,
+        'batch_size_per_gpu': sizes.batch,
+        'dataset_enlarge_ratio': 200,
+    }
+    if online:
+        train['meta_info'] = str(data / 'train/meta_info.txt')
+    else:
+        train['dataroot_lq'] = str(data / 'train/lq')
+    opt['datasets']['val'] = {
+        'name': 'held-out', 'type': 'PairedImageDataset', 'dataroot_gt': str(data / 'held_out/gt'),
+        'dataroot_lq': str(data / 'held_out/lq'), 'io_backend': {'type': 'disk'},
+    }  # fmt: skip
+    opt['val'] = {'val_freq': 1, 'save_img': False, 'metrics': {
+        'psnr': {'type': 'calculate_psnr', 'crop_border': scale, 'test_y_channel': True}}}  # fmt: skip
+    opt['train'] |= {'precision': sizes.precision, 'teacher_margin': sizes.margin, 'pool_reuse': sizes.reuse}
+    faster = sum(p.numel() for p in build(student, 'network_g').parameters()) < SMALL
+    for stage in opt['train']['stages'].values():
+        stage['iters'] = 1
+        stage['lr_g'] *= 1 if faster else 0.5
+    return opt
+
+
+def with_lengths(opt: Mapping, total: int, seconds: float) -> dict[str, Any]:
+    """The options with stages that last ``total`` iterations together, and what is logged and saved how often.
+
+    Args:
+        opt: From :func:`options`.
+        total: At least one for each stage.
+        seconds: Of an iteration.
+    """
+    opt = deepcopy(dict(opt))
+    for name, iters in lengths(total).items():
+        opt['train']['stages'][name]['iters'] = iters
+    often = max(1, round(300 / seconds))  # five minutes
+    opt['val']['val_freq'] = max(total // 5, 1)
+    opt['logger'] |= {
+        'print_freq': min(max(1, round(5 / seconds)), 100),
+        'save_checkpoint_freq': min(often, max(total // 4, 1)),
+    }
+    opt['train']['share_freq'] = max(100, min(1000, total // 20))
+    return opt
+
+
+def lengths(total: int) -> dict[str, int]:
+    """Iterations by stage."""
+    found = {name: max(1, round(total * share)) for name, share in SHARES.items()}
+    found['supervised'] = max(1, total - found['distillation'] - found['adversarial'])
+    return found
+
+
+def without_teacher(opt: Mapping) -> dict[str, Any]:
+    """The same student trained as long on the ground truth, with a discriminator that knows no teacher either."""
+    opt = deepcopy(dict(opt))
+    opt['name'] = BASELINE
+    opt['discriminators']['image'] |= {'real': 'gt'}
+    for stage in opt['train']['stages'].values():
+        stage['terms'] = list(dict.fromkeys('pixel' if term in TEACHERS_TERMS else term for term in stage['terms']))
+    opt['train']['pixel_opt'] = {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}
+    for term in TEACHERS_TERMS:
+        opt['train'].pop(f'{term}_opt', None)
+    del opt['teacher']
+    return opt
+
+
+def write_options(opt: Mapping, file: Path, command: str) -> None:
+    """Writes an option file that needs no other."""
+    text = yaml.safe_dump(dict(opt), sort_keys=False, allow_unicode=True, width=120)
+    name = os.path.basename(file)
+    head = f'# Written by: {command}\n# To train on it: python basicsr/train.py -opt {name}, or sdakd train -opt {name}\n\n'
+    write(file, (head + text).encode())
