@@ -5,12 +5,15 @@
 #
 # PYTHON=python3.12        the interpreter for .venv (3.10 to 3.12)
 # TORCH_INDEX=address      where to get torch and torchvision from, such as PyTorch's own index of CPU wheels
-# TEACHER=path or URL      the demo's teacher, instead of the one in this repository
+# TEACHER=path, URL, name  the demo's teacher, instead of the one in this repository
+# PHOTOS=folder            the demo's photographs, instead of scikit-image's
+# OUT=demo                 the demo's folder
 # SEED=0                   the demo's random seed
 # JOBS=2                   how many test files run at a time
 
 PYTHON ?= python3
 SEED ?= 0
+OUT ?= demo
 JOBS ?= 2
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
@@ -19,7 +22,7 @@ FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 .PHONY: demo test lint setup
 
 demo: .venv/ready
-	$(BIN)/python -m sdakd.demo --seed $(SEED) $(if $(TEACHER),--teacher "$(TEACHER)")
+	$(BIN)/sdakd demo --seed $(SEED) $(if $(TEACHER),-t "$(TEACHER)") $(if $(PHOTOS),-d "$(PHOTOS)") -o $(OUT)
 
 # A process for every file: not all of the native runtimes that tests load (OpenVINO, ncnn, ONNX, TensorBoard) share one.
 # A thread for each: the small networks of tests gain nothing by more, and threads of several processes wait for each other.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEGRADATIONS = ('realesrgan', 'bicubic', 'none')
 RECORD = 'distill.json'
+KEPT = ('teacher', 'photographs')  # that may be in the folder before
 HOUR = 3600
 LEAST = 60  # iterations, below which nothing is learned
 STEP = 0.5  # seconds of a step on a processor for which the batch is chosen
@@ -270,7 +271,7 @@ class Work:
                     )
             self.record = found
             return
-        there = [entry for entry in self.folder.glob('*') if entry.name != 'teacher'] if self.folder.is_dir() else []
+        there = [entry for entry in self.folder.glob('*') if entry.name not in KEPT] if self.folder.is_dir() else []
         if there:
             raise UserError(
                 '-o', f'{self.folder} holds {there[0].name} and no distillation; give a new or empty folder.'

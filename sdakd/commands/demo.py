@@ -1,0 +1,71 @@
+"""`sdakd demo`: `sdakd distill` in minutes, with a teacher of this project on photographs that scikit-image ships."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sdakd.commands.distill import Distilled, distill
+from sdakd.commands.interface import Flags, number
+
+PRETRAINED = Path(__file__).resolve().parents[1] / 'pretrained'
+TRAIN = ('astronaut', 'coffee', 'rocket', 'hubble_deep_field', 'retina', 'immunohistochemistry')
+HELD_OUT = ('chelsea', 'motorcycle')  # of the second, the left image of a pair
+ITERS = 1800  # of the shipped teacher's student
+TIME = '6m'  # of any other
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags."""
+    add = Flags(parser, demo)
+    add('-o', '--output', help='folder for all that is made (default: {default})')
+    add('-t', '--teacher', metavar='TEACHER', help='file, address or name of another teacher')
+    add('-d', '--data', dest='photographs', metavar='PHOTOS', help='folder of other photographs')
+    add('--seed', type=number, help='of all random numbers (default: {default})')
+
+
+def demo(
+    output: str | Path = 'demo',
+    *,
+    teacher: str | Path | None = None,
+    photographs: str | Path | None = None,
+    seed: int = 0,
+) -> Distilled:
+    """Distils a small teacher on photographs, beside the same student without a teacher.
+
+    Args:
+        output: Folder for everything.
+        teacher: Its file, its address, or the name of an official one; default: the one that is shipped.
+        photographs: A folder of them; default: six of scikit-image's to train on, two to measure on.
+        seed: Of all random numbers.
+
+    Raises:
+        UserError: See :func:`sdakd.commands.distill.distill`.
+    """
+    output, shipped = Path(output), photographs is None
+    if shipped:
+        photographs = write_photographs(output / 'photographs')
+    return distill(
+        teacher or PRETRAINED / 'demo_teacher_x4.safetensors',
+        photographs / 'train' if shipped else photographs,
+        output,
+        degradation='bicubic',
+        validation=photographs / 'held_out' if shipped else None,
+        seed=seed,
+        baseline=True,
+        **({'time': TIME} if teacher else {'iters': ITERS}),
+    )
+
+
+def write_photographs(folder: Path) -> Path:
+    """Writes scikit-image's photographs as PNG into ``train`` and ``held_out``; returns the folder."""
+    import skimage.data
+
+    from sdakd.files.images import write_png
+
+    for part, names in (('train', TRAIN), ('held_out', HELD_OUT)):
+        for name in names:
+            if not (path := folder / part / f'{name}.png').exists():
+                rgb = skimage.data.stereo_motorcycle()[0] if name == 'motorcycle' else getattr(skimage.data, name)()
+                write_png(path, rgb[..., ::-1])
+    return folder
