@@ -40,6 +40,6 @@ def check(scenario: Scenario) -> None:
     if 'gt_size' not in opt or (train.get('gt_size') or 0) < side:
         raise UserError(
             f'datasets:train:gt_size: with train:pool_reuse, pairs are larger than the crops that are drawn of them by '
-            f'teacher_margin and {ROOM} input pixels; write {side} here, and the crop of {scenario.crop} as gt_size beside '
-            'model_type.'
+            f'teacher_margin and {ROOM} input pixels; write {side} here, and the crop of {scenario.crop} as gt_size '
+            'beside model_type.'
         )

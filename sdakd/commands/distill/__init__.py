@@ -52,16 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add('--time', metavar='TIME', help='how long all may take: 20m, 2h, 1h30m (default: 1h)')
     add('--iters', type=number, metavar='N', help='iterations of all stages together, instead of a time')
-    add('--degradation', choices=DEGRADATIONS, help="how photographs become inputs: Real-ESRGAN's blur, noise and JPEG, "
-        'bicubic reduction, or none where -d holds pairs (default: {default})')  # fmt: skip
+    add('--degradation', choices=DEGRADATIONS, help="how photographs become inputs: Real-ESRGAN's blur, noise and "
+        'JPEG, bicubic reduction, or none where -d holds pairs (default: {default})')  # fmt: skip
     add('--seed', type=number, help='of all random numbers (default: {default})')
     add(
         '--precision',
         choices=['fp32', 'bf16'],
         help='of the training (default: bf16 where the device has units for it)',
     )
-    add('--photos-validation', '--photos_validation', dest='validation', metavar='FOLDER', help='photographs to measure on '
-        '(default: some of PHOTOS, which are held out)')  # fmt: skip
+    add('--photos-validation', '--photos_validation', dest='validation', metavar='FOLDER', help='photographs to '
+        'measure on (default: some of PHOTOS, which are held out)')  # fmt: skip
     add('--baseline', action='store_true', help='also train the student without its teacher, for comparison')
     add('--plan', action='store_true', help='stop when the plan is shown')
 
@@ -266,8 +266,8 @@ class Work:
                 if old.get(key) != value:
                     raise UserError(
                         '-o',
-                        f'{self.folder} holds a distillation with {key} {old.get(key)}, and now it is {value}; give another '
-                        'folder, or delete this one.',
+                        f'{self.folder} holds a distillation with {key} {old.get(key)}, and now it is {value}; give '
+                        'another folder, or delete this one.',
                     )
             self.record = found
             return
@@ -382,8 +382,8 @@ class Work:
                 if iters < LEAST:
                     least = math.ceil((seconds - left + LEAST * (mean + (mean_plain if baseline else 0))) / 60)
                     raise UserError(
-                        '--time', f'{clock(seconds)} leaves time for {max(0, iters)} iterations, and {LEAST} are the least; '
-                        f'give {least}m or more, or a smaller student or teacher.'
+                        '--time', f'{clock(seconds)} leaves time for {max(0, iters)} iterations, and {LEAST} are the '
+                        f'least; give {least}m or more, or a smaller student or teacher.'
                     )  # fmt: skip
             self.record['plan'] = {
                 'iters': recipe.lengths(iters), 'step': each, 'step_without_teacher': each_plain, 'pool': costs.pool,
@@ -398,7 +398,7 @@ class Work:
         self._show_plan(baseline)
 
     def _closing_seconds(self) -> float:
-        """How long measuring will take, roughly: the teacher's passes, and a second a picture for NIQE and the files."""
+        """How long measuring will take, roughly: the teacher's passes, and four seconds a photograph for the rest."""
         import torch
 
         from sdakd.commands.distill.closing import ROUNDS
@@ -422,9 +422,8 @@ class Work:
         plan = self.record['plan']
         where = f'{plan["threads"]} threads' if plan['threads'] else 'GPU'
         memory = f', {plan["memory"] / 2**30:.1f} GiB' if plan['memory'] else ''
-        say(
-            f'Plan: {where}, {plan["precision"]}, batches of {plan["batch"]} crops of {plan["crop"]}x{plan["crop"]} pixels{memory}'
-        )
+        crops = f'{plan["batch"]} crops of {plan["crop"]}x{plan["crop"]} pixels'
+        say(f'Plan: {where}, {plan["precision"]}, batches of {crops}{memory}')
         rows = [[name, f'{count:,d}', f'{plan["step"][name]:.3f}', f'{count * plan["step"][name] / 60:.1f}']
                 for name, count in plan['iters'].items()]  # fmt: skip
         total = plan['pool'] + sum(count * plan['step'][name] for name, count in plan['iters'].items())
@@ -436,8 +435,8 @@ class Work:
         rows.append(['measuring, export, report', '', '', f'{plan["closing"] / 60:.1f}'])
         rows.append(['together', '', '', f'{(total + plan["closing"]) / 60:.1f}'])
         say(table(['stage', 'iterations', 'seconds each', 'minutes'], rows).rstrip())
-        say(f'Writes to {os.path.relpath(self.folder)}: student.pth, export/, MODEL_CARD.md, report.html, comparison.png, '
-            'table.md, distill.yml, results/, experiments/, data/')  # fmt: skip
+        say(f'Writes to {os.path.relpath(self.folder)}: student.pth, export/, MODEL_CARD.md, report.html, '
+            'comparison.png, table.md, distill.yml, results/, experiments/, data/')  # fmt: skip
 
     # --------------------------------------------------------------------------------------------- training, closing
 
@@ -464,8 +463,8 @@ class Work:
         models[closing.STUDENT] = str(trained[recipe.NAME])
         found = self.record['photographs']
         how = (
-            f'{sum(iters.values()):,d} iterations in three stages, batches of {plan["batch"]} crops of {plan["crop"]} pixels, '
-            f'{found["train"]} photographs, degradation: {self.degradation}'
+            f'{sum(iters.values()):,d} iterations in three stages, batches of {plan["batch"]} crops of {plan["crop"]} '
+            f'pixels, {found["train"]} photographs, degradation: {self.degradation}'
         )
         measured = closing.close(self.folder, models, self.teacher, how, len(found['held_out']), open_network)
         exported, reasons = closing.write_files(self.folder / 'student.pth', self.folder / 'export')

@@ -1,4 +1,4 @@
-"""The end of a distillation: what the student is, in a table, a report, a picture, files for other programs and a card."""
+"""The end of a distillation: what the student is, as a table, a report, a picture, a card and files for others."""
 
 from __future__ import annotations
 
@@ -60,10 +60,13 @@ class Measured:
         models = {model['name']: model for model in next(iter(self.quality.sections.values()))['models']}
         teacher, student, slow, fast = models[TEACHER], models[STUDENT], self.ms(TEACHER), self.ms(STUDENT)
         near, bicubic = (self.quality.mean(name, 'psnr', 'teacher') for name in (STUDENT, BICUBIC))
-        lead = f'The student takes {fast:.1f} ms for 64x64 pixels, {slow / fast:.1f} times as fast as its teacher, with ' if (
-            slow and fast) else 'The student has '  # fmt: skip
+        lead = 'The student has '
+        if slow and fast:
+            lead = (
+                f'The student is {slow / fast:.1f} times as fast as its teacher ({fast:.1f} ms for 64x64 pixels), with '
+            )
         return (
-            f'{lead}{student["parameters"]:,d} parameters instead of {teacher["parameters"]:,d}. Its images are '
+            f'The student {speed}has {student["parameters"]:,d} parameters, its teacher {teacher["parameters"]:,d}. Its images are '
             f"{near:.1f} dB from the teacher's; bicubic interpolation is {bicubic:.1f} dB from them."
         )
 
@@ -83,14 +86,15 @@ def measure(models: Mapping[str, str], held_out: Path, scale: int, results: Path
         cells = [
             (quality.mean(name, 'psnr', 'teacher'), '.2f'), (quality.mean(name, 'psnr'), '.2f'),
             (quality.mean(name, 'ssim'), '.4f'), (quality.mean(name, 'niqe'), '.2f'), (model['parameters'], ',d'),
-            (model['macs'] and model['macs'] / 1e9, '.3f'), (ms.get((name, 'eager')), '.1f'), (ms.get((name, 'fast')), '.1f'),
+            (model['macs'] and model['macs'] / 1e9, '.3f'),
+            *((ms.get((name, backend)), '.1f') for backend in ('eager', 'fast')),
         ]  # fmt: skip
         rows.append([name, *('-' if value is None else format(value, form) for value, form in cells)])
     return Measured(quality, times, rows)
 
 
 def picture(measured: Measured, path: Path) -> None:
-    """Writes a strip for each of the first photographs: the whole, and the part where student and teacher differ most."""
+    """Writes a strip for each of some photographs: the whole, and the part where student and teacher differ most."""
     results, section = measured.quality.output, next(iter(measured.quality.sections.values()))
     font, side, gap, label = ImageFont.load_default(size=16), 288, 8, 26
     strips = []
@@ -144,8 +148,9 @@ def card(path: Path, teacher: Opened, student: Opened, measured: Measured, train
     known = teacher.path.stem.removesuffix('_fp16') in MODELS
     licence = (
         f"The teacher is Real-ESRGAN's, {LICENCE}; its licence goes with the student."
-        if known else "A student follows its teacher's licence, and that of its photographs: look both up before you share it."
-    )  # fmt: skip
+        if known
+        else 'Licences of the teacher and of the photographs apply to a student: look both up before you share it.'
+    )
     text = f"""# {student.path.stem}: a student of {teacher.path.name}
 
 {describe(student.network)}, which enlarges {student.scale} times. {measured.facts()}
@@ -160,15 +165,15 @@ def card(path: Path, teacher: Opened, student: Opened, measured: Measured, train
 ## Results
 
 {table(HEADER, measured.rows, 'md')}
-PSNR to the teacher: higher is closer to its images. PSNR and SSIM: higher is closer to the photograph. NIQE: lower looks
-more natural. GMACs and milliseconds: for 64x64 pixels of input, float32; "fast" is the backend of `sdakd upscale`.
+PSNR to the teacher: higher is closer to its images. PSNR and SSIM: higher is closer to the photograph. NIQE: lower
+looks more natural. GMACs and milliseconds: for 64x64 pixels of input, float32; `sdakd upscale` runs the fast backend.
 
 ## Use
 
     sdakd upscale -m {student.path.name} -i photographs -o enlarged
 
-`{student.path.name}` is a checkpoint of BasicSR (`params_ema`), which Real-ESRGAN's `RealESRGANer` and spandrel open as well;
-`export/` has it for other programs.
+`{student.path.name}` is a checkpoint of BasicSR (`params_ema`), which Real-ESRGAN's `RealESRGANer` and spandrel
+open as well; `export/` has it for other programs.
 
 ## Limits
 

@@ -50,8 +50,8 @@ class Source:
             ]
             if not found:
                 raise UserError(
-                    where, f'{text!r} does not name two folders; with --degradation none write GT:LQ, the folder of the '
-                    'photographs and that of their small versions.'
+                    where, f'{text!r} does not name two folders; with --degradation none write GT:LQ, the folder of '
+                    'the photographs and that of their small versions.'
                 )  # fmt: skip
             gt, lq = found[0]
         return cls(gt, lq, where)
@@ -114,7 +114,7 @@ def hold_out(names: list[str], seed: int, where: str) -> tuple[list[str], list[s
     """
     if len(names) < 3:
         raise UserError(
-            where, f'{len(names)} photographs are too few to train on some and hold others out; give more, or other ones '
+            where, f'{len(names)} photographs are too few to train on some and hold others out; give more, or others '
             'with --photos-validation.'
         )  # fmt: skip
     count = min(max(len(names) // 10, min(6, len(names) // 3), 1), MOST_HELD_OUT)

@@ -189,5 +189,6 @@ def write_options(opt: Mapping, file: Path, command: str) -> None:
     """Writes an option file that needs no other."""
     text = yaml.safe_dump(dict(opt), sort_keys=False, allow_unicode=True, width=120)
     name = os.path.basename(file)
-    head = f'# Written by: {command}\n# To train on it: python basicsr/train.py -opt {name}, or sdakd train -opt {name}\n\n'
+    use = f'python basicsr/train.py -opt {name}, or sdakd train -opt {name}'
+    head = f'# Written by: {command}\n# To train on it: {use}\n\n'
     write(file, (head + text).encode())

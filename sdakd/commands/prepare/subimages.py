@@ -71,7 +71,7 @@ def subimages(
         step: Pixels from one crop to the next.
         thresh_size: A rest of more pixels than this gets a crop flush with the border.
         keep_small: Takes sides shorter than a crop whole, instead of refusing the image.
-        flat: Puts all into one folder, ``SUB_NAME_s001.png``: BasicSR's data sets of pairs do not look into sub-folders.
+        flat: Puts all into one folder, as ``SUB_NAME_s001.png``: BasicSR's data sets of pairs look into no sub-folder.
         only: The images to cut, as paths in the folder; default: all.
         workers: Processes; default: one per core.
 
