@@ -60,14 +60,10 @@ class Measured:
         models = {model['name']: model for model in next(iter(self.quality.sections.values()))['models']}
         teacher, student, slow, fast = models[TEACHER], models[STUDENT], self.ms(TEACHER), self.ms(STUDENT)
         near, bicubic = (self.quality.mean(name, 'psnr', 'teacher') for name in (STUDENT, BICUBIC))
-        lead = 'The student has '
-        if slow and fast:
-            lead = (
-                f'The student is {slow / fast:.1f} times as fast as its teacher ({fast:.1f} ms for 64x64 pixels), with '
-            )
+        faster = f'is {slow / fast:.1f} times as fast ({fast:.1f} ms for 64x64 pixels) and ' if slow and fast else ''
         return (
-            f'The student {speed}has {student["parameters"]:,d} parameters, its teacher {teacher["parameters"]:,d}. Its images are '
-            f"{near:.1f} dB from the teacher's; bicubic interpolation is {bicubic:.1f} dB from them."
+            f'The student {faster}has {student["parameters"]:,d} parameters, its teacher {teacher["parameters"]:,d}. '
+            f"Its images are {near:.1f} dB from the teacher's; bicubic interpolation is {bicubic:.1f} dB from them."
         )
 
 
