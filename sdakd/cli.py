@@ -11,6 +11,7 @@ from sdakd import __version__, compat
 
 COMMANDS = {
     'prepare': 'cut, downscale and pack images: sub-images, multi-scale copies, meta-info, LMDB, LQ/GT pairs, faces',
+    'init': "turn an option file of Real-ESRGAN's or BasicSR's into one that distils a teacher",
     'fetch': 'get official networks, from their release or from a package index',
     'link': 'drop the plugin into an existing BasicSR checkout',
     'evaluate': 'measure models on test sets: PSNR, SSIM, NIQE, LPIPS, FID, KID, with intervals',
