@@ -214,8 +214,9 @@ class _Conversion:
     def add(self, path: str, value: str, reason: str, after: str | None = None, gap: bool = False) -> None:
         keys = path.split(':')
         if keys[-1] in (self.text.get(keys[:-1]) if keys[:-1] else self.text.values):  # a null stands there
-            self.text.remove(keys)
-        self.text.add(keys, value, after, gap)
+            self.text.set(keys, value)
+        else:
+            self.text.add(keys, value, after, gap)
         self.note(path, None, self.text.get(keys), reason)
 
     def note(self, path: str, old: object, new: object, reason: str) -> None:

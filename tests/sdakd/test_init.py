@@ -400,8 +400,10 @@ def test_the_list_names_key_old_new_and_reason(official, tmp_path, capsys):
     assert 'name: tuned_sdakd_1_2\n' in file.read_text()  # the run before keeps its folder
 
 
-def test_a_file_without_a_discriminator_gets_the_published_one(official, tmp_path):
-    made = sdakd.init(write(tmp_path, FILES['train_realesrnet']), official, '1/8')
+@pytest.mark.parametrize('null', ['', 'network_d: ~   # none\n'])
+def test_a_file_without_a_discriminator_gets_the_published_one(null, official, tmp_path):
+    made = sdakd.init(write(tmp_path, null + FILES['train_realesrnet']), official, '1/8')
+    assert not null or 'network_d: {width: 1/8}   # none\n' in made.file.read_text()
     run = read_run(made.file)
     assert run['network_d'] == {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 8, 'skip_connection': True}
     assert run['train']['gan_opt']['type'] == 'GANLoss'
