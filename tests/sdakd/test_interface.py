@@ -81,6 +81,7 @@ REQUIRED = {
     'evaluate': '-m a -d b -o out',
     'export': '-m a --to onnx -o out',
     'fetch': '',
+    'init': '--from a -t b',
     'link': 'folder',
     'report': '-i a -o out',
     'upscale': '-i a -o out',
