@@ -192,6 +192,12 @@ def test_mistakes_are_one_sentence(world, tmp_path, change, sentence):
     assert not (tmp_path / 'out/distill.yml').exists()
 
 
+def test_a_folder_among_the_photographs_is_refused(world):
+    with pytest.raises(UserError, match='-o: .* lies in the folder of the inputs .-d '):
+        sdakd.distill(world / 'teacher_x4.pth', world / 'photos', world / 'photos/out', degradation='bicubic', iters=60)
+    assert not (world / 'photos/out').exists()
+
+
 def test_a_folder_with_other_things_is_left_alone(world, tmp_path):
     (tmp_path / 'mine.txt').write_text('mine')
     with pytest.raises(UserError, match='holds mine.txt and no distillation'):

@@ -139,6 +139,7 @@ def distill(
     seconds = None if iters else read_time('1h' if time is None else time)
     compat.import_basicsr()
     from sdakd.commands.distill.photographs import Source
+    from sdakd.commands.prepare.jobs import apart
     from sdakd_arch.width import fraction
 
     ratio = fraction(width, '-w')
@@ -146,6 +147,10 @@ def distill(
     measured = (
         None if validation is None else Source.read(str(validation), degradation == 'none', '--photos-validation')
     )
+    for one in (source, measured):
+        for folder in (one.gt, one.lq) if one else ():
+            if folder and os.path.isdir(folder):
+                apart(folder, str(output), one.where)
     opened = open_teacher(str(teacher), Path(output))
     asked = {
         'teacher': hashlib.sha256(opened.path.read_bytes()).hexdigest(),
