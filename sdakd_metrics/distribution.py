@@ -19,7 +19,7 @@ from torch import nn
 from sdakd.compat import UserError
 from sdakd_arch.backbones import CAFFE, IMAGENET, LITE, convolutions, load_convolutions, split_name
 from sdakd_arch.efficientnet import INPUT
-from sdakd_arch.weights import read_weights
+from sdakd_arch.weights import tensors_only
 from sdakd_arch.zoo import URLS, ensure_file
 
 PATCH, STRIDE = 64, 32  # side of a patch and distance from one to the next, in pixels
@@ -159,8 +159,8 @@ class Inception(nn.Module):
         super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        read_weights(path, where=where)  # torch-fidelity would execute what a pickle asks for; this refuses it
-        self.network = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], str(path)).eval()
+        with tensors_only(where):  # torch-fidelity would execute what a pickle asks for
+            self.network = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], str(path)).eval()
 
     def forward(self, image: np.ndarray) -> np.ndarray:
         """One vector for the whole image, which the network shrinks or stretches to 299 x 299."""
@@ -262,10 +262,9 @@ def open_lpips(where: str, otherwise: str) -> nn.Module:
         UserError: The package or torchvision's AlexNet file is missing, or the file is another one.
     """
     need('lpips', where, otherwise)
-    path = standard_file(ALEXNET, where, otherwise)
-    read_weights(path, where=where)
+    standard_file(ALEXNET, where, otherwise)
     import lpips
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tensors_only(where):
         warnings.simplefilter('ignore')  # the package calls torchvision by arguments of years ago
         return lpips.LPIPS(net='alex', verbose=False).eval().requires_grad_(False)

@@ -193,6 +193,7 @@ def _face_enhancer(upscaler, outscale: float):
     import torch
     import torchvision
 
+    from sdakd_arch.weights import tensors_only
     from sdakd_arch.zoo import ensure_file
 
     try:
@@ -213,7 +214,10 @@ def _face_enhancer(upscaler, outscale: float):
         ensure_file(FACE_FOLDER / name, '--face_enhance', 'leave the flag out', url)
     try:
         path = str(FACE_FOLDER / 'GFPGANv1.3.pth')
-        return GFPGANer(path, upscale=outscale, bg_upsampler=upscaler, device=upscaler.device)
+        with tensors_only('--face_enhance'):
+            return GFPGANer(path, upscale=outscale, bg_upsampler=upscaler, device=upscaler.device)
+    except UserError:
+        raise
     except Exception as error:  # a file that is cut off, or of another network
         raise UserError(
             '--face_enhance',
