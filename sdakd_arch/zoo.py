@@ -123,14 +123,14 @@ MODELS = {
 
 def check_discriminator(path: Path) -> None:
     """Raises :class:`sdakd.compat.UserError` where a file does not hold Real-ESRGAN's discriminator, whole."""
-    from sdakd_arch.width import build  # needs BasicSR, which other files do not
+    from sdakd_arch.width import build_told  # needs BasicSR, which other files do not
 
     state = read_weights(path)
     network = infer_network(state)
     wanted = unet({})['type']
     if network is None or network['type'] != wanted:
         raise UserError(f'{path} holds no {wanted}.')
-    load_into(build(network, 'discriminator'), state, path, 'discriminator')
+    load_into(build_told(network, state, 'discriminator', path), state, path, 'discriminator')
 
 
 def sources_of(name: str, url: str | None = None) -> list[Source]:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from sdakd import compat
 from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError, near
 from sdakd.files.images import ENDINGS, UnusableError, by_stem, list_images, stem, write
+from sdakd.files.limits import MAX_PIXELS, limited
 from sdakd.files.pictures import Picture, eight_bits, encode, ending_of, first_line, read
 from sdakd.files.results import output_folder
 
@@ -71,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--alpha_upsampler', choices=ALPHA, help=alpha)
     gpu = 'which GPU (default: the first, where there is one)'
     add('-g', '--gpu-id', dest='gpu', type=number, metavar='NUMBER', help=gpu)
+    add(
+        '--max-pixels', type=number, metavar='PIXELS', help='images of more pixels are not decoded (default: {default})'
+    )
 
 
 def _auto(text: str) -> int | float | str | None:
@@ -266,6 +269,7 @@ def open_upscaler(
     return Upscaler(opened, tile, tile_pad, pre_pad, half, device)
 
 
+@limited
 def upscale(
     images: str | Path,
     output: str | Path,
@@ -283,6 +287,7 @@ def upscale(
     face_enhance: bool = False,
     alpha_upsampler: str = 'realesrgan',
     gpu: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Upscaled:
     """Enlarges an image, or a folder of images with its sub-folders.
 
@@ -303,6 +308,7 @@ def upscale(
         face_enhance: Whether GFPGAN restores faces.
         alpha_upsampler: How alpha is enlarged: ``realesrgan`` (by the model) or ``bicubic``.
         gpu: Number of the GPU; default: the first one, where there is one.
+        max_pixels: Images of more pixels are not decoded.
 
     Returns:
         The results' files, and what failed.
@@ -316,7 +322,6 @@ def upscale(
     one_of(alpha_upsampler, ALPHA, '--alpha_upsampler')
     if '/' in suffix or os.sep in suffix:
         raise UserError('--suffix', f'{suffix} is no part of a file name; folders are given with -o.')
-    Image.MAX_IMAGE_PIXELS = None  # a user's own panorama is not an attack
     folder, results = _inputs(images, output, suffix, ext)
     single = Path(images).is_file()
     try:
