@@ -14,6 +14,7 @@ import signal
 import struct
 import threading
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
