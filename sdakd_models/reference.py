@@ -172,15 +172,19 @@ def _section(title: str, struct: type[Struct]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _first(cls: type) -> str:
+def first(cls: type) -> str:
     """The first paragraph of a docstring, in one line."""
     return ' '.join(cls.__doc__.partition('\n\n')[0].split()).replace('``', '`')
 
 
+def own_terms() -> dict[str, type]:
+    """The terms of this project by name: not what a package of a user's has registered."""
+    return {name: cls for name, cls in sorted(TERMS.items()) if cls.__module__.startswith('sdakd_models.')}
+
+
 def reference() -> str:
     """The whole page, as Markdown."""
-    # those of this project: what a package of a user's has registered is not of this page
-    terms = sorted((name, cls) for name, cls in TERMS.items() if cls.__module__.startswith('sdakd_models.'))
+    terms = own_terms().items()
     sections = [
         ('teacher', TeacherBlock),
         ('cotrain', Cotrain),
@@ -191,7 +195,7 @@ def reference() -> str:
         *((f'train: {cls.option}', cls.Options) for _, cls in terms if structs.fields(cls.Options)),
         ('discriminators: an entry', DiscriminatorBlock),
     ]
-    rows = [f'| `{name}` | `train:{cls.option}` | {_first(cls)} |\n' for name, cls in terms]
+    rows = [f'| `{name}` | `train:{cls.option}` | {first(cls)} |\n' for name, cls in terms]
     parts = [_HEAD, *(_section(*section) for section in sections), _TAIL + ''.join(rows) + _DISCRIMINATORS]
     return '\n'.join(parts)
 

@@ -82,6 +82,7 @@ REQUIRED = {
     'export': '-m a --to onnx -o out',
     'fetch': '',
     'link': 'folder',
+    'options': '',
     'report': '-i a -o out',
     'upscale': '-i a -o out',
 }
