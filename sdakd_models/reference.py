@@ -18,11 +18,12 @@ An option file is BasicSR's, with these additions. Numbers may be written withou
 read as a number here); an unknown key or a value of the wrong kind ends the run with one sentence before anything is
 created.
 
-`-opt` takes a file, or the name of one that ships, with or without folder and ending: `-opt fakd`, `-opt methods/fakd`. A
-file of this path wins. `sdakd options` lists them, `sdakd options NAME > FILE` writes one that needs no other.
+`-opt` takes a file, or the name of one that ships, with or without folder and ending: `-opt fakd`, `-opt methods/fakd`.
+A file of this path wins. `sdakd options` lists them, `sdakd options NAME > FILE` writes one that needs no other.
 
 Editors that know JSON schemas, such as VS Code with its YAML extension, complete and check an option file whose first
-line is `# yaml-language-server: $schema=schema.json`, with the path from the file to what `sdakd options --schema` prints.
+line is `# yaml-language-server: $schema=schema.json`, with the path from the file to what `sdakd options --schema`
+prints.
 
 `model_type` is `SDAKDRealESRGANModel` (Real-ESRGAN's second-order degradation, or `high_order_degradation: false`
 with `RealESRGANPairedDataset`), `SDAKDModel` (paired data, such as `PairedImageDataset`) or `SDAKDGCFSRModel`
@@ -36,8 +37,8 @@ total number of iterations and the enlarging of a data set that is needed to rea
 ## extends
 
 `extends: other.yml` at the top takes everything from another file, which may extend a third; what the file itself says
-goes on top. The path starts from the folder of the file that says so; where there is no such file, it may be the name of one
-that ships, `extends: methods/fakd`.
+goes on top. The path starts from the folder of the file that says so; where there is no such file, it may be the name
+of one that ships, `extends: methods/fakd`.
 
 - Mappings merge key by key. Inherited stages keep their order, new ones come after them.
 - Lists and plain values replace. So does a mapping with a `type` that the inherited one does not have: nothing of
