@@ -173,13 +173,13 @@ def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
     file that was archived before may be the option file: BasicSR has moved it with its folder by now, or would copy it
     onto itself.
     """
+    if get_dist_info()[0] > 0:
+        return
     copied = os.path.join(experiments_root, os.path.basename(opt_file))
     if os.path.isfile(opt_file) and read_yaml(opt_file) == options:
         if os.path.realpath(opt_file) != os.path.realpath(copied):
             _copy_opt_file(opt_file, experiments_root)
             Path(copied).write_text(without_schema_line(Path(copied).read_text(encoding='utf-8')), encoding='utf-8')
-        return
-    if get_dist_info()[0] > 0:
         return
     command = ' '.join(shlex.join(sys.argv).split())
     text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True, width=120)

@@ -209,7 +209,7 @@ def _written(node: Any) -> Any:
     if 'description' in node:
         node['description'] = ' '.join(node['description'].partition('\n\n')[0].split()).replace('``', '`')
     if node.get('type') in ('number', 'integer'):
-        node |= {'type': [node['type'], 'string'], 'pattern': NUMBER}
+        node |= {'type': [node['type'], 'string'], 'pattern': NUMBER, 'patternErrorMessage': 'Write a number.'}
     return node
 
 
@@ -256,7 +256,8 @@ def _by_type(registry: Iterable, more: Mapping[str, Any], *others: Mapping[str, 
         known = dict.fromkeys(['type', *arguments, *more, *(key for other in others for key in other)])
         then = {'properties': arguments, 'propertyNames': {'enum': list(known)}}
         cases.append({'if': {'properties': {'type': {'const': name}}, 'required': ['type']}, 'then': then})
-    return {'type': 'object', 'properties': {'type': _known(_names(registry)), **more}, 'allOf': cases}
+    kind = {'description': 'Its class; one of a package of your own may be named, too.', **_known(_names(registry))}
+    return {'type': 'object', 'properties': {'type': kind, **more}, 'allOf': cases}
 
 
 def _argument(parameter: inspect.Parameter) -> dict[str, Any]:
