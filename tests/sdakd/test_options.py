@@ -50,8 +50,9 @@ def test_a_file_of_this_path_wins(tmp_path, monkeypatch):
     (tmp_path / 'fakd.yml').write_text('name: mine\n')
     assert option_file('fakd.yml') == 'fakd.yml' and option_file('methods/fakd.yml') == str(FILES['methods/fakd'])
     (tmp_path / 'options').mkdir()
-    (tmp_path / 'options/demo.yml').write_text('name: mine\n')
-    assert option_file('options/demo.yml') == 'options/demo.yml' and option_file('demo') == str(FILES['demo'])
+    (tmp_path / 'options/gcfsr_128.yml').write_text('name: mine\n')
+    assert option_file('options/gcfsr_128.yml') == 'options/gcfsr_128.yml'
+    assert option_file('gcfsr_128') == str(FILES['gcfsr_128'])
 
 
 @pytest.mark.parametrize(
@@ -197,9 +198,9 @@ def test_slips_of_the_command_line(words, sentence, monkeypatch, capsys):
 
 def test_slips_of_a_training(parse, tmp_path):
     with pytest.raises(UserError, match=r'^--force_yaml: there is no such flag; did you mean --force_yml'):
-        parse('demo', tmp_path, '--force_yaml', 'a=1')
+        parse('fakd', tmp_path, '--force_yaml', 'a=1')
     with pytest.raises(UserError, match=r"^--launcher: invalid choice 'pytroch'; did you mean pytorch"):
-        parse('demo', tmp_path, '--launcher', 'pytroch')
+        parse('fakd', tmp_path, '--launcher', 'pytroch')
 
 
 # ----------------------------------------------------- the schema ----------------------------------------------------

@@ -95,15 +95,15 @@ def test_training(sdakd, empty, world):
     file = sdakd.packages / 'sdakd/options/demo_teacher.yml'
     assert status == 2 and out.splitlines()[-1].startswith(f'Error: {file}: datasets:train:dataroot_gt: the folder ')
     assert not any(empty.iterdir())
-    stages = {name: {'iters': 1} for name in ('supervised', 'distillation', 'adversarial')}
+    stages = {name: {'iters': 1, 'scheduler': None} for name in ('supervised', 'adversarial')}
     given = world.options()
     (empty / 'mine.yml').write_text(
         yaml.safe_dump(
             {
-                'extends': 'options/demo.yml',
+                'extends': 'options/demo_teacher.yml',
                 'name': 'mine',
                 'datasets': given['datasets'],
-                **{key: given[key] for key in ('network_g', 'network_d', 'teacher')},
+                **{key: given[key] for key in ('network_g', 'network_d', 'logger')},
                 'train': {'stages': stages},
             }
         )
