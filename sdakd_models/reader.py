@@ -15,6 +15,7 @@ import yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from sdakd.compat import UserError, near
+from sdakd.shipped import find_shipped, near_shipped
 from sdakd_arch.plugins import import_entry_points, import_modules
 from sdakd_arch.weights import State, infer_network, read_weights
 from sdakd_arch.width import discriminator_of, fraction, student_of
@@ -65,6 +66,8 @@ def read_yaml(path: str | os.PathLike) -> dict:
 def read_merged(path: str | os.PathLike) -> dict:
     """Reads a file and what it extends: ``extends: other.yml``, relative to the folder of the file that says so.
 
+    Where there is no such file, it may be the name of one that ships (:func:`sdakd.shipped.find_shipped`).
+
     See :func:`merge`. The modules under ``imports`` add up.
 
     Raises:
@@ -84,7 +87,13 @@ def _read_chain(path: str, above: list[str]) -> dict:
         raise UserError(f'{path}: extends: write the path of one option file, not {name!r}.')
     base = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(name)))
     if not os.path.isfile(base):
-        raise UserError(f'{path}: extends: the file {base} does not exist; the path starts from the folder of {path}.')
+        shipped = find_shipped(name)
+        if shipped is None:
+            raise UserError(
+                f'{path}: extends: the file {base} does not exist; the path starts from the folder of {path}, or is '
+                f'the name of an option file that ships, {near_shipped(name)}.'
+            )
+        base = str(shipped)
     inherited = _read_chain(base, [*above, path])
     merged = merge(inherited, content)
     lists = [block['imports'] for block in (inherited, content) if isinstance(block.get('imports'), list)]

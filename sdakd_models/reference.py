@@ -18,6 +18,13 @@ An option file is BasicSR's, with these additions. Numbers may be written withou
 read as a number here); an unknown key or a value of the wrong kind ends the run with one sentence before anything is
 created.
 
+`-opt` takes a file, or the name of one that ships, with or without folder and ending: `-opt fakd`, `-opt methods/fakd`.
+A file of this path wins. `sdakd options` lists them, `sdakd options NAME > FILE` writes one that needs no other.
+
+Editors that know JSON schemas, such as VS Code with its YAML extension, complete and check an option file whose first
+line is `# yaml-language-server: $schema=schema.json`, with the path from the file to what `sdakd options --schema`
+prints.
+
 `model_type` is `SDAKDRealESRGANModel` (Real-ESRGAN's second-order degradation, or `high_order_degradation: false`
 with `RealESRGANPairedDataset`), `SDAKDModel` (paired data, such as `PairedImageDataset`) or `SDAKDGCFSRModel`
 (faces). `network_g` is the student, `network_d` the student discriminator. Checkpoints to start from stand under
@@ -30,7 +37,8 @@ total number of iterations and the enlarging of a data set that is needed to rea
 ## extends
 
 `extends: other.yml` at the top takes everything from another file, which may extend a third; what the file itself says
-goes on top. The path starts from the folder of the file that says so.
+goes on top. The path starts from the folder of the file that says so; where there is no such file, it may be the name
+of one that ships, `extends: methods/fakd`.
 
 - Mappings merge key by key. Inherited stages keep their order, new ones come after them.
 - Lists and plain values replace. So does a mapping with a `type` that the inherited one does not have: nothing of
@@ -173,15 +181,19 @@ def _section(title: str, struct: type[Struct]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _first(cls: type) -> str:
+def first(cls: type) -> str:
     """The first paragraph of a docstring, in one line."""
     return ' '.join(cls.__doc__.partition('\n\n')[0].split()).replace('``', '`')
 
 
+def own_terms() -> dict[str, type]:
+    """The terms of this project by name: not what a package of a user's has registered."""
+    return {name: cls for name, cls in sorted(TERMS.items()) if cls.__module__.startswith('sdakd_models.')}
+
+
 def reference() -> str:
     """The whole page, as Markdown."""
-    # those of this project: what a package of a user's has registered is not of this page
-    terms = sorted((name, cls) for name, cls in TERMS.items() if cls.__module__.startswith('sdakd_models.'))
+    terms = own_terms().items()
     sections = [
         ('teacher', TeacherBlock),
         ('cotrain', Cotrain),
@@ -192,7 +204,7 @@ def reference() -> str:
         *((f'train: {cls.option}', cls.Options) for _, cls in terms if structs.fields(cls.Options)),
         ('discriminators: an entry', DiscriminatorBlock),
     ]
-    rows = [f'| `{name}` | `train:{cls.option}` | {_first(cls)} |\n' for name, cls in terms]
+    rows = [f'| `{name}` | `train:{cls.option}` | {first(cls)} |\n' for name, cls in terms]
     parts = [_HEAD, *(_section(*section) for section in sections), _TAIL + ''.join(rows) + _DISCRIMINATORS]
     return '\n'.join(parts)
 

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from sdakd.commands.interface import Flags, Outcome
 from sdakd.compat import UserError
 from sdakd.files.images import write
+from sdakd.shipped import SCHEMA, options_folder, shipped_files
 
 # each kind imports its own package only: while BasicSR scans its architectures, its models do not exist yet
 SHIMS = {
@@ -59,13 +60,6 @@ def shim(package: str) -> bytes:
     return (MARK + ''.join(lines)).encode()
 
 
-def options_folder() -> Path:
-    """The folder of this installation's option files: inside the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / 'options'
-    return inside if inside.is_dir() else package.parent / 'options'
-
-
 def wanted_files() -> dict[str, bytes]:
     """Content of every file of a linked checkout by its path there, with forward slashes; shims first.
 
@@ -74,10 +68,7 @@ def wanted_files() -> dict[str, bytes]:
     """
     folder = options_folder()
     files = {name: shim(package) for name, package in SHIMS.items()}
-    found = sorted(folder.rglob('*.yml'))
-    if not found:
-        raise UserError(f'the option files of this plugin are missing ({folder}): install it again.')
-    for path in found:
+    for path in (*shipped_files().values(), folder / SCHEMA):
         files[f'options/{path.relative_to(folder).as_posix()}'] = path.read_bytes()
     return files
 
@@ -259,7 +250,8 @@ class Checkout:
             return Linked([f'out of date: {again} ({", ".join(due)}).'], 1)
         edited = [name for name in self.wanted if states[name] == 'edited']
         changed = f', of which {", ".join(edited)} changed since' if edited else ''
-        linked = f'linked: {len(SHIMS)} shims, {len(self.wanted) - len(SHIMS)} option files{changed}.'
+        files = sum(name.endswith('.yml') for name in self.wanted)
+        linked = f'linked: {len(SHIMS)} shims, {files} option files{changed}.'
         if not (self.root / 'basicsr/version.py').is_file():
             fault = f'{self.folder} has no basicsr/version.py, which its installation generates, {INSTALL}'
         else:

@@ -83,6 +83,7 @@ REQUIRED = {
     'fetch': '',
     'init': '--from a -t b',
     'link': 'folder',
+    'options': '',
     'report': '-i a -o out',
     'upscale': '-i a -o out',
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sdakd import compat
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
+from sdakd.shipped import option_file
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from sdakd.commands.compare.config import Config
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help is quick
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = Flags(parser, compare)
-    add('-opt', dest='config', metavar='FILE', help="the comparison's YAML; examples are in options/compare")
+    add('-opt', dest='config', metavar='FILE', help="the comparison's YAML, or the name of one that ships")
     add('-o', '--output', metavar='FOLDER', help="folder for runs, tables and figures, instead of the YAML's")
     add('--jobs', type=number, metavar='N', help='trainings at a time, which share the cores (default: {default})')
     add('--dry_run', action='store_true', help='show the cells and what they would cost; train nothing')
@@ -293,7 +294,7 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
     Raises:
         UserError: A mistake in the option file or in a file that it names, found before any training.
     """
-    jobs, file = whole(jobs, '--jobs', 1), str(config)
+    jobs, file = whole(jobs, '--jobs', 1), option_file(str(config))
     threads = max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // jobs)
     compat.import_basicsr()
     import sdakd_models  # noqa: F401  registers models and terms

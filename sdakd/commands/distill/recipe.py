@@ -16,10 +16,10 @@ import yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from sdakd.commands.bench.backends import computes_bf16
-from sdakd.commands.link import options_folder
 from sdakd.compat import UserError
 from sdakd.files.generators import Opened
 from sdakd.files.images import cores, write
+from sdakd.shipped import options_folder
 from sdakd_arch.families import example_of, family_of
 from sdakd_arch.families.discriminators import unet
 from sdakd_arch.width import build, lookup, scale_of, student_of
