@@ -49,6 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ['train']:  # its flags are BasicSR's own and are parsed where BasicSR parses them
         sys.argv = ['sdakd train', *argv[1:]]
+        if compat.has_basicsr():
+            from sdakd import option_files
+
+            option_files.check_command_line()
         return train(os.getcwd())
 
     parser = compat.Parser(prog='sdakd', description='Distils super-resolution GANs into narrow students.')

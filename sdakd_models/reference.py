@@ -15,8 +15,8 @@ _HEAD = """\
 # Options
 
 An option file is BasicSR's, with these additions. Numbers may be written without a dot (`2e-4` is text to YAML and is
-read as a number here); an unknown key or a value of the wrong kind ends the run with one sentence before anything is
-created.
+read as a number here). Unknown keys and values of the wrong kind end the run before anything is created, with a
+sentence each, all of them at one start.
 
 `-opt` takes a file, or the name of one that ships, with or without folder and ending: `-opt fakd`, `-opt methods/fakd`.
 A file of this path wins. `sdakd options` lists them, `sdakd options NAME > FILE` writes one that needs no other.

@@ -81,7 +81,7 @@ class Plan:
         self.names = names[names.index(first) if first else 0 :]
         self.stages = [stages[name] for name in self.names]
         self.ends = [sum(stage.iters for stage in self.stages[: i + 1]) for i in range(len(self.stages))]
-        self.total_iter = self.ends[-1]
+        self.total_iter = sum(stage.iters for stage in self.stages)
         self.trains_student = any(stage.lr_g is not None for stage in self.stages)
 
     def at(self, iteration: int) -> Moment:
