@@ -155,7 +155,13 @@ def force(opt: dict, entries: Iterable[str]) -> None:
                     f'--force_yml {entry}: there is no block {":".join(parents[: depth + 1])}; {near(key, block)}.'
                 )
             block = block[key]
-        optional = parents[:2] == ['train', 'stages'] or parents in (['train'], ['path'], ['val'], ['teacher'])
+        optional = parents[:2] == ['train', 'stages'] or parents in (
+            ['train'],
+            ['path'],
+            ['val'],
+            ['teacher'],
+            ['logger'],
+        )
         if last not in block and not optional:
             raise UserError(f'--force_yml {entry}: there is no key {keys.strip()}; {near(last, block)}.')
         block[last] = value

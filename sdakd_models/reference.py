@@ -7,7 +7,7 @@ import typing
 
 from msgspec import NODEFAULT, Struct, structs
 
-from sdakd_models.options import Cotrain, DiscriminatorBlock, TeacherBlock, Train
+from sdakd_models.options import Cotrain, DiscriminatorBlock, Logger, TeacherBlock, Train
 from sdakd_models.registry import TERMS
 from sdakd_models.stages import CosineAnnealingLR, MultiStepLR, Stage
 
@@ -190,6 +190,7 @@ def reference() -> str:
         ('CosineAnnealingLR', CosineAnnealingLR),
         *((f'train: {cls.option}', cls.Options) for _, cls in terms if structs.fields(cls.Options)),
         ('discriminators: an entry', DiscriminatorBlock),
+        ('logger', Logger),
     ]
     rows = [f'| `{name}` | `train:{cls.option}` | {_first(cls)} |\n' for name, cls in terms]
     parts = [_HEAD, *(_section(*section) for section in sections), _TAIL + ''.join(rows) + _DISCRIMINATORS]

@@ -12,6 +12,7 @@ from pathlib import Path
 from sdakd.compat import UserError, near
 from sdakd_models.options import (
     DiscriminatorBlock,
+    Logger,
     TeacherBlock,
     TermBlock,
     Train,
@@ -20,6 +21,7 @@ from sdakd_models.options import (
     read_teachers,
     read_term,
     read_train,
+    typed,
 )
 from sdakd_models.registry import TERMS, term_options
 from sdakd_models.stages import Plan, Stage
@@ -93,6 +95,16 @@ class Scenario:
     @property
     def val(self) -> Mapping:
         return self.file.get('val') or {}
+
+    @property
+    def logger(self) -> Logger:
+        return typed(Logger, self.file.get('logger') or {}, 'logger')
+
+    @property
+    def best_by(self) -> str | None:
+        """The entry of ``val:metrics`` by which ``logger:keep_best`` keeps the best checkpoint."""
+        wanted = self.logger.keep_best
+        return next(iter(self.val.get('metrics') or ()), None) if wanted is True else wanted or None
 
     @property
     def model_type(self) -> str:

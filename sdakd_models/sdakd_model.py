@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from basicsr.metrics import calculate_metric
@@ -24,6 +25,7 @@ from sdakd_models.cast import Cast, distributed, student_network
 from sdakd_models.checkpoints import Checkpoints
 from sdakd_models.context import Context
 from sdakd_models.context_error import check_context
+from sdakd_models.kept import Kept
 from sdakd_models.reader import forget_states
 from sdakd_models.scenario import Scenario
 from sdakd_models.shares import Shares
@@ -74,6 +76,7 @@ class SDAKDModel(Checkpoints, SRModel):
         )
         self.optimizers = [player.optimizer for player in self.players]
         self.last_iter = 0
+        self.kept = Kept(self.scenario.logger.keep_last, self.plan.ends)
         self.answers: dict[str, Answer] = {}  # of teachers to the current batch, where they are known without running
         self.shares: Shares | None = None
         if self.cast.student is not None:
@@ -282,20 +285,26 @@ class SDAKDModel(Checkpoints, SRModel):
             network.train(self.opt['is_train'])
 
     def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> None:
-        """BasicSR's, and after the first set the choice whether a teacher that learns is shown to the student."""
+        """BasicSR's; after the first set the best checkpoint is kept, and teachers that learn are shown if better."""
         super().validation(dataloader, current_iter, tb_logger, save_img)
         first = next((phase for phase in self.opt['datasets'] if phase.startswith('val')), None)
-        for teacher in self.cotrained if self.is_train else ():
-            if dataloader.dataset.opt['name'] != self.opt['datasets'][first]['name']:
-                continue
+        if not self.is_train or dataloader.dataset.opt['name'] != self.opt['datasets'][first]['name']:
+            return
+        if (by := self.scenario.best_by) is not None and self.opt['rank'] == 0:
+            self.consider_best(float(self.metric_results[by]), self._lower(by))
+        for teacher in self.cotrained:
             if self.opt['rank'] == 0:
                 metric = self.opt['val']['metrics'][teacher.metric]
-                lower = metric.get('better', 'higher') == 'lower'
-                teacher.consider(lambda network: self._measure(network, dataloader, metric), lower, current_iter)  # noqa: B023
+                measure = partial(self._measure, dataloader=dataloader, metric=metric)
+                teacher.consider(measure, self._lower(teacher.metric), current_iter)
             if self.opt['dist']:
                 for tensor in teacher.shown.state_dict().values():
                     torch.distributed.broadcast(tensor, 0)
             self.save_again(teacher, current_iter)
+
+    def _lower(self, metric: str) -> bool:
+        """Whether a lower value of one of ``val:metrics`` is the better one."""
+        return self.opt['val']['metrics'][metric].get('better', 'higher') == 'lower'
 
     @torch.no_grad()
     def _measure(self, network: nn.Module, dataloader, metric: Mapping) -> float:
