@@ -17,6 +17,7 @@ from basicsr.utils.dist_util import master_only
 from sdakd.compat import UserError
 from sdakd_arch.weights import load_into, read_weights, save_whole
 from sdakd_models.cotraining import CotrainedTeacher
+from sdakd_models.threads import resume_threads
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -139,6 +140,7 @@ class Checkpoints:
             'iter': current_iter,
             'optimizers': [player.optimizer.state_dict() for player in self.players],
             'schedulers': [],  # rates are a function of the iteration
+            'threads': torch.get_num_threads(),
             'stage': self.plan.at(current_iter).name,
             'players': [player.name for player in self.players],
             'teachers': self.cast.fingerprints,
@@ -165,6 +167,7 @@ class Checkpoints:
             if resume_state.get('teachers', {}).get(name) != own:
                 where = 'teacher' if name == 'teacher' else f'teachers:{name}'
                 raise UserError(f'{where}:weights: this is not the teacher that the run to resume was trained with.')
+        resume_threads(self.opt, resume_state)
         iteration = resume_state['iter']
         for player in self.players:
             path = os.path.join(self.path['models'], f'net_{player.name}_{iteration}.pth')

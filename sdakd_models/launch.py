@@ -94,7 +94,7 @@ def parse_options(root_path: str, is_train: bool = True):
         opt = read_run(args.opt, args.force_yml or (), root_path)
         archived = copy.deepcopy(opt)
         try:
-            check_options(opt, root_path, args.opt, args.launcher, args.auto_resume, args.debug, is_train)
+            check_options(opt, root_path, args.opt, args.launcher, args.auto_resume, args.debug, is_train, True)
         except UserError as error:
             raise error.within(args.opt) from None
         if opt['path'].get('resume_state'):
@@ -115,6 +115,7 @@ def check_options(
     auto_resume: bool = False,
     debug: bool = False,
     is_train: bool = True,
+    begins: bool = False,
 ) -> None:
     """Completes options that were read, checks and rehearses them: all that happens before a run creates anything.
 
@@ -124,6 +125,7 @@ def check_options(
         file: Where they come from, for messages that show a command.
         launcher, auto_resume, debug: BasicSR's flags.
         is_train: Whether they are those of a training.
+        begins: Whether the training begins after it; see :func:`sdakd_models.rehearsal.rehearse`.
 
     Raises:
         UserError: The first mistake; with the key, without the file.
@@ -144,7 +146,7 @@ def check_options(
     if opt['dist'] and opt['rank'] == 0:
         torch.distributed.barrier()
     if is_train:
-        rehearse(opt, cast)
+        rehearse(opt, cast, begins)
 
 
 def keep_connector(opt: Mapping) -> None:

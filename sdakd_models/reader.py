@@ -162,7 +162,7 @@ def force(opt: dict, entries: Iterable[str]) -> None:
             ['teacher'],
             ['logger'],
         )
-        if last not in block and not optional:
+        if last not in block and not optional and keys.strip() != 'num_threads':
             raise UserError(f'--force_yml {entry}: there is no key {keys.strip()}; {near(last, block)}.')
         block[last] = value
 

@@ -27,6 +27,11 @@ total number of iterations and the enlarging of a data set that is needed to rea
 `val:` knows four more keys: `tile` (side of a tile in input pixels, default 0 for whole images) with `tile_pad`
 (default 10), `tb_images` (images of each set that go to TensorBoard, default 3), and `noise` (faces only, see below).
 
+`num_threads: 2` at the top is the number of threads on the CPU. Without it, or with `auto`, `OMP_NUM_THREADS` says it.
+Where neither does, steps are timed for about a second before a run on the CPU begins, with 1, 2, 4, ... and all
+threads, and the log tells what was found. A run that is continued keeps its number, because sums of another one differ
+in their last bits.
+
 ## extends
 
 `extends: other.yml` at the top takes everything from another file, which may extend a third; what the file itself says

@@ -19,11 +19,12 @@ from sdakd_arch.width import lookup
 from sdakd_models.cast import Cast
 from sdakd_models.checks.networks import check_crop
 from sdakd_models.scenario import Scenario
+from sdakd_models.threads import settle_threads
 
 SIDES = (8, 16, 24, 32, 48, 64)  # of the rehearsal's crops in input pixels; the run's own crop comes last
 
 
-def rehearse(opt: Mapping, cast: Cast | None = None) -> None:
+def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
     """Builds the model of a run and makes the first step of every stage, with learning rates of 0.
 
     The batch is noise, of at most two images, in the smallest crops that discriminators and terms take. Nothing of the
@@ -32,6 +33,7 @@ def rehearse(opt: Mapping, cast: Cast | None = None) -> None:
     Args:
         opt: The options, checked and completed.
         cast: Its networks on ``'meta'``, where there are some.
+        begins: Whether the run begins after it: then the number of its threads is settled, see :mod:`.threads`.
 
     Raises:
         UserError: A step fails; with stage and term.
@@ -54,6 +56,8 @@ def rehearse(opt: Mapping, cast: Cast | None = None) -> None:
                     f'train:stages:{name}: a rehearsal of the first step fails in {what} '
                     f'({type(error).__name__}: {reason.rstrip(".")}); correct it, or take it out of the stage.'
                 ) from error
+        if begins:
+            settle_threads(opt, model)
         del model
 
 

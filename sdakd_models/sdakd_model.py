@@ -93,6 +93,8 @@ class SDAKDModel(Checkpoints, SRModel):
     def _begin(self) -> None:
         """What a run does before its first step, once everyone is there."""
         main = self.opt['rank'] == 0
+        if 'threads' in self.opt:
+            get_root_logger().info(self.opt['threads'])
         if main and not self.scenario.resumes and self.teachers and self.has_borders:
             check_context(self.cast, self.run)
         fill(self.scenario.datasets.get('train') or {}, self.teachers, self.cast.fingerprints, main)

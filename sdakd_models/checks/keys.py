@@ -13,7 +13,7 @@ from sdakd_models.scenario import Scenario
 KNOWN_TOP_LEVEL = {
     'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'teacher',
     'teachers', 'discriminators', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters',
-    'extends', 'imports',
+    'num_threads', 'extends', 'imports',
 }  # fmt: skip
 
 
@@ -38,6 +38,9 @@ def check(scenario: Scenario) -> None:
         UserError: With the key.
     """
     train, total = scenario.train, scenario.plan.total_iter
+    threads = scenario.file.get('num_threads', 'auto')
+    if threads != 'auto' and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise UserError('num_threads', f'write auto or a number of threads of at least 1, not {threads!r}.')
     if train.precision == 'bf16' and scenario.file['num_gpu'] and not torch.cuda.is_bf16_supported():
         raise train.error('this GPU cannot compute in bfloat16; write fp32.', 'precision')
     if train.total_iter not in (None, total):
