@@ -57,6 +57,10 @@ class Checkpoints:
                 f'the run ended at iteration {self.last_iter:,d} of {self.plan.total_iter:,d}: the data ran out before '
                 'the stages did; raise datasets:train:dataset_enlarge_ratio and continue with --auto_resume.'
             )
+        with self.clock.aside('saving'):
+            self._save(epoch, current_iter)
+
+    def _save(self, epoch: int, current_iter: int) -> None:
         old = self.kept.add(current_iter) if current_iter != -1 else []
         cotrained = {teacher.player.name: teacher for teacher in self.cotrained}
         for player in self.players:
@@ -140,6 +144,7 @@ class Checkpoints:
             'iter': current_iter,
             'optimizers': [player.optimizer.state_dict() for player in self.players],
             'schedulers': [],  # rates are a function of the iteration
+            'clock': self.clock.state(),
             'threads': torch.get_num_threads(),
             'stage': self.plan.at(current_iter).name,
             'players': [player.name for player in self.players],
@@ -186,5 +191,6 @@ class Checkpoints:
             term.load_state(resume_state.get('terms', {}).get(name, {}))
         if self.shares is not None:
             self.shares.load_state(resume_state.get('shares', {}))
+        self.clock.load_state(resume_state.get('clock', {}))
         self.kept.load_state(resume_state.get('kept', {}))
         self.last_iter = iteration

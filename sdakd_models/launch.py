@@ -22,7 +22,7 @@ from pathlib import Path
 import basicsr.utils.options
 import torch
 import yaml
-from basicsr.utils import check_resume, set_random_seed
+from basicsr.utils import MessageLogger, check_resume, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -31,6 +31,7 @@ from sdakd_arch.weights import read_weights
 from sdakd_arch.width import lookup
 from sdakd_models.checks.paths import resolve_paths
 from sdakd_models.checks.run import check_run
+from sdakd_models.clock import TrainingLog
 from sdakd_models.options import modernise, read_train
 from sdakd_models.reader import read_run, read_yaml
 from sdakd_models.registry import term_options
@@ -86,10 +87,12 @@ def parse_options(root_path: str, is_train: bool = True):
     """
     if _belongs_to_another():
         _replace_everywhere('copy_opt_file', _copy_opt_file)
+        _replace_everywhere('MessageLogger', MessageLogger)
         return _original(root_path, is_train)
     sys.excepthook = exit_with_sentence
     args = _arguments()
     _replace_everywhere('load_resume_state', load_resume_state)
+    _replace_everywhere('MessageLogger', TrainingLog)
     try:
         opt = read_run(args.opt, args.force_yml or (), root_path)
         archived = copy.deepcopy(opt)

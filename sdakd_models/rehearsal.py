@@ -15,6 +15,7 @@ from basicsr.utils import logger as basicsr_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from sdakd.compat import UserError
+from sdakd.progress import Progress
 from sdakd_arch.width import lookup
 from sdakd_models.cast import Cast
 from sdakd_models.checks.networks import check_crop
@@ -43,7 +44,8 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
         small = shrunk(opt, cast or Cast(Scenario.read(opt), 'meta'))
         model = cls(small)
         batch = cls.noise_batch(model.scenario, small['datasets']['train']['batch_size_per_gpu'])
-        for name, end, stage in zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True):
+        stages = list(zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True))
+        for name, end, stage in Progress('rehearsal', len(stages), 'stages').over(stages):
             try:
                 model.feed_data(batch)
                 model.optimize_parameters(end - stage.iters + 1)
@@ -57,7 +59,8 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
                     f'({type(error).__name__}: {reason.rstrip(".")}); correct it, or take it out of the stage.'
                 ) from error
         if begins:
-            settle_threads(opt, model)
+            with Progress('the best number of threads'):
+                settle_threads(opt, model)
         del model
 
 

@@ -101,6 +101,12 @@ class Scenario:
         return typed(Logger, self.file.get('logger') or {}, 'logger')
 
     @property
+    def val_freq(self) -> int | None:
+        """Iterations between two validations; None: there is none."""
+        sets = any(phase.startswith('val') for phase in self.datasets)
+        return self.val.get('val_freq') if sets else None
+
+    @property
     def best_by(self) -> str | None:
         """The entry of ``val:metrics`` by which ``logger:keep_best`` keeps the best checkpoint."""
         wanted = self.logger.keep_best

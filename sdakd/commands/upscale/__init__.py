@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from sdakd import compat
 from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
@@ -23,6 +20,7 @@ from sdakd.compat import UserError, near
 from sdakd.files.images import ENDINGS, UnusableError, by_stem, list_images, stem, write
 from sdakd.files.pictures import Picture, eight_bits, encode, ending_of, first_line, read
 from sdakd.files.results import output_folder
+from sdakd.progress import Progress, say
 
 if TYPE_CHECKING:
     from sdakd.commands.upscale.faces import FaceUpscaler
@@ -350,11 +348,11 @@ def upscale(
     unsettled = threads is None and on_cpu and not os.environ.get('OMP_NUM_THREADS')
 
     megapixels, failed, files, begun = 0.0, [], {}, time.perf_counter()
-    for target, source in tqdm(results.items(), desc='upscale', unit='image'):
+    for target, source in Progress('upscale', len(results), 'images').over(results.items()):
         try:
             picture = read(folder / source)
             if unsettled:
-                unsettled, say = False, functools.partial(tqdm.write, file=sys.stderr)
+                unsettled = False
                 settle_threads(upscaler.enhance, picture.pixels, opened.scale is None, len(results), say)
             if faces:
                 pixels = with_faces(picture.pixels, upscaler, faces, outscale, alpha_upsampler)
@@ -369,7 +367,7 @@ def upscale(
             failed.append(f'{source} {reason}')
             if single:
                 raise UserError('-i', f'{images} {reason}.') from None
-            tqdm.write(f'{folder / source} {reason}', file=sys.stderr)
+            say(f'{folder / source} {reason}')
     seconds = time.perf_counter() - begun
     size = f'x{outscale:g}' if outscale else f'to {upscaler.out_size}x{upscaler.out_size} pixels'
     what = next(iter(results)) if single else f'{len(files)} of {len(results)} images'

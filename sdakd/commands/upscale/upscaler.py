@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from sdakd.files.generators import Opened
 from sdakd.files.images import UnusableError
+from sdakd.progress import Progress, is_open
 from sdakd_arch.inference.fast import Plain, accelerate
 from sdakd_arch.inference.tiling import run_tiled
 from sdakd_arch.threads import choose_threads
@@ -129,11 +129,11 @@ class Upscaler:
         height, width = image.shape[-2:]
         tile += -tile % self.multiple
         tiles = math.ceil(height / tile) * math.ceil(width / tile) if tile else 1
-        bar = tqdm(total=tiles, desc='tiles', unit='tile', leave=False, disable=True if tiles == 1 else None)
+        progress = Progress('tiles', tiles, 'tiles', shown=tiles > 1 and is_open())
 
         def network(part: torch.Tensor) -> torch.Tensor:
             output = self.model(part).float()
-            bar.update()
+            progress.step()
             if not torch.isfinite(output).all():
                 remedy = '; give --fp32' if self.half else ''
                 raise UnusableError('failed', f'makes the network give values that are no numbers{remedy}')
@@ -144,7 +144,7 @@ class Upscaler:
             # int16 holds the bits of what numpy knows as uint16
             return whole.to(torch.uint8 if top == 255 else torch.int16).cpu()
 
-        with bar:
+        with progress:
             return run_tiled(network, image, self.scale, tile, self.tile_pad, self.multiple)
 
     def _run(self, image: np.ndarray, grey: bool) -> np.ndarray:
