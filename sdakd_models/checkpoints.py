@@ -191,6 +191,6 @@ class Checkpoints:
             term.load_state(resume_state.get('terms', {}).get(name, {}))
         if self.shares is not None:
             self.shares.load_state(resume_state.get('shares', {}))
-        self.clock.load_state(resume_state.get('clock', {}))
+        self.clock.load_state(resume_state.get('clock', {}), iteration)
         self.kept.load_state(resume_state.get('kept', {}))
         self.last_iter = iteration

@@ -83,24 +83,24 @@ class Clock:
     def left(self) -> tuple[float | None, int]:
         """Seconds that the run still takes after its last step, and how many later stages are not in them.
 
-        The first is None as long as nothing is known of this stage.
+        The first is None where nothing is known of this stage.
         """
         moment, seconds = self.plan.at(self.iteration), self.seconds()
         if moment.name not in seconds:
-            return None, len(self.plan.names) - moment.index - 1
-        found, unknown, here = 0.0, 0, max(self.iteration, 0)
-        for name, stage, end in zip(self.plan.names, self.plan.stages, self.plan.ends, strict=True):
-            begin = max(end - stage.iters, here)
-            if end <= here:
-                continue
-            if name not in seconds:
-                unknown += 1
-                continue
-            found += (end - begin) * seconds[name]
-            for kind, times in self.asides.items():
-                if times:
-                    count = _multiples(self.frequencies[kind], begin, end) + (end == self.plan.total_iter)
-                    found += count * statistics.fmean(list(times.values())[-5:])
+            return None, 0
+        here, total = self.iteration, self.plan.total_iter
+        ahead = [(name, max(end - stage.iters, here), end)
+                 for name, stage, end in zip(self.plan.names, self.plan.stages, self.plan.ends, strict=True)
+                 if end > here]  # fmt: skip
+        known = [each for each in ahead if each[0] in seconds]
+        found, unknown = sum((end - begin) * seconds[name] for name, begin, end in known), len(ahead) - len(known)
+        for kind, times in self.asides.items():
+            if times:
+                every = self.frequencies[kind]
+                count = sum(_multiples(every, begin, end) for _, begin, end in known)
+                count += here % every == 0 and here not in times  # the log comes before them
+                count += not unknown and here <= total
+                found += count * statistics.fmean(list(times.values())[-5:])
         return found, unknown
 
     def eta(self) -> str:
@@ -114,11 +114,13 @@ class Clock:
         asides = {kind: statistics.fmean(times.values()) for kind, times in self.asides.items() if times}
         return {'seconds': self.seconds(), 'asides': asides}
 
-    def load_state(self, state: Mapping) -> None:
-        """Goes on with what :meth:`state` returned; what the options say of a stage comes after what was measured."""
+    def load_state(self, state: Mapping, iteration: int) -> None:
+        """Goes on after an iteration with what :meth:`state` returned; it comes before what the options say."""
+        self.iteration = iteration
         self.known |= {name: value for name, value in state.get('seconds', {}).items() if name in self.plan.names}
         for kind, spent in state.get('asides', {}).items():
-            self.asides.setdefault(kind, {})[0] = spent
+            if kind in self.asides:
+                self.asides[kind][iteration] = spent
 
 
 def _multiples(frequency: int, after: int, end: int) -> int:

@@ -24,7 +24,7 @@ class Run:
     """BasicSR's loop with steps that cost what they cost: checkpoints every 20, validations every 25 iterations."""
 
     def __init__(self, monkeypatch, **seconds):
-        self.now, self.iteration = 100.0, 0
+        self.now, self.iteration, self.logged = 100.0, 0, {}
         monkeypatch.setattr(module, 'time', types.SimpleNamespace(perf_counter=lambda: self.now))
         self.restart(**seconds)
 
@@ -45,6 +45,7 @@ class Run:
             moment = self.plan.at(self.iteration)
             self.now += COSTS[moment.name] + (7.0 if moment.step == 1 else 0)  # the first one allocates
             self.clock.lap(self.iteration)
+            self.logged[self.iteration] = self.now, self.clock.left()[0]  # BasicSR logs here
             if self.iteration % self.every['saving'] == 0:
                 self.aside('saving', SAVING)
             if self.iteration % self.every['validation'] == 0:
@@ -84,6 +85,14 @@ def test_without_costs_later_stages_are_named_and_not_guessed(monkeypatch):
     assert '+' not in run.clock.eta()
 
 
+def test_a_line_of_the_log_comes_before_what_its_iteration_saves(monkeypatch):
+    run = Run(monkeypatch, **COSTS)
+    run.to(150)
+    for iteration in (120, 125, 140, 149, 150):
+        then, seconds = run.logged[iteration]
+        assert seconds == pytest.approx(run.now - then), iteration
+
+
 def test_a_step_that_took_very_long_counts_for_little(monkeypatch):
     run = Run(monkeypatch, **COSTS)
     run.to(30)
@@ -98,10 +107,10 @@ def test_what_was_measured_goes_on_with_the_run(monkeypatch):
     run.to(120)
     known, state = run.clock.left(), run.clock.state()
     run.restart()
-    run.clock.load_state(state)
-    run.clock.iteration = run.iteration = 120
+    run.clock.load_state(state, 120)
+    run.iteration = 120
     assert run.clock.left() == (pytest.approx(known[0]), 0)
-    run.iteration = run.clock.iteration = 40  # back to the first stage, knowing the later ones
+    run.iteration = run.clock.iteration = 41  # back to the first stage, knowing the later ones
     seconds, unknown = run.clock.left()
     before = run.now
     run.to(150)
