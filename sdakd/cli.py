@@ -7,6 +7,7 @@ import os
 import sys
 
 from sdakd import __version__, compat
+from sdakd.progress import Progress
 
 COMMANDS = {
     'prepare': 'cut, downscale and pack images: sub-images, multi-scale copies, meta-info, LMDB, LQ/GT pairs, faces',
@@ -39,7 +40,8 @@ def train(root_path: str) -> int:
     import basicsr.train
     import sdakd_models  # noqa: F401  registers the models and wraps parse_options
 
-    basicsr.train.train_pipeline(root_path)
+    with Progress('train'):
+        basicsr.train.train_pipeline(root_path)
     return 0
 
 
@@ -65,9 +67,9 @@ def main(argv: list[str] | None = None) -> int:
             importlib.import_module(f'sdakd.commands.{name}').add_arguments(command)
     arguments = vars(parser.parse_args(argv))
     function = arguments.pop('function')
-    del arguments['command']
     try:
-        outcome = function(**arguments)
+        with Progress(f'sdakd {arguments.pop("command")}'):
+            outcome = function(**arguments)
     except KeyboardInterrupt as stop:  # its text says what is left
         sys.stderr.write('\nInterrupted' + ''.join(f': {text}' for text in stop.args) + '.\n')
         return 130

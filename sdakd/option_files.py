@@ -19,6 +19,8 @@ from sdakd.shipped import find_shipped, near_shipped, option_file
 # values of --force_yml that change a narrowed network; all others change what is narrowed
 WITHIN_NETWORK = re.compile(r'(network_[gd]|discriminators:[^:=]+:network):(?!width *=)')
 
+OPTIONAL = ('train', 'path', 'val', 'teacher', 'logger')  # blocks that --force_yml may add keys to
+
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which would let the last of equal keys win in silence."""
@@ -160,8 +162,8 @@ def _force(opt: dict, entry: str) -> None:
         if not isinstance(block.get(key), dict):
             raise UserError(where, f'there is no block {":".join(parents[: depth + 1])}; {near(key, block)}.')
         block = block[key]
-    optional = parents[:2] == ['train', 'stages'] or parents in (['train'], ['path'], ['val'], ['teacher'])
-    if last not in block and not optional:
+    optional = parents[:2] == ['train', 'stages'] or parents in ([key] for key in OPTIONAL)
+    if last not in block and not optional and keys.strip() != 'num_threads':
         raise UserError(where, f'there is no key {keys.strip()}; {near(last, block)}.')
     block[last] = value
 

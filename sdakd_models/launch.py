@@ -23,7 +23,7 @@ from pathlib import Path
 import basicsr.utils.options
 import torch
 import yaml
-from basicsr.utils import check_resume, set_random_seed
+from basicsr.utils import MessageLogger, check_resume, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -35,6 +35,7 @@ from sdakd_arch.width import lookup
 from sdakd_models.checks.keys import BLOCKS, KNOWN_TOP_LEVEL, SLIP, check_top_level
 from sdakd_models.checks.paths import resolve_paths
 from sdakd_models.checks.run import check_run
+from sdakd_models.clock import TrainingLog
 from sdakd_models.options import modernise, read_train
 from sdakd_models.reader import complete
 from sdakd_models.registry import term_options
@@ -64,17 +65,20 @@ def parse_options(root_path: str, is_train: bool = True):
     """
     if _belongs_to_another():
         _replace_everywhere('copy_opt_file', _copy_opt_file)
+        _replace_everywhere('MessageLogger', MessageLogger)
         return _original(root_path, is_train)
     sys.excepthook = exit_with_sentence
     args = arguments()
     _replace_everywhere('load_resume_state', load_resume_state)
+    _replace_everywhere('MessageLogger', TrainingLog)
     with one_voice():
         opt, left = read_options(args.opt, args.force_yml or ())
         written, mistakes = opt, Mistakes()
         try:
             complete(opt, left, root_path, mistakes)
             written = copy.deepcopy(opt)
-            check_options(opt, root_path, args.opt, args.launcher, args.auto_resume, args.debug, is_train, mistakes)
+            flags = args.launcher, args.auto_resume, args.debug
+            check_options(opt, root_path, args.opt, *flags, is_train, mistakes, begins=True)
         except UserError as error:
             raise in_order_of(written, error).within(args.opt) from None
     if opt['path'].get('resume_state'):
@@ -92,6 +96,7 @@ def check_options(
     debug: bool = False,
     is_train: bool = True,
     mistakes: Mistakes | None = None,
+    begins: bool = False,
 ) -> None:
     """Completes options that were read, checks and rehearses them: all that happens before a run creates anything.
 
@@ -102,6 +107,7 @@ def check_options(
         launcher, auto_resume, debug: BasicSR's flags.
         is_train: Whether they are those of a training.
         mistakes: What was found already; what depends on it is not checked.
+        begins: Whether the training begins after it; see :func:`sdakd_models.rehearsal.rehearse`.
 
     Raises:
         UserError: All mistakes; with the key, without the file.
@@ -131,7 +137,7 @@ def check_options(
     if opt['dist'] and opt['rank'] == 0:
         torch.distributed.barrier()
     if is_train:
-        rehearse(opt, cast)
+        rehearse(opt, cast, begins)
 
 
 def keep_connector(opt: Mapping) -> None:

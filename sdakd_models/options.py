@@ -102,6 +102,31 @@ class DiscriminatorBlock(Block):
         return 'teacher' in (self.real, *self.fake)
 
 
+class Logger(Block):
+    """The block ``logger:``: BasicSR's keys, and which checkpoints a run keeps."""
+
+    print_freq: Annotated[int, Meta(ge=1, description='Iterations between two lines of the log.')] = 100
+    save_checkpoint_freq: Annotated[
+        int, Meta(ge=1, description='Iterations between two checkpoints; the end of every stage is one as well.')
+    ] = 5000
+    use_tb_logger: Annotated[bool, Meta(description='Write TensorBoard files.')] = False
+    wandb: Annotated[dict | None, Meta(description='Weights & Biases: project, resume_id.')] = None
+    keep_last: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description='How many checkpoints are kept, the newest; older ones of this run go when a new one is '
+            'written. Ends of stages stay. A null keeps all.'
+        ),
+    ] = 3
+    keep_best: Annotated[
+        str | bool | None,
+        Meta(
+            description='Entry of `val:metrics`, or true for the first of them: the checkpoint that is best by it on '
+            'the first validation set stays as well.'
+        ),
+    ] = None
+
+
 class Train(Block):
     """The block ``train:`` without the options of the terms (``<term>_opt``)."""
 

@@ -7,7 +7,7 @@ import typing
 
 from msgspec import NODEFAULT, Struct, structs
 
-from sdakd_models.options import Cotrain, DiscriminatorBlock, TeacherBlock, Train
+from sdakd_models.options import Cotrain, DiscriminatorBlock, Logger, TeacherBlock, Train
 from sdakd_models.registry import TERMS
 from sdakd_models.stages import CosineAnnealingLR, MultiStepLR, Stage
 
@@ -33,6 +33,11 @@ total number of iterations and the enlarging of a data set that is needed to rea
 
 `val:` knows four more keys: `tile` (side of a tile in input pixels, default 0 for whole images) with `tile_pad`
 (default 10), `tb_images` (images of each set that go to TensorBoard, default 3), and `noise` (faces only, see below).
+
+`num_threads: 2` at the top is the number of threads on the CPU. Without it, or with `auto`, `OMP_NUM_THREADS` says it.
+Where neither does, steps are timed for about a second before a run on the CPU begins, with 1, 2, 4, ... and all
+threads, and the log tells what was found. A run that is continued keeps its number, because sums of another one differ
+in their last bits.
 
 ## extends
 
@@ -203,6 +208,7 @@ def reference() -> str:
         ('CosineAnnealingLR', CosineAnnealingLR),
         *((f'train: {cls.option}', cls.Options) for _, cls in terms if structs.fields(cls.Options)),
         ('discriminators: an entry', DiscriminatorBlock),
+        ('logger', Logger),
     ]
     rows = [f'| `{name}` | `train:{cls.option}` | {first(cls)} |\n' for name, cls in terms]
     parts = [_HEAD, *(_section(*section) for section in sections), _TAIL + ''.join(rows) + _DISCRIMINATORS]

@@ -14,6 +14,7 @@ from msgspec import structs
 from sdakd.compat import Mistakes, UserError, gathering, near
 from sdakd_models.options import (
     DiscriminatorBlock,
+    Logger,
     TeacherBlock,
     TermBlock,
     Train,
@@ -23,6 +24,7 @@ from sdakd_models.options import (
     read_teachers,
     read_term,
     read_train,
+    typed,
 )
 from sdakd_models.registry import TERMS, term_options
 from sdakd_models.stages import Plan, Stage
@@ -152,6 +154,22 @@ class Scenario:
     @property
     def val(self) -> Mapping:
         return self.file.get('val') or {}
+
+    @property
+    def logger(self) -> Logger:
+        return typed(Logger, self.file.get('logger') or {}, 'logger')
+
+    @property
+    def val_freq(self) -> int | None:
+        """Iterations between two validations; None: there is none."""
+        sets = any(phase.startswith('val') for phase in self.datasets)
+        return self.val.get('val_freq') if sets else None
+
+    @property
+    def best_by(self) -> str | None:
+        """The entry of ``val:metrics`` by which ``logger:keep_best`` keeps the best checkpoint."""
+        wanted = self.logger.keep_best
+        return next(iter(self.val.get('metrics') or ()), None) if wanted is True else wanted or None
 
     @property
     def model_type(self) -> str:

@@ -51,6 +51,13 @@ class Stage(Struct, forbid_unknown_fields=True):
     warmup_iter: Annotated[Count, Meta(description='Iterations over which the rates rise linearly.')] = 0
     scheduler: Annotated[MultiStepLR | CosineAnnealingLR | None, Meta(description='Decay within the stage.')] = None
     grad_clip: Annotated[Positive | None, Meta(description='Largest 2-norm of the gradients of a player.')] = None
+    seconds: Annotated[
+        Positive | None,
+        Meta(
+            description='Measured seconds of an iteration, for the time left in the log; from its first steps on the '
+            'stage is measured.'
+        ),
+    ] = None
     reset_optimizers: Annotated[bool, Meta(description="Forget Adam's moments at the stage's beginning.")] = True
 
     def factor(self, step: int) -> float:

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # a package may import those behind it
 ORDER = ['sdakd', 'sdakd_models', 'sdakd_data', 'sdakd_metrics', 'sdakd_losses', 'sdakd_arch']
-GROUND_FLOOR = {'sdakd.compat', 'sdakd.shipped', 'sdakd.option_files'}  # imported before torch and BasicSR
+# imported before torch and BasicSR
+GROUND_FLOOR = {f'sdakd.{name}' for name in ('compat', 'shipped', 'option_files', 'progress')}
 
 
 def modules():

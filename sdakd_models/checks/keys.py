@@ -13,7 +13,7 @@ from sdakd_models.scenario import Scenario
 KNOWN_TOP_LEVEL = {
     'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'network_d', 'teacher',
     'teachers', 'discriminators', 'path', 'train', 'val', 'logger', 'dist_params', 'find_unused_parameters',
-    'extends', 'imports',
+    'num_threads', 'extends', 'imports',
 }  # fmt: skip
 SLIP = 0.85  # how much an unknown key, legal in BasicSR, looks like a known one
 BLOCKS = ('datasets', 'network_g', 'network_d', 'teacher', 'path', 'val', 'logger')  # mappings, where they are there
@@ -41,7 +41,10 @@ def check(scenario: Scenario) -> None:
         UserError: With the key.
     """
     train, total = scenario.train, scenario.plan.total_iter
+    threads = scenario.file.get('num_threads', 'auto')
     with Mistakes() as mistakes:
+        if threads != 'auto' and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            mistakes.add('num_threads', f'write auto or a number of threads of at least 1, not {threads!r}.')
         if train.precision == 'bf16' and scenario.file['num_gpu'] and not torch.cuda.is_bf16_supported():
             mistakes.add('train:precision', 'this GPU cannot compute in bfloat16; write fp32.')
         if train.total_iter not in (None, total) and scenario.whole:

@@ -45,6 +45,7 @@ def check(scenario: Scenario) -> None:
         if 'gt_size' not in opt or not isinstance(given, int) or given < side:
             mistakes.add(
                 'datasets:train:gt_size',
-                f'with train:pool_reuse, pairs are larger than the crops that are drawn of them by teacher_margin and '
-                f'{ROOM} input pixels; write {side} here, and the crop of {scenario.crop} as gt_size beside model_type.',
+                'with train:pool_reuse, pairs are larger than the crops that are drawn of them by teacher_margin and '
+                f'{ROOM} input pixels; write {side} here, and the crop of {scenario.crop} as gt_size beside '
+                'model_type.',
             )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from basicsr.utils.registry import METRIC_REGISTRY
 
-from sdakd.compat import Mistakes, UserError
+from sdakd.compat import Mistakes, UserError, near
 from sdakd_arch.width import lookup
 from sdakd_metrics.set_metrics import check_set_metric
 from sdakd_models.scenario import Scenario
@@ -28,6 +28,8 @@ def check(scenario: Scenario) -> None:
         for block, key, least in LEAST:
             with mistakes.collect():
                 _check_number(opt, block, key, least)
+        with mistakes.collect():
+            _check_best(scenario)
         val = opt.get('val')
         if not val:
             return
@@ -63,3 +65,21 @@ def _check_metric(opt: Mapping, name: str, metric: object) -> None:
             raise UserError(
                 f'datasets:{phase}:dataroot_gt', f'the metric {name} compares with a ground truth, name it.'
             )
+
+
+def _check_best(scenario: Scenario) -> None:
+    """The metric of ``logger:keep_best`` is there, and what is validated is saved; ``logger:`` has no other keys."""
+    logger, metrics = scenario.logger, scenario.val.get('metrics') or {}
+    if not logger.keep_best:
+        return
+    if not any(phase.startswith('val') for phase in scenario.datasets) or not metrics:
+        raise logger.error('it needs val:metrics and a validation set; add them or leave the key out.', 'keep_best')
+    if scenario.best_by not in metrics:
+        sentence = f'there is no {scenario.best_by!r} under val:metrics; {near(scenario.best_by, metrics)}.'
+        raise logger.error(sentence, 'keep_best')
+    if scenario.val['val_freq'] % logger.save_checkpoint_freq:
+        raise logger.error(
+            f'what is validated every {scenario.val["val_freq"]:,d} iterations (val:val_freq) is not saved then; '
+            f'write a multiple of save_checkpoint_freq ({logger.save_checkpoint_freq:,d}) there.',
+            'keep_best',
+        )

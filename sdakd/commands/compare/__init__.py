@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sdakd import compat
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
+from sdakd.progress import Progress
 from sdakd.shipped import option_file
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
@@ -150,8 +151,6 @@ def _factors(config: Config, row: Row) -> list[float]:
 
 def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
     """The matrix for people, with the time of every cell as a few of its steps foretell it."""
-    from tqdm import tqdm
-
     from sdakd.commands.compare import rehearsal
     from sdakd.commands.compare.progress import duration
     from sdakd.commands.compare.summary import budget_line
@@ -161,7 +160,7 @@ def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
     discriminator, rows, total, count = matrix.discriminator_run(), [], 0.0, 0
     with tempfile.TemporaryDirectory() as place:
         parsed = rehearsal.check_rows(matrix, Path(place), real_data=False)
-        for row in tqdm(matrix.rows, desc='timing', unit='method'):
+        for row in Progress('timing', len(matrix.rows), 'methods').over(matrix.rows):
             for number, ratio in enumerate(config.ratios()):
                 seconds = rehearsal.time_row(parsed[row.name, ratio], row, threads)
                 cells = len(config.seeds) + (len(_factors(config, row)) - 1 if number == 0 else 0)
@@ -213,7 +212,7 @@ def _train(matrix: Matrix, jobs: int, threads: int, lock: int) -> tuple[list[Cel
                         final.append(every.setdefault(one.run.name, one))
         train_all([one.run for one in final if one not in trials], jobs, threads, (lock,), progress)
     finally:
-        progress.bar.close()
+        progress.progress.close()
     return final, list(every.values()), tried, [row.name for row in matrix.rows if row.name not in best]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from sdakd import __version__, compat
 from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError, near
+from sdakd.progress import Progress, say
 
 if TYPE_CHECKING:
     from sdakd.commands.evaluate.contenders import Contender
@@ -154,20 +154,18 @@ def _measure(measurements: Sequence[Measurement]) -> None:
     Raises:
         UserError: No image could be used.
     """
-    from tqdm import tqdm
-
     from sdakd.files.images import UnusableError
 
-    with tqdm(total=sum(len(one.testset.names) for one in measurements), unit='image') as bar:
+    with Progress('images', sum(len(one.testset.names) for one in measurements), 'images') as progress:
         for measurement in measurements:
-            bar.set_description(measurement.testset.name)
+            progress.what = measurement.testset.name
             for name in measurement.testset.names:
                 try:
                     measurement.take(name)
                 except UnusableError as error:
                     measurement.unreadable.append(error.reason)
-                    tqdm.write(f'{measurement.testset.name}: {error.reason}; it is left out', file=sys.stderr)
-                bar.update()
+                    say(f'{measurement.testset.name}: {error.reason}; it is left out')
+                progress.step()
     for measurement in measurements:
         if not measurement.measured:
             raise UserError(
@@ -209,7 +207,7 @@ class Plan:
         done = [Measurement(one, self.contenders, self.metrics, self.teacher, output) for one in self.sets]
         _measure(done)
         for note in (note for measurement in done for note in measurement.notes()):
-            sys.stderr.write(note + '\n')
+            say(note)
         return {
             'version': __version__,
             'scale': self.scale,
@@ -440,7 +438,7 @@ def evaluate(
     several = len(factors) > 1
     sets = [open_sets(data, factor) for factor in factors]
     for testset in (testset for of_factor in sets for testset in of_factor):
-        sys.stderr.write(f'{testset.describe()}\n')
+        say(testset.describe())
     contenders = open_contenders(models, None if several else factors[0], device, tile, noise, seed)
     for of_factor in sets:
         for contender in contenders:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
 from sdakd import __version__, compat
 from sdakd.commands.export import formats as exporters
 from sdakd.commands.export.formats import to_onnx
 from sdakd.commands.interface import Flags, Outcome, one_of
 from sdakd.compat import UserError
+from sdakd.progress import Progress
 
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
@@ -152,9 +152,9 @@ def export(
     mask = os.umask(0)
     os.umask(mask)
     with _folder(next(iter(targets.values())).parent) as work:
-        bar = tqdm(names, desc='export', unit='file', leave=False)
-        for name in bar:
-            bar.set_postfix_str(name)
+        progress = Progress('export', len(names), 'files')
+        for name in progress.over(names):
+            progress.note = name
             place = work / name
             place.mkdir()
             lines[name] = _export(name, opened, place / targets[name].name, half)

@@ -6,7 +6,6 @@ import argparse
 import base64
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from sdakd import __version__
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
+from sdakd.progress import say
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from sdakd.commands.report.curves import Point, Run, Stage
@@ -313,7 +313,7 @@ def report(folders: Sequence[str | Path], output: str | Path, *, max_images: int
     _check(output)
     page, gallery = build_page(inputs, max_images)
     for entry in gallery.missing:
-        sys.stderr.write(f'{entry}; the page goes without it.\n')
+        say(f'{entry}; the page goes without it.')
     data = page.encode()
     try:
         images.write(output, data)

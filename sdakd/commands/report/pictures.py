@@ -10,10 +10,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from sdakd.commands.report.data import Evaluate, Picture
 from sdakd.files.images import UnusableError, read_image
+from sdakd.progress import Progress
 
 GROUND_TRUTH, BICUBIC = 'ground truth', 'bicubic input'
 BUDGET = 10_000_000  # bytes of a page's pictures: what a mail and a phone still take
@@ -155,7 +155,7 @@ def gallery(evaluate: Evaluate, folder: Path, limit: int | None) -> Gallery:
     entries = _in_turn(evaluate)
     result = Gallery(total=len(entries))
     size = 0
-    for of, name, picture in tqdm(entries[:limit], desc='pictures', unit='image'):
+    for of, name, picture in Progress('pictures', len(entries[:limit]), 'images').over(entries[:limit]):
         versions = dict(_read(evaluate, folder, picture, result.missing))
         if not versions:
             continue
