@@ -29,8 +29,8 @@ def t_quantile(freedom: int) -> float:
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Mean and Student's 95% interval of it: mean -+ t s / sqrt(n), with the standard deviation s of n - 1.
 
-    It covers the mean of normal values in 95% of all cases at every n. The percentile bootstrap does so in 87% at n = 6,
-    90% at 10 and 93% at 40 (Hesterberg, The American Statistician 69(4), 2015, tells why); of skewed values both cover
+    It covers the mean of normal values in 95% of all cases at every n. The percentile bootstrap does so in 87% at n = 6
+    and 90% at 10 (Hesterberg, The American Statistician 69(4), 2015, tells why); of skewed values both cover
     it less often, and Student's the more often of the two. Of the differences of pairs it is that of the paired t test.
 
     Returns:

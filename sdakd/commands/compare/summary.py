@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import msgspec
 
-from sdakd.commands.compare.config import Budget, Config
+from sdakd.commands.compare.config import Budget, Config, Primary
 from sdakd.commands.compare.matrix import Matrix
 from sdakd.commands.compare.rows import Row
 from sdakd.files.intervals import FEWEST, mean_interval
@@ -102,6 +102,18 @@ def _over_images(pairs: Sequence[tuple[dict | None, dict | None]]) -> list[float
         return []
     names = [n for n in pairs[0][0] if all(_finite(one.get(n)) for pair in pairs for one in pair)]
     return [statistics.fmean(one[n] - other[n] for one, other in pairs) for n in names]
+
+
+def best(section: Mapping, primary: Primary, names: Sequence[str]) -> str:
+    """The student that the page leads with: the best of ``names`` by the primary metric on the first test set."""
+    higher = next(m['higher_is_better'] for m in section['metrics'] if m['name'] == primary.metric)
+    key = section['sets'][0]['name'], primary.metric
+    values = {
+        s['model']: s['mean'] if higher else -s['mean']
+        for s in section['scores']
+        if (s['set'], s['metric']) == key and s['reference'] in (primary.against, None) and _finite(s['mean'])
+    }
+    return max(names, key=lambda name: values.get(name, -math.inf))
 
 
 def costs(cells: Sequence[Cell]) -> list[dict]:
