@@ -26,14 +26,22 @@ from sdakd_models.reader import read_run
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / 'options/compare/smoke.yml'
 COMMAND = [sys.executable, '-m', 'sdakd.cli', 'compare']
+HR = 'datasets/smoke/{}/HR'
 
 
 def compare(*arguments):
     return cli.main(['compare', *map(str, arguments)])
 
 
-def smoke():
+def shipped():
     return yaml.safe_load(SMOKE.read_text())
+
+
+def smoke():
+    """The same on the images and the teacher of ``ground``."""
+    data = {part: {'gt': HR.format(part), 'lq': f'datasets/smoke/{part}/LRx4'} for part in ('train', 'validation')}
+    data['test'] = {'smoke': HR.format('test')}
+    return {**shipped(), 'teacher': 'datasets/smoke/teacher.pth', 'data': data}
 
 
 def write(folder, options, name='compare.yml'):
@@ -249,7 +257,7 @@ def test_a_broken_cell_is_reported_and_the_rest_goes_on(finished, here, capsys):
     base = os.path.relpath(ROOT / 'options/methods/sdakd.yml', here)
     own = {'extends': base, 'imports': ['worse_loss'], 'train': {'pixel_opt': {'type': 'OverflowingLoss'}}}
     (here / 'worse.yml').write_text(yaml.safe_dump(own))
-    options = smoke()
+    options = shipped()
     options['methods']['worse'] = {'file': 'worse.yml', 'weight': 'train:feature_opt:share'}
     before = records(here / 'OUT')
     with pytest.raises(UserError, match='2 of 8 cells broke .no trial of worse was finished.') as error:
@@ -631,7 +639,6 @@ def change(path, value):
     return apply
 
 
-HR = 'datasets/smoke/{}/HR'
 MISTAKES = [
     (['methods', 'skadk'], {'weight': 'x'}, 'methods:skadk: there is no method of this name; did you mean sdakd'),
     (['methods', 'sdakd', 'weight'], 'train:featur_opt:loss_weight', 'no train:featur_opt; did you mean feature_opt'),
