@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sdakd.files.intervals import FEWEST
@@ -78,9 +78,10 @@ def factor_table(
     return metric, (['Set', 'Model', *(f'{metric.label} x{factor}' for factor in factors)], rows)
 
 
-def intervals_note(contents: Iterable[dict]) -> str:
+def intervals_note(contents: Sequence[dict]) -> str:
     """What the brackets of tables are, and which sets have none because they have too few images."""
     entries = [s for content in contents for s in content['scores'] if s['per_image'] and s['mean'] is not None]
+    entries += [difference for content in contents for difference in content['differences']]
     few = {s['set']: s['n'] for s in entries if s['n'] < FEWEST}
     text = 'In brackets: 95% intervals of the mean over images. ' if any(s['n'] >= FEWEST for s in entries) else ''
     if few:
