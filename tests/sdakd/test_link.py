@@ -156,7 +156,13 @@ def python(tmp_path_factory):
 def test_linked_twice_and_removed(bare, sdakd):
     before = tree(bare)
     status, out = sdakd(bare)
-    assert status == 0 and f'{bare} is linked: ' in out
+    assert status == 0 and out.splitlines() == [
+        f'wrote 3 shims in basicsr/ and {len(OPTIONS)} option files in options/.',
+        f'{bare} is linked: BasicSR finds this plugin through the shims.',
+        f'  try it:    sdakd link {bare} --check',
+        f'  train:     cd {bare} && python basicsr/train.py -opt options/sdakd_realesrgan_x4.yml',
+        f'  undo it:   sdakd link {bare} --remove',
+    ]
     after = tree(bare)
     assert set(after) - set(before) >= {*SHIMS, *FILES, link.RECORD}
     assert all(after[name] == path.read_bytes() for name, path in FILES.items()) and len(OPTIONS) > 5
@@ -170,7 +176,12 @@ def test_linked_twice_and_removed(bare, sdakd):
 
     status, out = sdakd(bare, '--remove')
     assert status == 0 and tree(bare) == before
-    assert all(f'removed {name}\n' in out for name in (*SHIMS, *FILES))
+    summary = f'removed 3 shims in basicsr/ and {len(OPTIONS)} option files in options/.'
+    assert out.splitlines() == [summary, f'{bare} is not linked any more.']
+    status, out = sdakd(bare, '--verbose')
+    assert all(f'wrote {name}\n' in out for name in (*SHIMS, *FILES)) and tree(bare) == after
+    status, out = sdakd(bare, '--remove', '--verbose')
+    assert all(f'removed {name}\n' in out for name in (*SHIMS, *FILES)) and tree(bare) == before
     status, out = sdakd(bare, '--remove')
     assert (status, out) == (0, f'{bare} is not linked: there was nothing to remove.\n')
 
@@ -208,10 +219,11 @@ def test_a_newer_plugin_updates_what_is_unchanged(bare, sdakd, monkeypatch):
     assert status == 1 and out.startswith(f'out of date: run `sdakd link {bare}` (') and out.count('\n') == 1
     assert 'options/demo.yml' in out and SHIMS[0] in out and mine.name not in out
 
-    status, out = sdakd(bare)
+    status, out = sdakd(bare, '--verbose')
     kept = 'kept options/sdakd_realesrgan_x4.yml, which has been changed since it was written\n'
     assert status == 0 and kept in out
-    for line in ('updated options/demo.yml', f'updated {SHIMS[2]}', 'removed options/sub/deep/gone.yml'):
+    for line in ('updated options/demo.yml', f'updated {SHIMS[2]}', 'removed options/sub/deep/gone.yml',
+                 'removed 1 option file in options/.'):  # fmt: skip
         assert f'{line}\n' in out
     content = tree(bare)
     assert content['options/demo.yml'] == OPTIONS['options/demo.yml'].read_bytes()

@@ -271,7 +271,7 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
     figures = draw_all(matrix, scores, spent, section)
     page += ''.join(f'\n![{path.stem}]({path.name})\n' for path in figures if path.suffix == '.png')
     write(output / 'comparison.md', page.encode())
-    report([output], output / 'report.html')
+    report([output], output / 'report.html', student=summary.best(section, config.primary, [c.run.name for c in done]))
     return text + '\n' + ''.join(f'{line}\n' for line in notes)
 
 
