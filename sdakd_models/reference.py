@@ -15,8 +15,8 @@ _HEAD = """\
 # Options
 
 An option file is BasicSR's, with these additions. Numbers may be written without a dot (`2e-4` is text to YAML and is
-read as a number here). Unknown keys and values of the wrong kind end the run before anything is created, with a sentence
-each, all of them at one start.
+read as a number here). Unknown keys and values of the wrong kind end the run before anything is created, with a
+sentence each, all of them at one start.
 
 `model_type` is `SDAKDRealESRGANModel` (Real-ESRGAN's second-order degradation, or `high_order_degradation: false`
 with `RealESRGANPairedDataset`), `SDAKDModel` (paired data, such as `PairedImageDataset`) or `SDAKDGCFSRModel`
