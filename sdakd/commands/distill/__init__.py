@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 DEGRADATIONS = ('realesrgan', 'bicubic', 'none')
 RECORD = 'distill.json'
 KEPT = ('teacher', 'photographs')  # that may be in the folder before
-HOUR = 3600
 STARTS = 20  # seconds in which a training starts
 LEAST = 60  # iterations, below which nothing is learned
 STEP = 0.5  # seconds of a step on a processor for which the batch is chosen
