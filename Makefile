@@ -24,16 +24,8 @@ FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 demo: .venv/ready
 	$(BIN)/sdakd demo --seed $(SEED) $(if $(TEACHER),-t "$(TEACHER)") $(if $(PHOTOS),-d "$(PHOTOS)") -o $(OUT)
 
-# A process for every file: not all of the native runtimes that tests load (OpenVINO, ncnn, ONNX, TensorBoard) share one.
-# A thread for each: the small networks of tests gain nothing by more, and threads of several processes wait for each other.
-# The largest files come first, so that none is left alone at the end. What a file prints comes in one piece, a failure
-# does not keep the others from running, and the last line says which files failed.
 test: .venv/tested
-	@rm -f .venv/failed
-	@find tests -name 'test_*.py' -exec ls -S {} + | OMP_NUM_THREADS=1 xargs -P $(JOBS) -I{} sh -c \
-	  'out=$$($(BIN)/python -m pytest -q {} 2>&1) || echo {} >> .venv/failed; printf "%s\n%s\n" {} "$$out"'
-	@if [ -s .venv/failed ]; then echo "Failed: $$(tr '\n' ' ' < .venv/failed)"; exit 1; fi; \
-	  echo "All $$(find tests -name 'test_*.py' | wc -l) test files passed."
+	@$(BIN)/python tests/run.py --jobs $(JOBS)
 
 lint: .venv/tested
 	$(BIN)/ruff check .

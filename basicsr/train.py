@@ -22,6 +22,10 @@ def main():
 
     sys.excepthook = compat.exit_with_sentence
     sys.path.remove(ROOT)
+    if compat.has_basicsr():
+        from sdakd import option_files  # needs no torch, so that a mistake of the YAML alone is told at once
+
+        option_files.check_command_line()
     compat.import_basicsr()
     sys.path.append(ROOT)
     from sdakd.cli import train

@@ -10,20 +10,7 @@ from sdakd.compat import UserError
 from sdakd.version import VERSION
 
 __version__ = VERSION
-FUNCTIONS = (
-    'bench',
-    'compare',
-    'demo',
-    'distill',
-    'doctor',
-    'evaluate',
-    'export',
-    'fetch',
-    'init',
-    'link',
-    'report',
-    'upscale',
-)
+FUNCTIONS = tuple('bench compare demo distill doctor evaluate export fetch init link options report upscale'.split())
 __all__ = ['UserError', *FUNCTIONS]
 
 

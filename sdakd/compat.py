@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
+import functools
+import gc
 import importlib
 import importlib.util
 import os
@@ -12,11 +15,12 @@ import stat
 import sys
 import types
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 OLDEST_TORCH = (2, 1)
+MOST_SHOWN = 20  # mistakes; who has mended them sees the rest
 
 
 class UserError(Exception):
@@ -41,6 +45,11 @@ class UserError(Exception):
     def __str__(self) -> str:
         return f'{self.where}: {self.sentence}' if self.where else self.sentence
 
+    @property
+    def mistakes(self) -> tuple[UserError, ...]:
+        """All mistakes that it holds, each by itself: this one, but see :class:`UserErrors`."""
+        return (self,)
+
     def at(self, where: str) -> UserError:
         """The same sentence about another place: a caller knows what the user wrote and where."""
         return UserError(where, self.sentence)
@@ -48,6 +57,150 @@ class UserError(Exception):
     def within(self, where: str) -> UserError:
         """The same error, with what surrounds its place in front, such as the file of a key."""
         return self.at(f'{where}: {self.where}' if self.where else where)
+
+    def report(self) -> str:
+        """What a command prints."""
+        return str(self)
+
+
+class UserErrors(UserError):  # noqa: N818  several of them
+    """Several mistakes that were found together; as text a sentence each, one under the other.
+
+    ``where`` and ``sentence`` are those of the first. Who can go on after a mistake gathers them by :class:`Mistakes`.
+
+    Args:
+        mistakes: At least two.
+        source: What they are in, such as a file, for the heading of :meth:`report`.
+    """
+
+    def __init__(self, mistakes: Iterable[UserError], source: str = '') -> None:
+        self._mistakes, self.source = tuple(mistakes), source
+        super().__init__(self._mistakes[0].where, self._mistakes[0].sentence)
+
+    def __str__(self) -> str:
+        return '\n'.join(map(str, self._mistakes))
+
+    def __reduce__(self):
+        return UserErrors, (self._mistakes, self.source)
+
+    @property
+    def mistakes(self) -> tuple[UserError, ...]:
+        return self._mistakes
+
+    def at(self, where: str) -> UserErrors:
+        return UserErrors((each.at(where) for each in self._mistakes), self.source)
+
+    def within(self, where: str) -> UserErrors:
+        return UserErrors((each.within(where) for each in self._mistakes), where)
+
+    def report(self) -> str:
+        count = len(self._mistakes)
+        more = [f'and {count - MOST_SHOWN} more mistake{"s" * (count > MOST_SHOWN + 1)}'] * (count > MOST_SHOWN)
+        heading = f'{self.source} has {count} mistakes:' if self.source else f'{count} mistakes:'
+        return '\n'.join([heading, *map(str, self._mistakes[:MOST_SHOWN]), *more])
+
+
+class Mistakes:
+    """Gathers the mistakes of checks that do not depend on each other, and raises them together at its end.
+
+    ::
+
+        with Mistakes() as mistakes:
+            for name in names:
+                with mistakes.collect():
+                    check(name)
+            if not mistakes.about('teacher'):  # a check that needs the teacher
+                ...
+
+    One mistake is raised as it is, several as :class:`UserErrors`. A check adds nothing about a place of which an
+    earlier one has complained: that would be the same mistake in other words.
+
+    Attributes:
+        found: The mistakes so far.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[UserError] = []
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[list[UserError]]:
+        """Survives a :class:`UserError` of the check inside, and keeps it; the list holds what the check raises."""
+        raised: list[UserError] = []
+        try:
+            yield raised
+        except UserError as error:
+            raised += error.mistakes
+            known = {each.where.split(': ')[-1] for each in self.found} - {''} | {str(each) for each in self.found}
+            self.found += [each for each in raised if not known & {each.where, str(each)}]
+
+    def add(self, where: str, sentence: str) -> None:
+        """Keeps a mistake of the check that calls, which may find several at one place."""
+        self.found.append(UserError(where, sentence))
+
+    def about(self, *keys: str) -> bool:
+        """Whether a mistake lies at one of these keys or below it; what depends on them cannot be checked then."""
+        parts = [part for each in self.found for part in each.where.split(': ')]
+        return any(part == key or part.startswith(f'{key}:') for part in parts for key in keys)
+
+    def __enter__(self) -> Mistakes:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, UserError):
+            with self.collect():
+                raise error
+        elif error is not None:
+            return
+        if self.found:
+            raise (UserErrors(self.found) if len(self.found) > 1 else self.found[0]) from None
+
+
+def gathering(read: Callable) -> Callable:
+    """Has a function that takes ``mistakes`` raise them at its end where its caller gives none to add to.
+
+    With ``mistakes`` it returns what could be read, so that the caller can go on with it.
+    """
+
+    @functools.wraps(read)
+    def call(*arguments, mistakes: Mistakes | None = None):
+        if mistakes is not None:
+            return read(*arguments, mistakes=mistakes)
+        with Mistakes() as mistakes:
+            return read(*arguments, mistakes=mistakes)
+
+    return call
+
+
+def in_order_of(options: Mapping, error: UserError) -> UserError:
+    """The mistakes of an option file, in the order in which their keys stand there; those that it lacks come last.
+
+    Args:
+        options: What was read.
+        error: The mistakes; ``where`` is a key.
+    """
+
+    def place(mistake: UserError) -> list[int]:
+        block, found = options, []
+        for key in mistake.where.split(': ')[0].split(':'):
+            if not isinstance(block, Mapping):
+                break
+            names = [str(name) for name in block]
+            found.append(names.index(key) if key in names else len(names))
+            block = block[list(block)[found[-1]]] if key in names else None
+        return found
+
+    return UserErrors(sorted(error.mistakes, key=place)) if len(error.mistakes) > 1 else error
+
+
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """In distributed training the main process speaks; the others end in silence with the same exit status."""
+    try:
+        yield
+    except UserError:
+        if int(os.environ.get('RANK', 0)) > 0:
+            raise SystemExit(2) from None
+        raise
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -60,14 +213,51 @@ def near(name: str, known: Iterable[str]) -> str:
     return f'known are {shown}' if known else 'none is known here'
 
 
+def meant(given: Mapping, known: Iterable[str], cutoff: float = 0.5) -> dict:
+    """A mapping as its writer meant it: an unknown key stands for what it looks like, where that is missing.
+
+    What follows from a slip in a key is not a second mistake.
+    """
+    known = list(known)
+    found = {key: value for key, value in given.items() if key in known}
+    for key, value in given.items():
+        if key not in known:
+            for close in difflib.get_close_matches(str(key), known, n=1, cutoff=cutoff):
+                found.setdefault(close, value)
+    return found
+
+
 def exit_with_sentence(error_type: type[BaseException], error: BaseException, traceback) -> None:
     """An excepthook: a :class:`UserError` becomes its sentence and exit status 2, anything else stays as it was."""
     if issubclass(error_type, UserError):
         sys.stdout.flush()
-        sys.stderr.write(f'Error: {error}\n')
+        sys.stderr.write(f'Error: {error.report()}\n')
         sys.stderr.flush()
         raise SystemExit(2)
     sys.__excepthook__(error_type, error, traceback)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of flags whose errors are one sentence, with near names: a :class:`UserError`, not usage and exit."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition('=')[0]
+            if flag.startswith('-'):
+                raise UserError(flag, f'there is no such flag; {near(flag, self._option_string_actions)}.')
+            self.error(f'{flag} is one argument too many')
+        return namespace, unknown
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        if not action.option_strings:
+            raise UserError(self.prog, f'there is no {action.metavar} {value}; {near(value, action.choices)}.')
+        raise UserError(action.option_strings[-1], f'invalid choice {value!r}; {near(value, action.choices)}.')
+
+    def error(self, message: str):
+        raise UserError(self.prog, f'{message}; `{self.prog} -h` shows what there is.')
 
 
 def _define_box_operators() -> list:
@@ -147,13 +337,36 @@ def prepare_imports() -> None:
         _alias_functional_tensor()
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: imports make 350,000 objects that stay; going through them takes a tenth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def has_basicsr() -> bool:
+    """Whether BasicSR is installed, without importing it."""
+    spec = importlib.util.find_spec('basicsr')
+    return spec is not None and spec.origin is not None
+
+
 def import_basicsr() -> None:
     """Imports BasicSR, or says in one sentence what is missing.
 
     Raises:
         UserError: BasicSR is not installed, or what answers to its name is not BasicSR.
     """
-    prepare_imports()
+    with _uncollected():
+        prepare_imports()
+        _import_basicsr()
+
+
+def _import_basicsr() -> None:
     remedy = 'pip install --no-build-isolation basicsr==1.4.2 (Python 3.12 or older), or `make setup` in a checkout'
     try:
         package = importlib.import_module('basicsr')

@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
-
 from sdakd.compat import UserError
+from sdakd.progress import Progress, say
 from sdakd_arch.ncnn_file import read_ncnn
 from sdakd_arch.weights import save_whole
 
@@ -111,13 +110,13 @@ class Release:
             file.truncate(start)
             file.seek(start)
             name = Path(self.url).name
-            with tqdm(desc=name, total=total, initial=start, unit='B', unit_scale=True, disable=None) as bar:
+            with Progress(name, total and total >> 10, 'KiB') as progress:
                 while data:
                     if file.tell() + len(data) > most:
                         file.truncate(0)  # nothing to continue
                         raise _FailedError(f'more than {most} bytes came')
                     file.write(data)
-                    bar.update(len(data))
+                    progress.count = file.tell() >> 10
                     data = _read(answer)
         if total is not None and file.tell() != total:
             raise _FailedError(f'the connection broke after {file.tell()} of {total} bytes')
@@ -247,7 +246,7 @@ def obtain(path: Path, sources: Sequence[Source], where: str, otherwise: str = '
     reasons: list[str] = []
     for source in sources:
         if reasons:
-            sys.stderr.write(f'{path.name}: {reasons[-1]}; trying {source}\n')
+            say(f'{path.name}: {reasons[-1]}; trying {source}')
         try:
             source.get(path)
         except _FailedError as error:

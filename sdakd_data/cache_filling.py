@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from basicsr.utils import get_root_logger
 from torch import nn
-from tqdm import tqdm
 
 from sdakd.compat import UserError
+from sdakd.progress import Progress
 from sdakd_arch.families import family_of
 from sdakd_arch.inference.tiling import mirror_to_multiple
 from sdakd_arch.taps import FeatureTaps
@@ -84,7 +84,7 @@ def fill(
         taps = FeatureTaps(network, cache.taps)
         # cuDNN's search for the fastest algorithm would begin anew with every size of image
         with torch.backends.cudnn.flags(benchmark=False):
-            for number in tqdm(wanted, f"{name}'s answers", unit='image', disable=not (main and wanted)):
+            for number in Progress(f"{name}'s answers", len(wanted), 'images', shown=main).over(wanted):
                 _fill_one(cache, pairs.read(number, 'lq'), network, taps)
         taps.close()
     pairs.close()

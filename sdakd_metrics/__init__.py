@@ -1,4 +1,4 @@
-"""What images are judged by: FD, FID, KID, distances of features, overlap, identity, intervals.
+"""What images are judged by: FD, FID, KID, distances of features, overlap, identity.
 
 Importing the package registers the metrics of whole sets (``set_metrics``) with BasicSR.
 """

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdakd.compat import UserError
+from sdakd.compat import Mistakes, UserError
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.weights import fingerprint, infer_network, load_into
 from sdakd_arch.width import build, build_told, initialise
@@ -43,7 +42,7 @@ class Cast:
         taps: What forward passes record, by ``'student'`` or the teacher's name.
 
     Raises:
-        UserError: A network cannot be built, a file does not fit, or a term refuses the networks.
+        UserError: Networks cannot be built, files do not fit, or a term refuses the networks.
     """
 
     def __init__(self, scenario: Scenario, device: torch.device | str) -> None:
@@ -51,27 +50,39 @@ class Cast:
         self.players: list[Player] = []
         self.taps: dict[str, FeatureTaps] = {}
         self.student = self.net_g = self.average = None
-        if scenario.network_g is not None:
-            self._add_student(scenario.network_g)
         self.teachers: dict[str, nn.Module] = {}
         self.fingerprints: dict[str, str] = {}
-        for name, entry in scenario.teachers.items():
-            network = teacher_network(entry)
-            if entry.cotrain is None:
-                self.fingerprints[name] = fingerprint(network)
-            self.teachers[name] = freeze(self.on_device(network))
-        learning = [name for name, entry in scenario.teachers.items() if entry.cotrain is not None]
-        self.cotrained = [self._cotrained(name) for name in learning]
-        self.discriminators = {name: self._discriminator(entry) for name, entry in scenario.discriminators.items()}
+        self.discriminators: dict[str, Discriminator] = {}
+        self._terms: dict[str, Any] = {}
+        with Mistakes() as mistakes:
+            if scenario.network_g is not None:
+                with mistakes.collect():
+                    self._add_student(scenario.network_g)
+            for name, entry in scenario.teachers.items():
+                with mistakes.collect():
+                    network = teacher_network(entry)
+                    if entry.cotrain is None:
+                        self.fingerprints[name] = fingerprint(network)
+                    self.teachers[name] = freeze(self.on_device(network))
+            learning = [name for name in self.teachers if scenario.teachers[name].cotrain is not None]
+            self.cotrained = [self._cotrained(name) for name in learning]
+            for name, entry in scenario.discriminators.items():
+                with mistakes.collect():
+                    self.discriminators[name] = self._discriminator(entry)
         if self.on_meta:  # batches of one image
             for network in (*[player.bare for player in self.players], *self.teachers.values()):
                 network.eval()
 
-    @cached_property
+    @property
     def terms(self) -> dict[str, Any]:
-        """The terms by name; they add their players when this is first asked for."""
-        used = {name: cls for name, cls in TERMS.items() if name in self.scenario.terms}
-        return {name: cls(self.scenario.terms[name], self) for name, cls in used.items()}
+        """The terms by name; they add their players when they are first asked for."""
+        return {name: self.term(name) for name in TERMS if name in self.scenario.terms}
+
+    def term(self, name: str) -> Any:
+        """One of them, a :class:`sdakd_models.terms.base.Term`."""
+        if name not in self._terms:
+            self._terms[name] = TERMS[name](self.scenario.terms[name], self)
+        return self._terms[name]
 
     @property
     def on_meta(self) -> bool:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from basicsr.utils.dist_util import master_only
 from sdakd.compat import UserError
 from sdakd_arch.weights import load_into, read_weights, save_whole
 from sdakd_models.cotraining import CotrainedTeacher
+from sdakd_models.threads import resume_threads
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -56,6 +57,11 @@ class Checkpoints:
                 f'the run ended at iteration {self.last_iter:,d} of {self.plan.total_iter:,d}: the data ran out before '
                 'the stages did; raise datasets:train:dataset_enlarge_ratio and continue with --auto_resume.'
             )
+        with self.clock.aside('saving'):
+            self._save(epoch, current_iter)
+
+    def _save(self, epoch: int, current_iter: int) -> None:
+        old = self.kept.add(current_iter) if current_iter != -1 else []
         cotrained = {teacher.player.name: teacher for teacher in self.cotrained}
         for player in self.players:
             if player.name == 'g' and self.cast.average is not None:
@@ -65,6 +71,7 @@ class Checkpoints:
             else:
                 self.save_network(player.bare, f'net_{player.name}', current_iter)
         self.save_training_state(epoch, current_iter)
+        self._remove(old)
         if current_iter == -1 and (peak := peak_memory(self.device)) is not None:
             get_root_logger().info(f'Peak memory: {peak:,.0f} MiB ({self.device.type}).')
 
@@ -75,14 +82,45 @@ class Checkpoints:
     @master_only
     def save_again(self, teacher: CotrainedTeacher, current_iter: int) -> None:
         """Writes a teacher that learns along anew: BasicSR saves before it validates, which may have replaced it."""
-        state = Path(self.path['training_states'], f'{current_iter}.state')
-        if state.is_file():
+        if self._state_file(current_iter).is_file():
             self._save_teacher(teacher, current_iter)
-            content = torch.load(state, map_location='cpu', weights_only=True)
-            content['teacher_scores'][teacher.name] = teacher.score
-            save_whole(content, state)
+            self._change_state(current_iter)
         if self.last_iter >= self.plan.total_iter:
             self._save_teacher(teacher, -1)
+
+    @master_only
+    def consider_best(self, score: float, lower: bool) -> None:
+        """Keeps the checkpoint of the last iteration if none before it was better by the metric of ``keep_best``."""
+        metric, before, iteration = self.scenario.best_by, self.kept.best, self.last_iter
+        if self._state_file(iteration).is_file() and self.kept.consider(iteration, metric, score, lower):
+            self._change_state(iteration)
+            known = f', before {before.value:.4f} at {before.iteration:,d}' if before else ''
+            get_root_logger().info(
+                f'Best checkpoint so far, which is kept: iteration {iteration:,d} ({metric} {score:.4f}{known}).'
+            )
+
+    @master_only
+    def _remove(self, iterations: Iterable[int]) -> None:
+        """Removes all files of checkpoints."""
+        for iteration in iterations:
+            self._state_file(iteration).unlink(missing_ok=True)  # first: no state may be left without its networks
+            for player in self.players:
+                Path(self.path['models'], f'net_{player.name}_{iteration}.pth').unlink(missing_ok=True)
+
+    def _state_file(self, iteration: int) -> Path:
+        return Path(self.path['training_states'], f'{iteration}.state')
+
+    def _results(self) -> dict:
+        """What a validation may change of a training state."""
+        return {
+            'teacher_scores': {teacher.name: teacher.score for teacher in self.cotrained},
+            'kept': self.kept.state(),
+        }
+
+    def _change_state(self, iteration: int) -> None:
+        """Writes a training state anew: a validation comes after the checkpoint of its iteration."""
+        path = self._state_file(iteration)
+        save_whole(torch.load(path, map_location='cpu', weights_only=True) | self._results(), path)
 
     @master_only
     def save_network(self, net, net_label, current_iter, param_key='params') -> None:
@@ -106,14 +144,16 @@ class Checkpoints:
             'iter': current_iter,
             'optimizers': [player.optimizer.state_dict() for player in self.players],
             'schedulers': [],  # rates are a function of the iteration
+            'clock': self.clock.state(),
+            'threads': torch.get_num_threads(),
             'stage': self.plan.at(current_iter).name,
             'players': [player.name for player in self.players],
             'teachers': self.cast.fingerprints,
-            'teacher_scores': {teacher.name: teacher.score for teacher in self.cotrained},
             'terms': {name: term.state() for name, term in self.terms.items()},
             'shares': self.shares.state() if self.shares is not None else {},
+            **self._results(),
         }
-        save_whole(state, os.path.join(self.path['training_states'], f'{current_iter}.state'))
+        save_whole(state, self._state_file(current_iter))
 
     def resume_training(self, resume_state: Mapping) -> None:
         """Brings back every player with its optimizer.
@@ -132,6 +172,7 @@ class Checkpoints:
             if resume_state.get('teachers', {}).get(name) != own:
                 where = 'teacher' if name == 'teacher' else f'teachers:{name}'
                 raise UserError(f'{where}:weights: this is not the teacher that the run to resume was trained with.')
+        resume_threads(self.opt, resume_state)
         iteration = resume_state['iter']
         for player in self.players:
             path = os.path.join(self.path['models'], f'net_{player.name}_{iteration}.pth')
@@ -150,4 +191,6 @@ class Checkpoints:
             term.load_state(resume_state.get('terms', {}).get(name, {}))
         if self.shares is not None:
             self.shares.load_state(resume_state.get('shares', {}))
+        self.clock.load_state(resume_state.get('clock', {}), iteration)
+        self.kept.load_state(resume_state.get('kept', {}))
         self.last_iter = iteration

@@ -1,14 +1,15 @@
 """The one interception point: reads and checks an option file before BasicSR creates or archives any folder.
 
 ``parse_options`` is wrapped wherever BasicSR's training loop finds it. Option files of other models pass through
-untouched; those of this plugin's models are read by :func:`sdakd_models.reader.read_run` (BasicSR uses the loader that
-can execute code), the archived file is complete, and resuming works from any folder and without a GPU.
+untouched; those of this plugin's models are read by :mod:`sdakd.option_files` and :mod:`sdakd_models.reader` (BasicSR
+uses the loader that can execute code), all their mistakes are told together, the archived file is complete, and
+resuming works from any folder and without a GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
+import difflib
 import functools
 import logging
 import os
@@ -22,17 +23,21 @@ from pathlib import Path
 import basicsr.utils.options
 import torch
 import yaml
-from basicsr.utils import check_resume, set_random_seed
+from basicsr.utils import MessageLogger, check_resume, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from sdakd.compat import UserError, exit_with_sentence
+from sdakd.compat import Mistakes, UserError, exit_with_sentence, in_order_of, meant, one_voice
+from sdakd.option_files import arguments, model_type, read_options, read_yaml
+from sdakd.shipped import without_schema_line
 from sdakd_arch.weights import read_weights
 from sdakd_arch.width import lookup
+from sdakd_models.checks.keys import BLOCKS, KNOWN_TOP_LEVEL, SLIP, check_top_level
 from sdakd_models.checks.paths import resolve_paths
 from sdakd_models.checks.run import check_run
+from sdakd_models.clock import TrainingLog
 from sdakd_models.options import modernise, read_train
-from sdakd_models.reader import read_run, read_yaml
+from sdakd_models.reader import complete
 from sdakd_models.registry import term_options
 from sdakd_models.rehearsal import rehearse
 from sdakd_models.sdakd_model import SDAKDModel
@@ -41,37 +46,11 @@ _original = basicsr.utils.options.parse_options
 _copy_opt_file = basicsr.utils.options.copy_opt_file
 
 
-def _arguments() -> argparse.Namespace:
-    """BasicSR's own flags."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument('-opt', type=str, required=True, help='option file (YAML)')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
-    parser.add_argument('--auto_resume', action='store_true', help='continue from the last saved state, if any')
-    parser.add_argument('--debug', action='store_true', help='name the run debug_..., log, save and validate often')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
-    parser.add_argument('--force_yml', nargs='+', help='change values of the option file: train:ema_decay=0.99')
-    return parser.parse_args()
-
-
 def _belongs_to_another() -> bool:
-    """Whether the command line names an option file for a model that is registered and not this plugin's.
-
-    The file is searched as text: BasicSR's option files may hold YAML tags that only its own loader accepts.
-    """
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument('-opt')
-    path = parser.parse_known_args()[0].opt
-    if path is None or not os.path.isfile(path):
-        return False
-    models = dict(iter(MODEL_REGISTRY))
-    with open(path, encoding='utf-8', errors='replace') as file:
-        for line in file:
-            key, _, value = line.partition(':')
-            if key.strip() == 'model_type':
-                name = value.split('#')[0].strip().strip('\'"')
-                model = models.get(name, models.get(f'{name}_basicsr'))
-                return model is not None and not issubclass(model, SDAKDModel)
-    return False
+    """Whether the command line names an option file for a model that is registered and not this plugin's."""
+    name, models = model_type(), dict(iter(MODEL_REGISTRY))
+    model = models.get(name, models.get(f'{name}_basicsr'))
+    return model is not None and not issubclass(model, SDAKDModel)
 
 
 @functools.wraps(_original)
@@ -82,28 +61,29 @@ def parse_options(root_path: str, is_train: bool = True):
         The completed options and the command line's arguments.
 
     Raises:
-        UserError: Anything a user can mend; on the main process only, as one sentence with the file's name.
+        UserError: All that a user has to mend; on the main process only, a sentence each, with the file's name.
     """
     if _belongs_to_another():
         _replace_everywhere('copy_opt_file', _copy_opt_file)
+        _replace_everywhere('MessageLogger', MessageLogger)
         return _original(root_path, is_train)
     sys.excepthook = exit_with_sentence
-    args = _arguments()
+    args = arguments()
     _replace_everywhere('load_resume_state', load_resume_state)
-    try:
-        opt = read_run(args.opt, args.force_yml or (), root_path)
-        archived = copy.deepcopy(opt)
+    _replace_everywhere('MessageLogger', TrainingLog)
+    with one_voice():
+        opt, left = read_options(args.opt, args.force_yml or ())
+        written, mistakes = opt, Mistakes()
         try:
-            check_options(opt, root_path, args.opt, args.launcher, args.auto_resume, args.debug, is_train)
+            complete(opt, left, root_path, mistakes)
+            written = copy.deepcopy(opt)
+            flags = args.launcher, args.auto_resume, args.debug
+            check_options(opt, root_path, args.opt, *flags, is_train, mistakes, begins=True)
         except UserError as error:
-            raise error.within(args.opt) from None
-        if opt['path'].get('resume_state'):
-            modernise(archived)
-        _replace_everywhere('copy_opt_file', functools.partial(archive, options=archived))
-    except UserError:
-        if int(os.environ.get('RANK', 0)) > 0:
-            raise SystemExit(2) from None
-        raise
+            raise in_order_of(written, error).within(args.opt) from None
+    if opt['path'].get('resume_state'):
+        modernise(written)
+    _replace_everywhere('copy_opt_file', functools.partial(archive, options=written))
     return opt, args
 
 
@@ -115,6 +95,8 @@ def check_options(
     auto_resume: bool = False,
     debug: bool = False,
     is_train: bool = True,
+    mistakes: Mistakes | None = None,
+    begins: bool = False,
 ) -> None:
     """Completes options that were read, checks and rehearses them: all that happens before a run creates anything.
 
@@ -124,27 +106,38 @@ def check_options(
         file: Where they come from, for messages that show a command.
         launcher, auto_resume, debug: BasicSR's flags.
         is_train: Whether they are those of a training.
+        mistakes: What was found already; what depends on it is not checked.
+        begins: Whether the training begins after it; see :func:`sdakd_models.rehearsal.rehearse`.
 
     Raises:
-        UserError: The first mistake; with the key, without the file.
+        UserError: All mistakes; with the key, without the file.
     """
-    _distribute(opt, launcher, file)
-    _complete(opt, auto_resume, debug, root_path, is_train)
-    resolve_paths(opt, root_path)
-    if opt['path'].get('resume_state') and (old := modernise(opt)) and opt['rank'] == 0:
-        logging.getLogger('basicsr').warning(
-            f'{file}: the run to resume has keys of version 0.1.0, which are read by their names of today: '
-            f'{", ".join(old)}.'
-        )
-    if opt['rank'] > 0:  # the others wait for the main process: it downloads what is missing and reports mistakes
-        torch.distributed.barrier()
-    if is_train:
-        keep_connector(opt)
-        cast = check_run(opt, quiet=opt['rank'] > 0)
+    with mistakes or Mistakes() as mistakes:
+        _distribute(opt, launcher, file, mistakes)
+        if mistakes.found and int(os.environ.get('WORLD_SIZE', 1)) > 1 and not opt['dist']:
+            return  # processes that cannot wait for each other would check and fetch the same
+        if is_train:
+            with mistakes.collect():
+                check_top_level(opt)
+            for key, value in meant(opt, KNOWN_TOP_LEVEL, SLIP).items():
+                opt.setdefault(key, value)
+        _complete(opt, auto_resume, debug, root_path, is_train, mistakes)
+        resolve_paths(opt, root_path)
+        if opt['path'].get('resume_state') and (old := modernise(opt)) and opt['rank'] == 0:
+            logging.getLogger('basicsr').warning(
+                f'{file}: the run to resume has keys of version 0.1.0, which are read by their names of today: '
+                f'{", ".join(old)}.'
+            )
+        if opt['rank'] > 0:  # the others wait for the main process: it downloads what is missing and reports mistakes
+            torch.distributed.barrier()
+        if is_train:
+            with mistakes.collect():
+                keep_connector(opt)
+            cast = check_run(opt, mistakes, quiet=opt['rank'] > 0)
     if opt['dist'] and opt['rank'] == 0:
         torch.distributed.barrier()
     if is_train:
-        rehearse(opt, cast)
+        rehearse(opt, cast, begins)
 
 
 def keep_connector(opt: Mapping) -> None:
@@ -171,12 +164,13 @@ def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
     file that was archived before may be the option file: BasicSR has moved it with its folder by now, or would copy it
     onto itself.
     """
+    if get_dist_info()[0] > 0:
+        return
     copied = os.path.join(experiments_root, os.path.basename(opt_file))
     if os.path.isfile(opt_file) and read_yaml(opt_file) == options:
         if os.path.realpath(opt_file) != os.path.realpath(copied):
             _copy_opt_file(opt_file, experiments_root)
-        return
-    if get_dist_info()[0] > 0:
+            Path(copied).write_text(without_schema_line(Path(copied).read_text(encoding='utf-8')), encoding='utf-8')
         return
     command = ' '.join(shlex.join(sys.argv).split())
     text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True, width=120)
@@ -187,43 +181,63 @@ def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
         )
 
 
-def _distribute(opt: dict, launcher: str, file: str) -> None:
+def _distribute(opt: dict, launcher: str, file: str, mistakes: Mistakes) -> None:
     """Starts distributed training where a launcher asks for it: NCCL on GPUs, Gloo on CPUs."""
-    gpus = torch.cuda.device_count()
     opt['dist'] = launcher != 'none'
-    wanted = opt.get('num_gpu', 'auto')
-    if wanted != 'auto' and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0):
-        raise UserError(f'num_gpu: write auto or a number of GPUs, not {wanted!r}.')
-    opt['num_gpu'] = gpus if wanted == 'auto' else wanted
-    if opt['num_gpu'] > gpus:
-        raise UserError(f'num_gpu: {wanted} GPUs are asked for, torch sees {gpus}; write auto, or 0 for the CPU.')
-    if not opt['dist']:
-        if opt['num_gpu'] > 1:
+    with mistakes.collect():
+        opt['num_gpu'] = _gpus(opt.get('num_gpu', 'auto'), file, opt['dist'])
+        if launcher == 'pytorch' and 'RANK' not in os.environ:
             raise UserError(
-                f'num_gpu: {opt["num_gpu"]} GPUs need a launcher, run `torchrun --nproc_per_node={opt["num_gpu"]} '
-                f'{sys.argv[0]} -opt {file} --launcher pytorch`, or write num_gpu: 1.'
+                '--launcher pytorch',
+                f'no launcher has started this process, run `torchrun --nproc_per_node=N {sys.argv[0]} -opt {file} '
+                '--launcher pytorch`.',
             )
-    elif launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise UserError(
-            f'--launcher pytorch: no launcher has started this process, run `torchrun --nproc_per_node=N {sys.argv[0]} '
-            f'-opt {file} --launcher pytorch`.'
-        )
-    elif opt['num_gpu'] == 0:
+    if mistakes.about('num_gpu', '--launcher pytorch'):
+        opt |= {'num_gpu': 0, 'dist': False}  # for the other checks
+    elif opt['dist'] and opt['num_gpu'] == 0:
         torch.distributed.init_process_group('gloo')
-    else:
+    elif opt['dist']:
         init_dist(launcher, **(opt.get('dist_params') or {}))
     opt['rank'], opt['world_size'] = get_dist_info()
 
 
-def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_train: bool) -> None:
-    """What BasicSR derives from the options: seed, phases, folders, debug values; and the state to resume from."""
+def _gpus(wanted: object, file: str, distributed: bool) -> int:
+    """The number of GPUs that ``num_gpu`` asks for."""
+    there = torch.cuda.device_count()
+    if wanted != 'auto' and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0):
+        raise UserError('num_gpu', f'write auto or a number of GPUs, not {wanted!r}.')
+    number = there if wanted == 'auto' else wanted
+    if number > there:
+        raise UserError('num_gpu', f'{wanted} GPUs are asked for, torch sees {there}; write auto, or 0 for the CPU.')
+    if number > 1 and not distributed:
+        raise UserError(
+            'num_gpu',
+            f'{number} GPUs need a launcher, run `torchrun --nproc_per_node={number} {sys.argv[0]} -opt {file} '
+            '--launcher pytorch`, or write num_gpu: 1.',
+        )
+    return number
+
+
+def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_train: bool, mistakes: Mistakes) -> None:
+    """What BasicSR derives from the options: seed, phases, folders, debug values; and the state to resume from.
+
+    What is mistaken has something in its place afterwards, for the checks that come.
+    """
+    for key in BLOCKS:
+        if mistakes.about(key) and not isinstance(opt[key], dict):
+            opt[key] = None
     for key in ('name', 'model_type', 'datasets', *(() if is_train else ('network_g',))):
-        if not opt.get(key):
-            raise UserError(f'{key}: the key is missing.')
-    lookup(MODEL_REGISTRY, opt['model_type'], 'model_type')
-    opt['name'] = str(opt['name'])
+        if not opt.get(key) and not mistakes.about(key):
+            mistakes.add(key, 'the key is missing.')
+    if opt.get('model_type'):
+        with mistakes.collect():
+            lookup(MODEL_REGISTRY, opt['model_type'], 'model_type')
+    if mistakes.about('model_type'):
+        known = [name for name, _ in MODEL_REGISTRY]
+        opt['model_type'] = next(iter(difflib.get_close_matches(str(opt.get('model_type')), known, 1)), '')
+    opt['name'] = str(opt.get('name') or 'run')
     if os.path.basename(opt['name']) != opt['name'] or opt['name'] in ('.', '..'):
-        raise UserError(f'name: {opt["name"]!r} names a folder under experiments/, it may hold no path separator.')
+        mistakes.add('name', f'{opt["name"]!r} names a folder under experiments/, it may hold no path separator.')
     opt['path'] = opt.get('path') or {}
     opt['logger'] = {'print_freq': 100, 'save_checkpoint_freq': 5000, 'use_tb_logger': False} | (
         opt.get('logger') or {}
@@ -234,9 +248,12 @@ def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_trai
     opt['is_train'], opt['auto_resume'] = is_train, auto_resume
     if debug and not opt['name'].startswith('debug'):
         opt['name'] = 'debug_' + opt['name']
-    for phase, dataset in opt['datasets'].items():
+    opt['datasets'] = opt.get('datasets') or {}
+    for phase, dataset in list(opt['datasets'].items()):
         if not isinstance(dataset, dict):
-            raise UserError(f'datasets:{phase}: write a mapping of keys and values here.')
+            mistakes.add(f'datasets:{phase}', 'write a mapping of keys and values here.')
+            del opt['datasets'][phase]
+            continue
         dataset['phase'] = phase.split('_')[0]
         if 'scale' in opt:
             dataset['scale'] = opt['scale']

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
@@ -16,7 +16,7 @@ from msgspec import Meta, Struct, convert, field, structs
 from msgspec import ValidationError as Invalid
 from torch import nn
 
-from sdakd.compat import UserError, near
+from sdakd.compat import Mistakes, UserError, gathering, meant, near
 from sdakd_arch.weights import tensors_only
 from sdakd_arch.width import lookup
 from sdakd_models.stages import Count, Plan, Stage
@@ -103,6 +103,31 @@ class DiscriminatorBlock(Block):
         return 'teacher' in (self.real, *self.fake)
 
 
+class Logger(Block):
+    """The block ``logger:``: BasicSR's keys, and which checkpoints a run keeps."""
+
+    print_freq: Annotated[int, Meta(ge=1, description='Iterations between two lines of the log.')] = 100
+    save_checkpoint_freq: Annotated[
+        int, Meta(ge=1, description='Iterations between two checkpoints; the end of every stage is one as well.')
+    ] = 5000
+    use_tb_logger: Annotated[bool, Meta(description='Write TensorBoard files.')] = False
+    wandb: Annotated[dict | None, Meta(description='Weights & Biases: project, resume_id.')] = None
+    keep_last: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description='How many checkpoints are kept, the newest; older ones of this run go when a new one is '
+            'written. Ends of stages stay. A null keeps all.'
+        ),
+    ] = 3
+    keep_best: Annotated[
+        str | bool | None,
+        Meta(
+            description='Entry of `val:metrics`, or true for the first of them: the checkpoint that is best by it on '
+            'the first validation set stays as well.'
+        ),
+    ] = None
+
+
 class Train(Block):
     """The block ``train:`` without the options of the terms (``<term>_opt``)."""
 
@@ -149,18 +174,28 @@ class Train(Block):
     ] = 'fp32'
     total_iter: Annotated[int | None, Meta(description='Derived from the stages; leave it out.')] = None
 
-    def plan(self) -> Plan:
+    @gathering
+    def plan(self, *, mistakes: Mistakes) -> Plan:
         """The stages, typed.
 
         Raises:
             UserError: A stage has an unknown key, a missing one or a value of the wrong kind.
         """
-        stages = {str(name): typed(Stage, stage, f'train:stages:{name}') for name, stage in self.stages.items()}
-        if self.start_stage is not None and self.start_stage not in stages:
-            raise UserError(
-                f'train:start_stage: there is no stage {self.start_stage!r}; {near(self.start_stage, stages)}.'
-            )
-        return Plan(stages, self.start_stage)
+        stages = {}
+        for name, stage in self.stages.items():
+            found = typed(Stage, stage, f'train:stages:{name}', mistakes=mistakes)
+            stages[str(name)] = found or Stage(iters=1, terms=_names(stage))
+        first = self.start_stage
+        if first is not None and first not in stages:
+            mistakes.add('train:start_stage', f'there is no stage {first!r}; {near(first, stages)}.')
+            first = None
+        return Plan(stages, first)
+
+
+def _names(stage: object) -> list[str]:
+    """The terms of a stage that cannot be read, as far as they can be told."""
+    terms = stage.get('terms') if isinstance(stage, Mapping) else None
+    return [term for term in terms if isinstance(term, str)] if isinstance(terms, list) else []
 
 
 RENAMED = {  # keys of version 0.1.0: the new one, and what to write for an old value
@@ -175,45 +210,80 @@ def _structs(annotation: object) -> list[type[Struct]]:
     return [found for part in get_args(annotation) for found in _structs(part)]
 
 
-def typed(struct: type[T], value: object, where: str) -> T:
+@gathering
+def typed(struct: type[T], value: object, where: str, *, mistakes: Mistakes) -> T | None:
     """Turns a mapping of the option file into ``struct``; numbers written as text (``2e-4``) become numbers.
 
+    Returns:
+        The struct. With ``mistakes``, wrong values have their defaults; None where one without a default is wrong.
+
     Raises:
-        UserError: Unknown key (with near names), missing key, or a value of the wrong kind; names ``where``.
+        UserError: Unknown keys (with near names), missing keys, values of the wrong kind; each names its place.
     """
     if not isinstance(value, Mapping):
-        raise UserError(f'{where}: write a mapping of keys and values here, not {value!r}.')
+        mistakes.add(where, f'write a mapping of keys and values here, not {value!r}.')
+        return None
     fields = {each.encode_name: each for each in structs.fields(struct)}
-    for key in value:
-        if key not in fields and key in RENAMED and RENAMED[key][0] in fields:
-            new, translate = RENAMED[key]
-            raise UserError(
-                f'{where}:{key}: this key is called {new} now; write {new}: {_yaml(translate(value[key]))}.'
-            )
-        if key not in fields and struct.__struct_config__.forbid_unknown_fields:
-            raise UserError(f'{where}: unknown key {key!r}; {near(str(key), fields)}.')
+    before = len(mistakes.found)
+    value = _known(struct, value, fields, where, mistakes)
+    right = {key: given for key, given in value.items() if key not in fields}  # such as the tag
     for name, each in fields.items():
-        inner = value.get(name)
-        choices = {tag: cls for cls in _structs(each.type) if (tag := cls.__struct_config__.tag) is not None}
-        if isinstance(inner, Mapping) and choices:
-            if inner.get('type') not in choices:
-                kind = inner.get('type')
-                raise UserError(f'{where}:{name}:type: unknown {kind!r}; {near(str(kind), choices)}.')
-            known = {'type', *choices[inner['type']].__struct_fields__}
-            for key in inner:
-                if key not in known:
-                    raise UserError(f'{where}:{name}: unknown key {key!r}; {near(str(key), known)}.')
+        if name in value and _fits(each.type, value[name], f'{where}:{name}', mistakes):
+            right[name] = value[name]
+        elif name not in value and each.required:
+            mistakes.add(where, f'object missing required field `{name}`.')
+    if len(mistakes.found) > before and any(each.required and name not in right for name, each in fields.items()):
+        return None
     try:
-        found = convert(value, struct, strict=False)
-    except Invalid as error:
-        reason, _, at = str(error).replace(' | null`', '`').partition(' - at `$')
-        key = at.rstrip('`').replace('[...]', '').replace('.', ':').lstrip(':')
-        shown = value.get(key.split('[')[0])
-        given = f', given {shown!r}' if shown is not None and 'required' not in reason else ''
-        raise UserError(f'{where}{":" + key if key else ""}: {reason[0].lower()}{reason[1:]}{given}.') from None
+        found = convert(right, struct, strict=False)
+    except Invalid as error:  # of what concerns several fields
+        mistakes.add(where, f'{_lower(str(error))}.')
+        return None
     if isinstance(found, Block):
         found.where = where
     return found
+
+
+def _known(struct: type, value: Mapping, fields: Mapping, where: str, mistakes: Mistakes) -> Mapping:
+    """The value without unknown keys; what they are meant to say is there."""
+    found, strict = dict(value), struct.__struct_config__.forbid_unknown_fields
+    for key in value:
+        new, translate = RENAMED.get(key, (None, None))
+        if key not in fields and new in fields:
+            now = translate(found.pop(key))
+            found.setdefault(new, now)
+            mistakes.add(f'{where}:{key}', f'this key is called {new} now; write {new}: {_yaml(now)}.')
+        elif key not in fields and strict:
+            mistakes.add(where, f'unknown key {key!r}; {near(str(key), fields)}.')
+    return meant(found, fields) if strict else found
+
+
+def _fits(kind: object, value: object, where: str, mistakes: Mistakes) -> bool:
+    """Whether the value of a key is of its kind."""
+    before = len(mistakes.found)
+    choices = {tag: cls for cls in _structs(kind) if (tag := cls.__struct_config__.tag) is not None}
+    if isinstance(value, Mapping) and choices:
+        if value.get('type') not in choices:
+            given = value.get('type')
+            mistakes.add(f'{where}:type', f'unknown {given!r}; {near(str(given), choices)}.')
+        else:
+            known = {'type', *choices[value['type']].__struct_fields__}
+            for key in value:
+                if key not in known:
+                    mistakes.add(where, f'unknown key {key!r}; {near(str(key), known)}.')
+    if len(mistakes.found) == before:
+        try:
+            convert(value, kind, strict=False)
+        except Invalid as error:
+            reason, _, at = str(error).replace(' | null`', '`').partition(' - at `$')
+            at = at.rstrip('`').replace('[...]', '').replace('.', ':')
+            shown = value is not None and ':' not in at and 'required' not in reason
+            mistakes.add(f'{where}{at}', f'{_lower(reason)}{f", given {value!r}" if shown else ""}.')
+    return len(mistakes.found) == before
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]
 
 
 def _yaml(value: object) -> str:
@@ -239,7 +309,11 @@ def modernise(opt: dict) -> list[str]:
     return found
 
 
-def read_train(opt: Mapping, term_options: Mapping[str, str]) -> Train:
+MOVED = {'scheduler', 'warmup_iter', 'lr', 'lr_g', 'lr_d', 'grad_clip'}  # from train: to its stages
+
+
+@gathering
+def read_train(opt: Mapping, term_options: Mapping[str, str], *, mistakes: Mistakes) -> Train:
     """The typed block ``train:``.
 
     Args:
@@ -251,36 +325,49 @@ def read_train(opt: Mapping, term_options: Mapping[str, str]) -> Train:
     """
     train = opt.get('train')
     if not isinstance(train, Mapping):
-        raise UserError('train: the block is missing; it holds the stages and the options of the terms.')
+        mistakes.add('train', 'the block is missing; it holds the stages and the options of the terms.')
+        return Train(stages={})
     own = {each.encode_name for each in structs.fields(Train)}
-    moved = {'scheduler', 'warmup_iter', 'lr', 'lr_g', 'lr_d', 'grad_clip'}
     for key in train:
-        if key in moved:
-            raise UserError(f'train:{key}: this belongs to each stage, write it under train:stages:<name>.')
-        if key not in own and key not in term_options:
-            raise UserError(f'train: unknown key {key!r}; {near(str(key), own | set(term_options))}.')
+        if key in MOVED:
+            mistakes.add(f'train:{key}', 'this belongs to each stage, write it under train:stages:<name>.')
+        elif key not in own and key not in term_options:
+            mistakes.add('train', f'unknown key {key!r}; {near(str(key), own | set(term_options))}.')
+    train = meant_train(train, term_options)
     for side in ('optim_g', 'optim_d'):
-        if 'lr' in (train.get(side) or {}):
-            raise UserError(
-                f'train:{side}:lr: the learning rate belongs to each stage (train:stages:<name>:lr_{side[-1]}).'
+        if isinstance(train.get(side), Mapping) and 'lr' in train[side]:
+            mistakes.add(
+                f'train:{side}:lr',
+                f'the learning rate belongs to each stage (train:stages:<name>:lr_{side[-1]}).',
             )
+            train[side] = {key: value for key, value in train[side].items() if key != 'lr'}
     own_values = {key: value for key, value in train.items() if key in own}
     if isinstance(train.get('stages'), Mapping):  # YAML reads a stage called 1 as a number
         own_values['stages'] = {str(name): stage for name, stage in train['stages'].items()}
-    return typed(Train, own_values, 'train')
+    return typed(Train, own_values, 'train', mistakes=mistakes) or Train(stages={})
 
 
-def read_teachers(opt: Mapping) -> dict[str, TeacherBlock]:
+def meant_train(train: Mapping, term_options: Iterable[str]) -> dict:
+    """The block ``train:`` with its keys as they are meant."""
+    return meant(train, {*(each.encode_name for each in structs.fields(Train)), *term_options, *MOVED})
+
+
+@gathering
+def read_teachers(opt: Mapping, *, mistakes: Mistakes) -> dict[str, TeacherBlock]:
     """The teachers by name: the block ``teacher:`` as ``teacher``, and the entries of ``teachers:``."""
-    found = {'teacher': typed(TeacherBlock, opt['teacher'], 'teacher')} if opt.get('teacher') else {}
+    found = {}
+    if opt.get('teacher'):
+        found['teacher'] = typed(TeacherBlock, opt['teacher'], 'teacher', mistakes=mistakes)
     entries = opt.get('teachers') or {}
     if not isinstance(entries, Mapping):
-        raise UserError('teachers: write a mapping of name and teacher here.')
+        mistakes.add('teachers', 'write a mapping of name and teacher here.')
+        entries = {}
     for name, entry in entries.items():
         if name in ('teacher', 'student'):
-            raise UserError(f'teachers:{name}: this name is taken, choose another one.')
-        found[str(name)] = typed(TeacherBlock, entry, f'teachers:{name}')
-    return found
+            mistakes.add(f'teachers:{name}', 'this name is taken, choose another one.')
+        else:
+            found[str(name)] = typed(TeacherBlock, entry, f'teachers:{name}', mistakes=mistakes)
+    return {name: entry for name, entry in found.items() if entry is not None}
 
 
 def gan_term(discriminator: str) -> str:
@@ -288,7 +375,8 @@ def gan_term(discriminator: str) -> str:
     return 'gan' if discriminator == 'student' else f'gan:{discriminator}'
 
 
-def read_discriminators(opt: Mapping) -> dict[str, DiscriminatorBlock]:
+@gathering
+def read_discriminators(opt: Mapping, *, mistakes: Mistakes) -> dict[str, DiscriminatorBlock]:
     """All discriminators by name: ``network_d`` as ``student``, and the entries of ``discriminators:``."""
     path = opt.get('path') or {}
     found = {}
@@ -300,14 +388,20 @@ def read_discriminators(opt: Mapping) -> dict[str, DiscriminatorBlock]:
         )
     entries = opt.get('discriminators') or {}
     if not isinstance(entries, Mapping):
-        raise UserError('discriminators: write a mapping of name and discriminator here.')
-    for name, entry in entries.items():
+        mistakes.add('discriminators', 'write a mapping of name and discriminator here.')
+        entries = {}
+    for name, block in entries.items():
         if name == 'student':
-            raise UserError('discriminators:student: this name belongs to network_d, choose another one.')
-        found[str(name)] = entry = typed(DiscriminatorBlock, entry, f'discriminators:{name}')
+            mistakes.add('discriminators:student', 'this name belongs to network_d, choose another one.')
+            continue
+        entry = typed(DiscriminatorBlock, block, f'discriminators:{name}', mistakes=mistakes)
+        if entry is None:
+            continue
+        found[str(name)] = entry
         if entry.learns and not entry.fake:
-            raise entry.error(
-                'the list is empty, but it learns; name student or teacher, or write learns: false.', 'fake'
+            mistakes.add(
+                entry.key('fake'),
+                'the list is empty, but it learns; name student or teacher, or write learns: false.',
             )
     for name, entry in found.items():
         entry.name = name
@@ -354,25 +448,24 @@ def read_term(name: str, value: object, where: str, own: type[Block] = Block) ->
         UserError: With near names.
     """
     if not isinstance(value, Mapping) or 'type' not in value:
-        raise UserError(f'{where}: write the loss as a mapping with its type, for example {{type: L1Loss}}.')
+        raise UserError(where, 'write the loss as a mapping with its type, for example {type: L1Loss}.')
     parameters = dict(inspect.signature(lookup(LOSS_REGISTRY, value['type'], f'{where}:type').__init__).parameters)
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     options = {each.encode_name for each in structs.fields(own)}
     known = (parameters.keys() - {'self'}) | {'share'} | options
-    for key, given in value.items():
-        if key not in known | {'type'} and not takes_any:
-            raise UserError(f'{where}: {value["type"]} takes no {key!r}; {near(key, known)}.')
-        number = key in parameters and isinstance(parameters[key].default, float)
-        if (
-            number
-            and key not in options
-            and (isinstance(given, bool) or not isinstance(given, (int, float, type(None))))
-        ):
-            raise UserError(f'{where}:{key}: write a number (2.0e-4 needs dot and sign in YAML), not {given!r}.')
     share = value.get('share')
-    if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1):
-        raise UserError(f"{where}:share: write the term's part of the gradient, between 0 and 1, not {share!r}.")
-    if share is not None and 'loss_weight' in value:
-        raise UserError(f'{where}: share and loss_weight are both there; keep one of them.')
-    loss = {key: given for key, given in value.items() if key not in options | {'share'}}
-    return TermBlock(name, where, loss, share, typed(own, {key: value[key] for key in value if key in options}, where))
+    with Mistakes() as mistakes:
+        for key, given in value.items():
+            if key not in known | {'type'} and not takes_any:
+                mistakes.add(where, f'{value["type"]} takes no {key!r}; {near(key, known)}.')
+            number = key in parameters and isinstance(parameters[key].default, float) and key not in options
+            if number and (isinstance(given, bool) or not isinstance(given, int | float | None)):
+                mistakes.add(f'{where}:{key}', f'write a number (2.0e-4 needs dot and sign in YAML), not {given!r}.')
+        if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1):
+            sentence = f"write the term's part of the gradient, between 0 and 1, not {share!r}."
+            mistakes.add(f'{where}:share', sentence)
+        if share is not None and 'loss_weight' in value:
+            mistakes.add(where, 'share and loss_weight are both there; keep one of them.')
+        loss = {key: given for key, given in value.items() if key not in options | {'share'}}
+        own_values = {key: value[key] for key in value if key in options}
+        return TermBlock(name, where, loss, share, typed(own, own_values, where, mistakes=mistakes))

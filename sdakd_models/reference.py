@@ -7,7 +7,7 @@ import typing
 
 from msgspec import NODEFAULT, Struct, structs
 
-from sdakd_models.options import Cotrain, DiscriminatorBlock, TeacherBlock, Train
+from sdakd_models.options import Cotrain, DiscriminatorBlock, Logger, TeacherBlock, Train
 from sdakd_models.registry import TERMS
 from sdakd_models.stages import CosineAnnealingLR, MultiStepLR, Stage
 
@@ -15,8 +15,18 @@ _HEAD = """\
 # Options
 
 An option file is BasicSR's, with these additions. Numbers may be written without a dot (`2e-4` is text to YAML and is
-read as a number here); an unknown key or a value of the wrong kind ends the run with one sentence before anything is
-created.
+read as a number here). Unknown keys and values of the wrong kind end the run before anything is created, with a
+sentence each, all of them at one start.
+<<<<<<< HEAD
+
+`-opt` takes a file, or the name of one that ships, with or without folder and ending: `-opt fakd`, `-opt methods/fakd`.
+A file of this path wins. `sdakd options` lists them, `sdakd options NAME > FILE` writes one that needs no other.
+
+Editors that know JSON schemas, such as VS Code with its YAML extension, complete and check an option file whose first
+line is `# yaml-language-server: $schema=schema.json`, with the path from the file to what `sdakd options --schema`
+prints.
+=======
+>>>>>>> df6eeba
 
 `model_type` is `SDAKDRealESRGANModel` (Real-ESRGAN's second-order degradation, or `high_order_degradation: false`
 with `RealESRGANPairedDataset`), `SDAKDModel` (paired data, such as `PairedImageDataset`) or `SDAKDGCFSRModel`
@@ -27,10 +37,16 @@ total number of iterations and the enlarging of a data set that is needed to rea
 `val:` knows four more keys: `tile` (side of a tile in input pixels, default 0 for whole images) with `tile_pad`
 (default 10), `tb_images` (images of each set that go to TensorBoard, default 3), and `noise` (faces only, see below).
 
+`num_threads: 2` at the top is the number of threads on the CPU. Without it, or with `auto`, `OMP_NUM_THREADS` says it.
+Where neither does, steps are timed for about a second before a run on the CPU begins, with 1, 2, 4, ... and all
+threads, and the log tells what was found. A run that is continued keeps its number, because sums of another one differ
+in their last bits.
+
 ## extends
 
 `extends: other.yml` at the top takes everything from another file, which may extend a third; what the file itself says
-goes on top. The path starts from the folder of the file that says so.
+goes on top. The path starts from the folder of the file that says so; where there is no such file, it may be the name
+of one that ships, `extends: methods/fakd`.
 
 - Mappings merge key by key. Inherited stages keep their order, new ones come after them.
 - Lists and plain values replace. So does a mapping with a `type` that the inherited one does not have: nothing of
@@ -173,15 +189,19 @@ def _section(title: str, struct: type[Struct]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _first(cls: type) -> str:
+def first(cls: type) -> str:
     """The first paragraph of a docstring, in one line."""
     return ' '.join(cls.__doc__.partition('\n\n')[0].split()).replace('``', '`')
 
 
+def own_terms() -> dict[str, type]:
+    """The terms of this project by name: not what a package of a user's has registered."""
+    return {name: cls for name, cls in sorted(TERMS.items()) if cls.__module__.startswith('sdakd_models.')}
+
+
 def reference() -> str:
     """The whole page, as Markdown."""
-    # those of this project: what a package of a user's has registered is not of this page
-    terms = sorted((name, cls) for name, cls in TERMS.items() if cls.__module__.startswith('sdakd_models.'))
+    terms = own_terms().items()
     sections = [
         ('teacher', TeacherBlock),
         ('cotrain', Cotrain),
@@ -191,8 +211,9 @@ def reference() -> str:
         ('CosineAnnealingLR', CosineAnnealingLR),
         *((f'train: {cls.option}', cls.Options) for _, cls in terms if structs.fields(cls.Options)),
         ('discriminators: an entry', DiscriminatorBlock),
+        ('logger', Logger),
     ]
-    rows = [f'| `{name}` | `train:{cls.option}` | {_first(cls)} |\n' for name, cls in terms]
+    rows = [f'| `{name}` | `train:{cls.option}` | {first(cls)} |\n' for name, cls in terms]
     parts = [_HEAD, *(_section(*section) for section in sections), _TAIL + ''.join(rows) + _DISCRIMINATORS]
     return '\n'.join(parts)
 

@@ -15,15 +15,17 @@ from basicsr.utils import logger as basicsr_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from sdakd.compat import UserError
+from sdakd.progress import Progress
 from sdakd_arch.width import lookup
 from sdakd_models.cast import Cast
 from sdakd_models.checks.networks import check_crop
 from sdakd_models.scenario import Scenario
+from sdakd_models.threads import settle_threads
 
 SIDES = (8, 16, 24, 32, 48, 64)  # of the rehearsal's crops in input pixels; the run's own crop comes last
 
 
-def rehearse(opt: Mapping, cast: Cast | None = None) -> None:
+def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
     """Builds the model of a run and makes the first step of every stage, with learning rates of 0.
 
     The batch is noise, of at most two images, in the smallest crops that discriminators and terms take. Nothing of the
@@ -32,6 +34,7 @@ def rehearse(opt: Mapping, cast: Cast | None = None) -> None:
     Args:
         opt: The options, checked and completed.
         cast: Its networks on ``'meta'``, where there are some.
+        begins: Whether the run begins after it: then the number of its threads is settled, see :mod:`.threads`.
 
     Raises:
         UserError: A step fails; with stage and term.
@@ -41,7 +44,8 @@ def rehearse(opt: Mapping, cast: Cast | None = None) -> None:
         small = shrunk(opt, cast or Cast(Scenario.read(opt), 'meta'))
         model = cls(small)
         batch = cls.noise_batch(model.scenario, small['datasets']['train']['batch_size_per_gpu'])
-        for name, end, stage in zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True):
+        stages = list(zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True))
+        for name, end, stage in Progress('rehearsal', len(stages), 'stages').over(stages):
             try:
                 model.feed_data(batch)
                 model.optimize_parameters(end - stage.iters + 1)
@@ -54,6 +58,9 @@ def rehearse(opt: Mapping, cast: Cast | None = None) -> None:
                     f'train:stages:{name}: a rehearsal of the first step fails in {what} '
                     f'({type(error).__name__}: {reason.rstrip(".")}); correct it, or take it out of the stage.'
                 ) from error
+        if begins:
+            with Progress('the best number of threads'):
+                settle_threads(opt, model)
         del model
 
 

@@ -6,20 +6,25 @@ Checks and model take the :class:`Scenario`; the mapping of the option file goes
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdakd.compat import UserError, near
+from msgspec import structs
+
+from sdakd.compat import Mistakes, UserError, gathering, near
 from sdakd_models.options import (
     DiscriminatorBlock,
+    Logger,
     TeacherBlock,
     TermBlock,
     Train,
     gan_term,
+    meant_train,
     read_discriminators,
     read_teachers,
     read_term,
     read_train,
+    typed,
 )
 from sdakd_models.registry import TERMS, term_options
 from sdakd_models.stages import Plan, Stage
@@ -40,6 +45,7 @@ class Scenario:
         discriminators: Those that some stage switches on, by name.
         network_g: The student's options; None where discriminators alone are trained.
         file: The completed options, for what is BasicSR's: data sets, paths, validation, logger, degradation.
+        sound: The stages that could be read with all their terms; a run has mistakes elsewhere.
     """
 
     train: Train
@@ -50,35 +56,90 @@ class Scenario:
     discriminators: dict[str, DiscriminatorBlock]
     network_g: dict | None
     file: Mapping
+    sound: frozenset[str]
 
     @classmethod
-    def read(cls, opt: Mapping) -> Scenario:
+    @gathering
+    def read(cls, opt: Mapping, *, mistakes: Mistakes) -> Scenario:
         """Reads completed options.
+
+        Returns:
+            The run. With ``mistakes``, without the blocks that are wrong.
 
         Raises:
             UserError: A block has an unknown key, lacks one or has a value of the wrong kind, or a stage names a term,
-                a teacher or a discriminator that is not there; with the key.
+                a teacher or a discriminator that is not there; each with its key.
         """
-        train = read_train(opt, term_options())
-        plan = train.plan()
-        declared, teachers = read_discriminators(opt), read_teachers(opt)
-        active, blocks = {}, {}
+        train = read_train(opt, term_options(), mistakes=mistakes)
+        plan = train.plan(mistakes=mistakes)
+        options = meant_train(_mapping(opt.get('train')), term_options())
+        declared = read_discriminators(opt, mistakes=mistakes)
+        teachers = read_teachers(opt, mistakes=mistakes)
+        active: dict[str, list[str]] = {}
+        blocks: dict[str, TermBlock | None] = {}
         for name, stage in zip(plan.names, plan.stages, strict=True):
             where = f'train:stages:{name}'
-            _check_names(stage, declared, where)
-            active[name] = [term for term in stage.terms if opt['train'].get(f'{term}_opt', '') is not None]
+            known = _known_terms(opt, stage, where, mistakes)
+            active[name] = [term for term in known if options.get(f'{term}_opt', '') is not None]
             for term in active[name]:
-                blocks[term] = blocks.get(term) or _read_block(opt, term, declared, where)
+                if term not in blocks:
+                    blocks[term] = None
+                    with mistakes.collect():
+                        blocks[term] = _read_block(options, term, declared, where)
+        terms = {term: block for term, block in blocks.items() if block is not None}
         used = {name: entry for name, entry in declared.items() if entry.term in blocks}
-        needed = {teacher for term, block in blocks.items() for teacher in teachers_of(block)}
+        needed = {teacher for block in terms.values() for teacher in teachers_of(block)}
         if any(entry.sees_teacher for entry in used.values()):
             needed.add('teacher')
-        for name in needed - teachers.keys():
-            where = 'teacher' if name == 'teacher' else f'teachers:{name}'
-            raise UserError(f'{where}: the block is missing, but a stage has a term that compares with a teacher.')
-        order = sorted(needed, key=lambda name: (name != 'teacher', name))
+        for name in sorted(needed - teachers.keys()):
+            _miss_teacher(opt, name, mistakes)
+        order = sorted(needed & teachers.keys(), key=lambda name: (name != 'teacher', name))
+        sound = frozenset(
+            name
+            for name, used_terms in active.items()
+            if not mistakes.about(f'train:stages:{name}') and terms.keys() >= set(used_terms)
+        )
         student = dict(opt['network_g']) if opt.get('network_g') else None
-        return cls(train, plan, active, blocks, {name: teachers[name] for name in order}, used, student, opt)
+        return cls(train, plan, active, terms, {name: teachers[name] for name in order}, used, student, opt, sound)
+
+    def without(self, mistakes: Mistakes) -> Scenario:
+        """The run without networks of which something is wrong, and without the terms that need one of them."""
+        plain = {side: {} for side in ('optim_g', 'optim_d') if mistakes.about(f'train:{side}')}
+        student = self.network_g
+        if mistakes.about('network_g', 'path:pretrain_network_g') or _lacks_teacher(student):
+            student = None
+        teachers = {name: entry for name, entry in self.teachers.items() if not mistakes.about(entry.where)}
+        discriminators = {
+            name: entry
+            for name, entry in self.discriminators.items()
+            if not mistakes.about(entry.key('network'), entry.key('weights'), f'discriminators:{name}')
+            and ('teacher' in teachers or not entry.sees_teacher)
+            and not _lacks_teacher(entry.network)
+        }
+        terms = {
+            term: block
+            for term, block in self.terms.items()
+            if term in TERMS
+            and student is not None
+            and teachers.keys() >= set(teachers_of(block))
+            and getattr(block.options, 'discriminator', None) in (None, *discriminators)
+        }
+        gans = {entry.term for entry in discriminators.values()}
+        terms |= {term: block for term, block in self.terms.items() if term in gans}
+        discriminators = {name: entry for name, entry in discriminators.items() if entry.term in terms}
+        return replace(
+            self,
+            train=structs.replace(self.train, **plain),
+            network_g=student,
+            teachers=teachers,
+            discriminators=discriminators,
+            terms=terms,
+        )
+
+    @property
+    def whole(self) -> bool:
+        """Whether all its stages could be read."""
+        return bool(self.plan.names) and self.sound >= set(self.plan.names)
 
     # --------------------------------------------------------------------------------------------------- what it is
 
@@ -93,6 +154,22 @@ class Scenario:
     @property
     def val(self) -> Mapping:
         return self.file.get('val') or {}
+
+    @property
+    def logger(self) -> Logger:
+        return typed(Logger, self.file.get('logger') or {}, 'logger')
+
+    @property
+    def val_freq(self) -> int | None:
+        """Iterations between two validations; None: there is none."""
+        sets = any(phase.startswith('val') for phase in self.datasets)
+        return self.val.get('val_freq') if sets else None
+
+    @property
+    def best_by(self) -> str | None:
+        """The entry of ``val:metrics`` by which ``logger:keep_best`` keeps the best checkpoint."""
+        wanted = self.logger.keep_best
+        return next(iter(self.val.get('metrics') or ()), None) if wanted is True else wanted or None
 
     @property
     def model_type(self) -> str:
@@ -183,31 +260,61 @@ def teachers_of(block: TermBlock) -> Iterable[str]:
     return getattr(block.options, 'teachers', ('teacher',))
 
 
-def _check_names(stage: Stage, declared: Mapping[str, DiscriminatorBlock], where: str) -> None:
-    """The terms of a stage and their discriminators exist."""
+def _mapping(value: object) -> Mapping:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _lacks_teacher(network: object) -> bool:
+    """Whether a network's width is still there, for want of a teacher to narrow."""
+    return 'width' in _mapping(network) and 'type' not in _mapping(network)
+
+
+def _miss_teacher(opt: Mapping, name: str, mistakes: Mistakes) -> None:
+    """A teacher that a stage needs is not there, unless that follows from something else that is wrong."""
+    where = 'teacher' if name == 'teacher' else f'teachers:{name}'
+    unreadable = name != 'teacher' and not isinstance(opt.get('teachers') or {}, Mapping)
+    # a width that lacks its teacher has said so
+    if not unreadable and not mistakes.about(where, 'network_g:width', 'network_d:width'):
+        mistakes.add(where, 'the block is missing, but a stage has a term that compares with a teacher.')
+
+
+def _known_terms(opt: Mapping, stage: Stage, where: str, mistakes: Mistakes) -> list[str]:
+    """The terms of a stage that exist, with their discriminators."""
+    entries = opt.get('discriminators') or {}
+    declared = {str(name) for name in entries} if isinstance(entries, Mapping) else None
+    found = []
     for term in stage.terms:
         kind, _, which = term.partition(':')
         which = which or 'student'
-        if kind == 'gan' and which not in declared:
-            need = 'network_d' if which == 'student' else f'discriminators:{which}'
-            raise UserError(
-                f'{where}:terms: the term {term!r} needs the discriminator {which!r}, which is not defined: write '
-                f'{need}, or take the term out.'
+        need = 'network_d' if which == 'student' else f'discriminators:{which}'
+        there = opt.get('network_d') if which == 'student' else declared is None or which in declared
+        if kind == 'gan' and not there and not mistakes.about(need):
+            mistakes.add(
+                f'{where}:terms',
+                f'the term {term!r} needs the discriminator {which!r}, which is not defined: write {need}, or take '
+                'the term out.',
             )
-        if kind != 'gan' and term not in TERMS:
-            known = {*TERMS, *map(gan_term, {'student', *declared})}
-            raise UserError(f'{where}:terms: unknown term {term!r}; {near(term, known)}.')
+        elif kind != 'gan' and term not in TERMS:
+            known = {*TERMS, *map(gan_term, {'student', *(declared or ())})}
+            mistakes.add(f'{where}:terms', f'unknown term {term!r}; {near(term, known)}.')
+        else:
+            found.append(term)
+    return found
 
 
-def _read_block(opt: Mapping, term: str, declared: Mapping[str, DiscriminatorBlock], where: str) -> TermBlock:
-    """The block of a term, which a stage has."""
+def _read_block(
+    options: Mapping, term: str, declared: Mapping[str, DiscriminatorBlock], where: str
+) -> TermBlock | None:
+    """The block of a term, which a stage has; None where its discriminator could not be read."""
     if term in TERMS:
         key, own = f'train:{TERMS[term].option}', (TERMS[term].Options,)
-        options = opt['train'].get(TERMS[term].option)
+        block = options.get(TERMS[term].option)
     else:
-        entry = declared[term.partition(':')[2] or 'student']
+        entry = declared.get(term.partition(':')[2] or 'student')
+        if entry is None:
+            return None
         key, own = (entry.key('gan_opt') if entry.gan_opt else 'train:gan_opt'), ()
-        options = entry.gan_opt or opt['train'].get('gan_opt')
-    if options is None:
-        raise UserError(f'{key}: the block is missing, but {where} has the term {term!r}.')
-    return read_term(term, options, key, *own)
+        block = entry.gan_opt or options.get('gan_opt')
+    if block is None:
+        raise UserError(key, f'the block is missing, but {where} has the term {term!r}.')
+    return read_term(term, block, key, *own)

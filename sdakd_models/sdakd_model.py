@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from basicsr.metrics import calculate_metric
@@ -15,6 +16,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
 from sdakd.compat import UserError
+from sdakd.progress import Progress
 from sdakd_arch.inference.tiling import run_tiled
 from sdakd_arch.weights import describe, infer_network
 from sdakd_arch.width import build, scale_of
@@ -24,8 +26,10 @@ from sdakd_data.cached_dataset import answers_in
 from sdakd_data.pool import ReusingPool
 from sdakd_models.cast import Cast, distributed, student_network
 from sdakd_models.checkpoints import Checkpoints
+from sdakd_models.clock import Clock
 from sdakd_models.context import Context
 from sdakd_models.context_error import check_context
+from sdakd_models.kept import Kept
 from sdakd_models.reader import forget_states
 from sdakd_models.scenario import Scenario
 from sdakd_models.shares import Shares
@@ -46,6 +50,7 @@ class SDAKDModel(Checkpoints, SRModel):
 
     has_borders = True  # training images are crops, whose borders teachers answer to with artefacts of padding
     discriminators_first = False  # Real-ESRGAN's order: the generator is updated before its discriminator
+    progress: Progress | None = None  # of a validation
     at_work = ''  # the term that a step is computing, for the sentence of a rehearsal
 
     def __init__(self, opt: Mapping) -> None:
@@ -76,6 +81,9 @@ class SDAKDModel(Checkpoints, SRModel):
         )
         self.optimizers = [player.optimizer for player in self.players]
         self.last_iter = 0
+        frequencies = {'saving': self.opt['logger']['save_checkpoint_freq'], 'validation': self.scenario.val_freq}
+        self.clock = Clock(self.plan, {kind: every for kind, every in frequencies.items() if every})
+        self.kept = Kept(self.scenario.logger.keep_last, self.plan.ends)
         self.answers: dict[str, Answer] = {}  # of teachers to the current batch, where they are known without running
         self.pool: ReusingPool | None = None
         if self.train_options.pool_reuse > 1:
@@ -96,9 +104,13 @@ class SDAKDModel(Checkpoints, SRModel):
 
     def _begin(self) -> None:
         """What a run does before its first step, once everyone is there."""
+        Clock.latest = self.clock
         main = self.opt['rank'] == 0
+        if 'threads' in self.opt:
+            get_root_logger().info(self.opt['threads'])
         if main and not self.scenario.resumes and self.teachers and self.has_borders:
-            check_context(self.cast, self.run)
+            with Progress("teachers' answers to crops, against those in context"):
+                check_context(self.cast, self.run)
         fill(self.scenario.datasets.get('train') or {}, self.teachers, self.cast.fingerprints, main)
         forget_states()
 
@@ -250,6 +262,7 @@ class SDAKDModel(Checkpoints, SRModel):
             self.output = context.student.detach()
         self.last_iter = current_iter
         self._report(moment, current_iter, log)
+        self.clock.lap(current_iter)
 
     def weighted(self, term: str, value: torch.Tensor) -> torch.Tensor:
         """A term's scalar with the weight that its share has been given; as it is where it has a weight of its own."""
@@ -316,27 +329,40 @@ class SDAKDModel(Checkpoints, SRModel):
             network.train(self.opt['is_train'])
 
     def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> None:
-        """BasicSR's, and after the first set the choice whether a teacher that learns is shown to the student."""
+        """BasicSR's; after the first set the best checkpoint is kept, and teachers that learn are shown if better."""
+        if not self.is_train:
+            return super().validation(dataloader, current_iter, tb_logger, save_img)
+        with self.clock.aside('validation'):
+            self._validate(dataloader, current_iter, tb_logger, save_img)
+
+    def _validate(self, dataloader, current_iter, tb_logger, save_img) -> None:
         super().validation(dataloader, current_iter, tb_logger, save_img)
         first = next((phase for phase in self.opt['datasets'] if phase.startswith('val')), None)
-        for teacher in self.cotrained if self.is_train else ():
-            if dataloader.dataset.opt['name'] != self.opt['datasets'][first]['name']:
-                continue
+        if dataloader.dataset.opt['name'] != self.opt['datasets'][first]['name']:
+            return
+        if (by := self.scenario.best_by) is not None and self.opt['rank'] == 0:
+            self.consider_best(float(self.metric_results[by]), self._lower(by))
+        for teacher in self.cotrained:
             if self.opt['rank'] == 0:
                 metric = self.opt['val']['metrics'][teacher.metric]
-                lower = metric.get('better', 'higher') == 'lower'
-                teacher.consider(lambda network: self._measure(network, dataloader, metric), lower, current_iter)  # noqa: B023
+                measure = partial(self._measure, dataloader=dataloader, metric=metric)
+                teacher.consider(measure, self._lower(teacher.metric), current_iter)
             if self.opt['dist']:
                 for tensor in teacher.shown.state_dict().values():
                     torch.distributed.broadcast(tensor, 0)
             self.save_again(teacher, current_iter)
+
+    def _lower(self, metric: str) -> bool:
+        """Whether a lower value of one of ``val:metrics`` is the better one."""
+        return self.opt['val']['metrics'][metric].get('better', 'higher') == 'lower'
 
     @torch.no_grad()
     def _measure(self, network: nn.Module, dataloader, metric: Mapping) -> float:
         """A validation metric of a generator on a set: what BasicSR's validation computes of the student."""
         total, count = 0.0, 0
         self.is_train = False  # no degradation of validation images
-        for data in dataloader:
+        name = dataloader.dataset.opt['name']
+        for data in Progress(f'validation of a teacher on {name}', len(dataloader), 'images').over(dataloader):
             self.feed_data(data)
             images = {'img': tensor2img([self.upscale(network).cpu()])}
             if 'gt' in data:
@@ -353,12 +379,15 @@ class SDAKDModel(Checkpoints, SRModel):
             name = dataloader.dataset.opt['name']
             self._images = (tb_logger, name, current_iter, iter(range(self.opt['val'].get('tb_images', 3))))
         training, self.is_train = self.is_train, False  # its images are no training pairs
-        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        with Progress(f'validation of {dataloader.dataset.opt["name"]}', len(dataloader), 'images') as self.progress:
+            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
         self.is_train, self._images = training, None
 
     def get_current_visuals(self) -> OrderedDict:
         """The current images on the CPU: ``lq``, ``result`` and, where there is one, ``gt``."""
         visuals = super().get_current_visuals()
+        if self.progress is not None:
+            self.progress.step()
         if getattr(self, '_images', None) is not None:
             tb_logger, name, current_iter, numbers = self._images
             number = next(numbers, None)

@@ -51,6 +51,13 @@ class Stage(Struct, forbid_unknown_fields=True):
     warmup_iter: Annotated[Count, Meta(description='Iterations over which the rates rise linearly.')] = 0
     scheduler: Annotated[MultiStepLR | CosineAnnealingLR | None, Meta(description='Decay within the stage.')] = None
     grad_clip: Annotated[Positive | None, Meta(description='Largest 2-norm of the gradients of a player.')] = None
+    seconds: Annotated[
+        Positive | None,
+        Meta(
+            description='Measured seconds of an iteration, for the time left in the log; from its first steps on the '
+            'stage is measured.'
+        ),
+    ] = None
     reset_optimizers: Annotated[bool, Meta(description="Forget Adam's moments at the stage's beginning.")] = True
 
     def factor(self, step: int) -> float:
@@ -81,7 +88,7 @@ class Plan:
         self.names = names[names.index(first) if first else 0 :]
         self.stages = [stages[name] for name in self.names]
         self.ends = [sum(stage.iters for stage in self.stages[: i + 1]) for i in range(len(self.stages))]
-        self.total_iter = self.ends[-1]
+        self.total_iter = sum(stage.iters for stage in self.stages)
         self.trains_student = any(stage.lr_g is not None for stage in self.stages)
 
     def at(self, iteration: int) -> Moment:

@@ -76,11 +76,13 @@ def read_scores(folders: list[str]) -> dict[tuple, dict]:
 
 def written(score: dict | None, metric: str) -> str:
     """``28.43 [25.10, 31.76]``; empty where nothing was measured."""
+    from sdakd.files.intervals import FEWEST
+
     if score is None or score['mean'] is None:
         return ''
     digits = DIGITS.get(metric, 2)
     interval = ''
-    if score['low'] is not None and score['high'] is not None:
+    if score['low'] is not None and score['n'] >= FEWEST:
         interval = f' [{score["low"]:.{digits}f}, {score["high"]:.{digits}f}]'
     return f'{score["mean"]:.{digits}f}{interval}'
 

@@ -16,9 +16,9 @@ import yaml
 
 from sdakd import compat
 from sdakd.commands.interface import Flags, Outcome
-from sdakd.commands.link import options_folder
 from sdakd.compat import UserError
 from sdakd.files.option_text import OptionText
+from sdakd.shipped import options_folder
 
 SHIPPED = 'sdakd_realesrgan_x4.yml'  # what a user's file does not say: proportions of the stages, feature_opt, gan_opt
 MODELS = {

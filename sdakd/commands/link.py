@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from sdakd.commands.interface import Flags, Outcome
 from sdakd.compat import UserError
 from sdakd.files.images import write
+from sdakd.shipped import SCHEMA, options_folder, shipped_files
 
 # each kind imports its own package only: while BasicSR scans its architectures, its models do not exist yet
 SHIMS = {
@@ -32,6 +34,7 @@ SHIMS = {
 }
 MARK = '"""Loads SDAKD, where it is installed. Written by `sdakd link`, taken away by `sdakd link --remove`."""\n'
 RECORD = '.sdakd_link.json'
+EXAMPLE = 'options/sdakd_realesrgan_x4.yml'
 NEEDED = (
     'basicsr/__init__.py',
     'basicsr/train.py',
@@ -59,13 +62,6 @@ def shim(package: str) -> bytes:
     return (MARK + ''.join(lines)).encode()
 
 
-def options_folder() -> Path:
-    """The folder of this installation's option files: inside the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / 'options'
-    return inside if inside.is_dir() else package.parent / 'options'
-
-
 def wanted_files() -> dict[str, bytes]:
     """Content of every file of a linked checkout by its path there, with forward slashes; shims first.
 
@@ -74,10 +70,7 @@ def wanted_files() -> dict[str, bytes]:
     """
     folder = options_folder()
     files = {name: shim(package) for name, package in SHIMS.items()}
-    found = sorted(folder.rglob('*.yml'))
-    if not found:
-        raise UserError(f'the option files of this plugin are missing ({folder}): install it again.')
-    for path in found:
+    for path in (*shipped_files().values(), folder / SCHEMA):
         files[f'options/{path.relative_to(folder).as_posix()}'] = path.read_bytes()
     return files
 
@@ -131,8 +124,8 @@ class Linked(Outcome):
 class Checkout:
     """A BasicSR checkout, what it should hold, and what it does hold."""
 
-    def __init__(self, folder: str):
-        self.folder = folder
+    def __init__(self, folder: str, verbose: bool = False):
+        self.folder, self.verbose = folder, verbose
         self.root = find_checkout(folder)
         self.wanted = wanted_files()
         self.files, self.folders = self._read_record()
@@ -183,9 +176,16 @@ class Checkout:
         """The state of every file that is wanted, or that an older version of the plugin has written."""
         return {name: self.state(name) for name in dict.fromkeys((*self.wanted, *self.files))}
 
+    def _told(self, verb: str, names: list[str]) -> list[str]:
+        """What was done to files: every one of them if asked for, then how many of which kind."""
+        shims = sum(name in SHIMS for name in names)
+        kinds = [(shims, 'shim', 'basicsr/'), (len(names) - shims, 'option file', 'options/')]
+        counted = ' and '.join(f'{n} {kind}{"s" * (n > 1)} in {place}' for n, kind, place in kinds if n)
+        listed = [f'{verb} {name}' for name in names] if self.verbose else []
+        return [*listed, f'{verb} {counted}.'] if names else []
+
     def link(self) -> Linked:
         """Writes what is missing or outdated."""
-        lines: list[str] = []
         states = self.states()
         foreign = [name for name in self.wanted if states[name] == 'foreign']
         if foreign:
@@ -203,46 +203,44 @@ class Checkout:
             self._write_record()
         for name in due:
             write(self.root / name, self.wanted[name])
-            lines.append(f'{"wrote" if states[name] == "missing" else "updated"} {name}')
         dropped = [name for name in self.files if name not in self.wanted]
         for name in dropped:  # the plugin has this option file no more
             if states[name] == 'outdated':
                 (self.root / name).unlink()
-                lines.append(f'removed {name}')
             del self.files[name]
         self.files = {n: c if states[n] == 'edited' else _checksum(self.wanted[n]) for n, c in self.files.items()}
         if due or dropped or (self.root / RECORD).exists():
             self._write_record()
-        for name in self.wanted:
-            if states[name] == 'edited':
-                lines.append(f'kept {name}, which has been changed since it was written')
+        lines = self._told('wrote', [name for name in due if states[name] == 'missing'])
+        lines += self._told('updated', [name for name in due if states[name] == 'outdated'])
+        lines += self._told('removed', [name for name in dropped if states[name] == 'outdated'])
+        lines += [_kept(name) for name in self.wanted if states[name] == 'edited']
         if due or dropped:
-            lines.append(
-                f'{self.folder} is linked: `sdakd link {self.folder} --check` tries it, and then `python '
-                'basicsr/train.py -opt options/....yml` trains there.'
-            )
+            place = shlex.quote(self.folder)
+            lines += [
+                f'{self.folder} is linked: BasicSR finds this plugin through the shims.',
+                f'  try it:    sdakd link {place} --check',
+                f'  train:     cd {place} && python basicsr/train.py -opt {EXAMPLE}',
+                f'  undo it:   sdakd link {place} --remove',
+            ]
         else:
             lines.append(f'{self.folder} is linked already: nothing has changed.')
         return Linked(lines)
 
     def remove(self) -> Linked:
         """Takes away what was written and has not been changed."""
-        lines: list[str] = []
         states = self.states()
         written = [name for name in SHIMS if states[name] in ('current', 'outdated')]
         written += [name for name in self.files if states[name] in ('current', 'outdated')]
         kept = [name for name in self.files if states[name] == 'edited']
         for name in written:
             (self.root / name).unlink()
-            lines.append(f'removed {name}')
         for name in reversed(self.folders):
             folder = self.root / name
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-                lines.append(f'removed {name}/')
         (self.root / RECORD).unlink(missing_ok=True)
-        for name in kept:
-            lines.append(f'kept {name}, which has been changed since it was written')
+        lines = self._told('removed', written) + [_kept(name) for name in kept]
         end = 'is not linked any more' if written or kept else 'is not linked: there was nothing to remove'
         lines.append(f'{self.folder} {end}.')
         return Linked(lines)
@@ -259,7 +257,8 @@ class Checkout:
             return Linked([f'out of date: {again} ({", ".join(due)}).'], 1)
         edited = [name for name in self.wanted if states[name] == 'edited']
         changed = f', of which {", ".join(edited)} changed since' if edited else ''
-        linked = f'linked: {len(SHIMS)} shims, {len(self.wanted) - len(SHIMS)} option files{changed}.'
+        files = sum(name.endswith('.yml') for name in self.wanted)
+        linked = f'linked: {len(SHIMS)} shims, {files} option files{changed}.'
         if not (self.root / 'basicsr/version.py').is_file():
             fault = f'{self.folder} has no basicsr/version.py, which its installation generates, {INSTALL}'
         else:
@@ -321,6 +320,10 @@ class Checkout:
         return None
 
 
+def _kept(name: str) -> str:
+    return f'kept {name}, which has been changed since it was written'
+
+
 def _checksum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -360,22 +363,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     only = 'only say whether it is linked and works (exit status 0)'
     add('--check', action='store_true', help=only, to=action)
     add('--remove', action='store_true', help='take away what was written and not changed since', to=action)
+    add('--verbose', action='store_true', help='list every file')
 
 
-def link(folder: str | Path, *, check: bool = False, remove: bool = False) -> Linked:
+def link(folder: str | Path, *, check: bool = False, remove: bool = False, verbose: bool = False) -> Linked:
     """Drops the plugin into a BasicSR checkout.
 
     Args:
         folder: Of the checkout.
         check: Only look whether it is linked and works.
         remove: Take away what was written and has not been changed since.
+        verbose: List every file.
 
     Raises:
         UserError: No BasicSR checkout, a file of someone else's in the way, or a folder that cannot be written.
     """
     folder = str(folder)
     try:
-        checkout = Checkout(folder)
+        checkout = Checkout(folder, verbose)
         return checkout.remove() if remove else checkout.check() if check else checkout.link()
     except OSError as error:
         raise UserError(

@@ -1,1 +1,1 @@
-"""What several commands read and write: images, test sets, results, runs, generators."""
+"""What several commands read and write: images, test sets, results, runs, generators; intervals of means."""

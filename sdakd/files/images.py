@@ -25,10 +25,10 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from sdakd.compat import UserError, no_file, replacing
 from sdakd.files.limits import most_pixels, start_process
+from sdakd.progress import Progress, say
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 # what Pillow may take them for: it would hand PostScript to another program, whatever the file's name
@@ -298,16 +298,16 @@ class Pass:
     def over(self, work: Callable[[str], Any], names: Iterable[str]) -> Iterator[tuple[str, Any]]:
         """Yields the name and what ``work`` returned (false: an output was kept) for every image that could be used."""
         names = list(names)
-        with tqdm(total=len(names), desc=self.job, unit='image') as bar:
+        with Progress(self.job, len(names), 'images') as progress:
             for name, result, error in _in_order(functools.partial(_attempt, work), names, self.workers):
-                bar.update()
+                progress.step()
                 if error is None:
                     self.counts['done' if result else 'kept'] += 1
                     yield name, result
                 else:
                     self.counts[error.kind] += 1
                     self.unusable.append(f'{name} {error.reason}')
-                    tqdm.write(f'{os.path.join(self.folder, name)} {error.reason}', file=sys.stderr)
+                    say(f'{os.path.join(self.folder, name)} {error.reason}')
 
     def run(self, work: Callable[[str], Any], names: Iterable[str]) -> None:
         for _ in self.over(work, names):

@@ -79,9 +79,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = 'sim
     return tabulate(rows, header, tablefmt=TABLES.get(kind, kind), colalign=align, disable_numparse=True) + '\n'
 
 
-def write_tables(folder: str | Path, name: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Path]:
-    """Writes ``name.md``, ``name.csv`` and ``name.tex`` and returns their paths."""
+def write_tables(
+    folder: str | Path, name: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = ''
+) -> list[Path]:
+    """Writes ``name.md``, ``name.csv`` and ``name.tex`` and returns their paths.
+
+    Args:
+        note: A sentence for beneath the table: a paragraph in Markdown, a comment in LaTeX; CSV holds numbers alone.
+    """
+    notes = {'md': f'\n{note}\n', 'tex': f'% {note}\n', 'csv': ''} if note else {}
     paths = [Path(folder) / f'{name}.{kind}' for kind in ('md', 'csv', 'tex')]
     for path in paths:
-        write(path, table(header, rows, path.suffix[1:]).encode())
+        kind = path.suffix[1:]
+        write(path, (table(header, rows, kind) + notes.get(kind, '')).encode())
     return paths

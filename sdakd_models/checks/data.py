@@ -12,7 +12,7 @@ import numpy as np
 from basicsr.utils.registry import DATASET_REGISTRY
 from PIL import Image
 
-from sdakd.compat import UserError
+from sdakd.compat import Mistakes, UserError
 from sdakd_arch.width import lookup
 from sdakd_models.scenario import Scenario
 
@@ -36,23 +36,14 @@ def check(scenario: Scenario, phase: str, shallow: bool = False) -> int:
         raise UserError(f'{where}: a data set is called train, val or val_<number>.')
     if 'type' not in options or 'name' not in options:
         raise UserError(f'{where}: the key {"type" if "type" not in options else "name"} is missing.')
-    cls = lookup(DATASET_REGISTRY, options['type'], f'{where}:type')
-    if options['phase'] == 'train':
-        _check_numbers(where, options)
-    for key in ('dataroot_gt', 'dataroot_lq'):
-        root = options.get(key)
-        for folder in root if isinstance(root, list) else [root]:
-            if folder is not None and not os.path.isdir(folder):
-                raise UserError(f'{where}:{key}: the folder {folder} does not exist.')
-    for key in ('meta_info', 'meta_info_file'):
-        if options.get(key) is not None and not os.path.isfile(options[key]):
-            raise UserError(f'{where}:{key}: the file {options[key]} does not exist.')
     backend = options.get('io_backend')
     is_lmdb = isinstance(backend, Mapping) and backend.get('type') == 'lmdb'
-    for key in ('dataroot_gt', 'dataroot_lq'):
-        meta = os.path.join(str(options.get(key)), 'meta_info.txt')
-        if is_lmdb and options.get(key) and not os.path.isfile(meta):
-            raise UserError(f'{where}:{key}: {options[key]} is no LMDB data set, it has no meta_info.txt.')
+    with Mistakes() as mistakes:
+        with mistakes.collect():
+            cls = lookup(DATASET_REGISTRY, options['type'], f'{where}:type')
+        if options['phase'] == 'train':
+            _check_numbers(where, options, mistakes)
+        _check_paths(where, options, is_lmdb, mistakes)
     try:
         dataset = cls(deepcopy(dict(options)))
         count = len(dataset)
@@ -72,11 +63,28 @@ def check(scenario: Scenario, phase: str, shallow: bool = False) -> int:
     return count
 
 
-def _check_numbers(where: str, options: Mapping) -> None:
+def _check_numbers(where: str, options: Mapping, mistakes: Mistakes) -> None:
     for key, least in (('batch_size_per_gpu', 1), ('num_worker_per_gpu', 0), ('dataset_enlarge_ratio', 1)):
         value = options.get(key, 1 if key == 'dataset_enlarge_ratio' else None)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f'{where}:{key}: write a whole number of at least {least}, not {value!r}.')
+            mistakes.add(f'{where}:{key}', f'write a whole number of at least {least}, not {value!r}.')
+
+
+def _check_paths(where: str, options: Mapping, is_lmdb: bool, mistakes: Mistakes) -> None:
+    for key in ('dataroot_gt', 'dataroot_lq'):
+        root = options.get(key)
+        missing = [
+            each
+            for each in (root if isinstance(root, list) else [root])
+            if each is not None and not os.path.isdir(each)
+        ]
+        for folder in missing:
+            mistakes.add(f'{where}:{key}', f'the folder {folder} does not exist.')
+        if is_lmdb and root and not missing and not os.path.isfile(os.path.join(str(root), 'meta_info.txt')):
+            mistakes.add(f'{where}:{key}', f'{root} is no LMDB data set, it has no meta_info.txt.')
+    for key in ('meta_info', 'meta_info_file'):
+        if options.get(key) is not None and not os.path.isfile(options[key]):
+            mistakes.add(f'{where}:{key}', f'the file {options[key]} does not exist.')
 
 
 class _Disk:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdakd.compat import UserError
+from sdakd.compat import Mistakes
 from sdakd_models.scenario import Scenario
 
 DEGRADATION = (
@@ -18,17 +18,27 @@ def check(scenario: Scenario) -> None:
     Raises:
         UserError: With the key.
     """
-    opt, reuse = scenario.file, scenario.train.pool_reuse
-    for key in DEGRADATION:
-        if key not in opt:
-            raise UserError(f"{key}: the key is missing; Real-ESRGAN's degradation needs it beside model_type.")
-    crop, scale = opt['gt_size'], opt['scale']
+    if not scenario.degrades:
+        return
+    opt = scenario.file
+    with Mistakes() as mistakes:
+        for key in DEGRADATION:
+            if key not in opt:
+                mistakes.add(key, "the key is missing; Real-ESRGAN's degradation needs it beside model_type.")
+        if 'gt_size' in opt:
+            _check_crop(scenario, mistakes)
+
+
+def _check_crop(scenario: Scenario, mistakes: Mistakes) -> None:
+    crop, scale = scenario.file['gt_size'], scenario.scale
     if crop > 400 or crop % scale:
-        raise UserError(f'gt_size: write a multiple of scale {scale} up to 400, not {crop}.')
+        mistakes.add('gt_size', f'write a multiple of scale {scale} up to 400, not {crop}.')
+        return
     # reused pairs are larger than crops by the margin, and Real-ESRGAN's data sets give 400 pixels
     most = (400 // scale - 2 * scenario.margin) * scale
-    if reuse > 1 and crop > most:
-        raise UserError(
-            f'gt_size: with train:pool_reuse, crops and teacher_margin around them are cut from 400 pixels; write '
-            f'{most} or less, not {crop}.'
+    if scenario.train.pool_reuse > 1 and crop > most:
+        mistakes.add(
+            'gt_size',
+            f'with train:pool_reuse, crops and teacher_margin around them are cut from 400 pixels; write {most} or '
+            f'less, not {crop}.',
         )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from sdakd.compat import UserError, near
+from sdakd.compat import Mistakes, UserError, near
 from sdakd_arch.width import scale_of
 from sdakd_arch.zoo import ensure_file
 from sdakd_models.cast import Cast
 from sdakd_models.checks import faces
-from sdakd_models.options import TeacherBlock
+from sdakd_models.options import DiscriminatorBlock, TeacherBlock
+from sdakd_models.players import Discriminator
+from sdakd_models.registry import TERMS
 from sdakd_models.scenario import Scenario
+
+SIZES = ('gt_size', 'datasets:train:gt_size', 'datasets:train:out_size', 'train:teacher_margin', 'train:pool_reuse')
 
 
 def fetch(scenario: Scenario) -> None:
@@ -19,16 +23,26 @@ def fetch(scenario: Scenario) -> None:
     Raises:
         UserError: With the key.
     """
-    _fetch_student(scenario)
-    for teacher in scenario.teachers.values():
-        _fetch_teacher(scenario, teacher)
-    for name, entry in scenario.discriminators.items():
-        if scenario.network_g is None and entry.learns and 'student' in entry.fake:
-            raise UserError(f'discriminators:{name}:fake: it names the student, but there is no network_g.')
-        if entry.weights and not (name == 'student' and scenario.resumes):
-            ensure_file(entry.weights, entry.key('weights'))
-        elif not entry.learns:
-            raise entry.error('a discriminator that does not learn needs its file.', 'weights')
+    with Mistakes() as mistakes:
+        with mistakes.collect():
+            _fetch_student(scenario)
+        for teacher in scenario.teachers.values():
+            with mistakes.collect():
+                _fetch_teacher(scenario, teacher)
+        for entry in scenario.discriminators.values():
+            with mistakes.collect():
+                _fetch_discriminator(scenario, entry)
+
+
+def _fetch_discriminator(scenario: Scenario, entry: DiscriminatorBlock) -> None:
+    alone = scenario.network_g is None and scenario.whole and not scenario.plan.trains_student
+    if alone and entry.learns and 'student' in entry.fake:
+        where = f'discriminators:{entry.name}:fake'
+        raise UserError(where, 'it names the student, but there is no network_g.')
+    if entry.weights and not (entry.name == 'student' and scenario.resumes):
+        ensure_file(entry.weights, entry.key('weights'))
+    elif not entry.learns:
+        raise entry.error('a discriminator that does not learn needs its file.', 'weights')
 
 
 def _fetch_student(scenario: Scenario) -> None:
@@ -36,16 +50,16 @@ def _fetch_student(scenario: Scenario) -> None:
     if scenario.network_g is None:
         if trains:
             raise UserError('network_g: the key is missing.')
-        if scenario.val:
+        if scenario.val and scenario.whole:
             raise UserError('val: there is no student (network_g) to validate, leave the block out.')
         return
-    if not trains:
+    if not trains and scenario.whole:
         raise UserError('network_g: no stage trains the student; leave network_g out, or give a stage its lr_g.')
     if scenario.resumes:
         return
     if path.get('pretrain_network_g'):
         ensure_file(path['pretrain_network_g'], 'path:pretrain_network_g')
-    elif train.start_stage not in (None, next(iter(train.stages))):
+    elif scenario.plan.names[:1] != [str(name) for name in train.stages][:1]:
         raise UserError(
             'path:pretrain_network_g: name the student to begin with, because train:start_stage is '
             f'{train.start_stage!r}.'
@@ -54,16 +68,19 @@ def _fetch_student(scenario: Scenario) -> None:
 
 def _fetch_teacher(scenario: Scenario, teacher: TeacherBlock) -> None:
     """A teacher that learns along also needs something to be measured by."""
-    if teacher.weights is not None:
-        ensure_file(teacher.weights, teacher.key('weights'))
-    if teacher.cotrain is None:
-        return
-    metric, metrics = teacher.cotrain.metric, scenario.val.get('metrics') or {}
-    if metric not in metrics:
-        near_ones = near(metric, metrics) if metrics else 'there are none'
-        raise teacher.error(f'{metric!r} is no entry of val:metrics; {near_ones}.', 'cotrain:metric')
-    if not any(phase.startswith('val') for phase in scenario.datasets):
-        raise teacher.error('teachers are compared on a validation set, write datasets:val.', 'cotrain')
+    metrics = scenario.val.get('metrics') or {}
+    with Mistakes() as mistakes:
+        if teacher.weights is not None:
+            with mistakes.collect():
+                ensure_file(teacher.weights, teacher.key('weights'))
+        if teacher.cotrain is None:
+            return
+        if (metric := teacher.cotrain.metric) not in metrics:
+            near_ones = near(metric, metrics) if metrics else 'there are none'
+            mistakes.add(teacher.key('cotrain:metric'), f'{metric!r} is no entry of val:metrics; {near_ones}.')
+        if not any(phase.startswith('val') for phase in scenario.datasets):
+            sentence = 'teachers are compared on a validation set, write datasets:val.'
+            mistakes.add(teacher.key('cotrain'), sentence)
 
 
 def check_scales(scenario: Scenario, cast: Cast) -> None:
@@ -99,26 +116,48 @@ def check_crop(scenario: Scenario, cast: Cast) -> None:
             f'train:teacher_margin: a border of {scenario.margin} leaves nothing of crops of {scenario.input_crop} '
             f'input pixels; write at most {(scenario.input_crop - 1) // 2}, or raise gt_size.'
         )
-    for discriminator in cast.discriminators.values():
-        entry = discriminator.facts
-        side = scenario.inside * scale if entry.sees_teacher else crop
-        try:
-            discriminator.bare(torch.empty(1, 3, side, side, device='meta'))
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            border = '' if side == crop else f', what train:teacher_margin leaves of {crop}'
-            raise entry.error(
-                f'it does not take images of {side}x{side} pixels{border} ({reason}).', 'network'
-            ) from None
-    for name in sorted(cast.terms):
-        cast.terms[name].check(scenario, cast)
+    with Mistakes() as mistakes:
+        for discriminator in cast.discriminators.values():
+            with mistakes.collect():
+                _check_discriminator(scenario, discriminator)
+        for name in sorted(scenario.terms.keys() & TERMS.keys()):
+            with mistakes.collect():
+                cast.term(name).check(scenario, cast)
 
 
-def check(scenario: Scenario, cast: Cast) -> None:
-    """Sizes agree.
+def _check_discriminator(scenario: Scenario, discriminator: Discriminator) -> None:
+    entry, crop = discriminator.facts, scenario.crop
+    side = scenario.inside * scenario.scale if entry.sees_teacher else crop
+    try:
+        discriminator.bare(torch.empty(1, 3, side, side, device='meta'))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        border = '' if side == crop else f', what train:teacher_margin leaves of {crop}'
+        raise entry.error(f'it does not take images of {side}x{side} pixels{border} ({reason}).', 'network') from None
 
-    Raises:
-        UserError: With the key.
+
+def check(scenario: Scenario, mistakes: Mistakes) -> Cast | None:
+    """Builds the networks of which nothing is wrong yet; their sizes agree, and terms can work with them.
+
+    Args:
+        scenario: The run.
+        mistakes: What was found already; takes up what is found here.
+
+    Returns:
+        The networks on ``'meta'``; None where one of them cannot be built.
     """
-    check_scales(scenario, cast)
-    check_crop(scenario, cast)
+    cast = None
+    with mistakes.collect() as wrong:
+        cast = Cast(scenario.without(mistakes), 'meta')
+    if wrong:
+        with mistakes.collect():
+            cast = Cast(scenario.without(mistakes), 'meta')
+    if cast is None:
+        return None
+    scenario = cast.scenario
+    with mistakes.collect():
+        check_scales(scenario, cast)
+    if 'scale' in scenario.file and not mistakes.about('scale', *SIZES):
+        with mistakes.collect():
+            check_crop(scenario, cast)
+    return cast

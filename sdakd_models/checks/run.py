@@ -1,10 +1,13 @@
-"""Checks of a run before anything is created: every mistake is found here, as one sentence, or not at all."""
+"""Checks of a run before anything is created: every mistake is found here, as one sentence, or not at all.
+
+A subject's ``check`` raises all that it finds (:class:`sdakd.compat.Mistakes`); what depends on what is said here.
+"""
 
 from __future__ import annotations
 
 import math
 
-from sdakd.compat import UserError
+from sdakd.compat import Mistakes
 from sdakd_metrics.set_metrics import check_set_size
 from sdakd_models.cast import Cast
 from sdakd_models.checks import cache, data, degradation, faces, keys, networks, pool, stages, validation
@@ -12,36 +15,52 @@ from sdakd_models.scenario import Scenario
 from sdakd_models.stages import EveryOr, Plan
 
 
-def check_run(opt: dict, quiet: bool = False) -> Cast:
-    """Checks completed options and completes what depends on data and stages (see :func:`finish`).
+def check_run(opt: dict, mistakes: Mistakes, quiet: bool = False) -> Cast | None:
+    """Checks completed options and, where nothing is wrong, completes what depends on data and stages (:func:`finish`).
 
     Args:
         opt: The options; changed in place.
+        mistakes: What was found already; takes up what is found here. A check is made unless it depends on something
+            that is wrong.
         quiet: Leaves the images of data sets and caches alone (for all but the main process).
 
     Returns:
-        The networks on ``'meta'``.
-
-    Raises:
-        UserError: The first mistake found.
+        The networks on ``'meta'``; None where something is wrong.
     """
-    keys.check_top_level(opt)
-    scenario = Scenario.read(opt)
-    for subject in (keys, stages, faces):
-        subject.check(scenario)
-    networks.fetch(scenario)
-    cast = Cast(scenario, 'meta')
-    networks.check(scenario, cast)
-    validation.check(scenario)
-    if scenario.degrades:
-        degradation.check(scenario)
-    pool.check(scenario)
-    images = {phase: data.check(scenario, phase, shallow=quiet) for phase in scenario.datasets}
-    if 'train' not in images:
-        raise UserError('datasets:train: the data set to train on is missing.')
-    for phase, number in images.items():
-        check_set_size(opt, phase, number)
-    cache.check(scenario, cast, shallow=quiet)
+    scenario = Scenario.read(opt, mistakes=mistakes)
+    for subject in (keys, stages):
+        with mistakes.collect():
+            subject.check(scenario)
+    with mistakes.collect():
+        networks.fetch(scenario)
+    cast = None
+    if scenario.model_type:
+        with mistakes.collect() as unfit:
+            faces.check(scenario)
+        with mistakes.collect():
+            degradation.check(scenario)
+        with mistakes.collect():
+            pool.check(scenario)
+        if not unfit:
+            cast = networks.check(scenario, mistakes)
+    with mistakes.collect():
+        validation.check(scenario)
+    shallow = quiet or 'scale' not in opt or mistakes.about('scale')
+    images: dict[str, int] = {}
+    for phase in scenario.datasets:
+        with mistakes.collect():
+            images[phase] = data.check(scenario, phase, shallow=shallow)
+    if scenario.datasets and 'train' not in scenario.datasets and not mistakes.about('datasets:train'):
+        mistakes.add('datasets:train', 'the data set to train on is missing.')
+    if not mistakes.about('val'):
+        for phase, number in images.items():
+            with mistakes.collect():
+                check_set_size(opt, phase, number)
+    if cast is not None and 'train' in images:
+        with mistakes.collect():
+            cache.check(cast.scenario, cast, shallow=shallow)
+    if mistakes.found:
+        return None
     finish(opt, scenario.plan, images['train'])
     return cast
 

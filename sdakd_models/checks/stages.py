@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sdakd.compat import UserError
+from sdakd.compat import Mistakes, UserError
 from sdakd_models.options import Train, gan_term
 from sdakd_models.players import make_optimizer
 from sdakd_models.registry import TERMS
@@ -17,11 +17,15 @@ def check(scenario: Scenario) -> None:
     """All stages and both optimizers.
 
     Raises:
-        UserError: The first mistake, with its key.
+        UserError: With the key.
     """
-    for name, stage in zip(scenario.plan.names, scenario.plan.stages, strict=True):
-        _check_stage(scenario, stage, scenario.active[name], f'train:stages:{name}')
-    check_optimizers(scenario.train)
+    with Mistakes() as mistakes:
+        for name, stage in zip(scenario.plan.names, scenario.plan.stages, strict=True):
+            if name in scenario.sound:
+                with mistakes.collect():
+                    _check_stage(scenario, stage, scenario.active[name], f'train:stages:{name}')
+        with mistakes.collect():
+            check_optimizers(scenario.train)
 
 
 def _check_stage(scenario: Scenario, stage: Stage, active: list[str], where: str) -> None:
@@ -67,11 +71,13 @@ def _check_shares(scenario: Scenario, stage: Stage, active: list[str], where: st
 
 def check_optimizers(train: Train) -> None:
     """Type and values of the optimizers, by building them."""
-    for key in ('optim_g', 'optim_d'):
-        kind = getattr(train, key).get('type', 'Adam')
-        if kind not in ('Adam', 'AdamW'):
-            raise UserError(f'train:{key}:type: {kind!r} is not offered, write Adam or AdamW.')
-        try:
-            make_optimizer([nn.Parameter(torch.zeros(1))], getattr(train, key))
-        except (TypeError, ValueError, IndexError) as error:
-            raise UserError(f'train:{key}: {error}.') from None
+    with Mistakes() as mistakes:
+        for key in ('optim_g', 'optim_d'):
+            kind = getattr(train, key).get('type', 'Adam')
+            if kind not in ('Adam', 'AdamW'):
+                mistakes.add(f'train:{key}:type', f'{kind!r} is not offered, write Adam or AdamW.')
+                continue
+            try:
+                make_optimizer([nn.Parameter(torch.zeros(1))], getattr(train, key))
+            except (TypeError, ValueError, IndexError) as error:
+                mistakes.add(f'train:{key}', f'{error}.')

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,14 +26,22 @@ from sdakd_models.reader import read_run
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / 'options/compare/smoke.yml'
 COMMAND = [sys.executable, '-m', 'sdakd.cli', 'compare']
+HR = 'datasets/smoke/{}/HR'
 
 
 def compare(*arguments):
     return cli.main(['compare', *map(str, arguments)])
 
 
-def smoke():
+def shipped():
     return yaml.safe_load(SMOKE.read_text())
+
+
+def smoke():
+    """The same on the images and the teacher of ``ground``."""
+    data = {part: {'gt': HR.format(part), 'lq': f'datasets/smoke/{part}/LRx4'} for part in ('train', 'validation')}
+    data['test'] = {'smoke': HR.format('test')}
+    return {**shipped(), 'teacher': 'datasets/smoke/teacher.pth', 'data': data}
 
 
 def write(folder, options, name='compare.yml'):
@@ -182,24 +191,59 @@ def test_means_and_differences_against_numpy(finished):
     for entry in found['scores']:
         values = [value(cells[entry['row']][seed], entry) for seed in (0, 1)]
         assert entry['mean'] == pytest.approx(np.mean(values)) and entry['n'] == 2
-        assert entry['sd'] == pytest.approx(np.std(values, ddof=1))
+        assert entry['sd'] is None and list(entry['values'].values()) == values  # of two seeds there is no spread
     for entry in found['differences']:
         assert (entry['a'], entry['b']) == ('sdakd', 'none_student_d')
         by_seed = [value(cells['sdakd'][s], entry) - value(cells['none_student_d'][s], entry) for s in (0, 1)]
         assert entry['mean'] == pytest.approx(np.mean(by_seed))
-        assert entry['sd'] == pytest.approx(np.std(by_seed, ddof=1))
-        images = value(cells['sdakd'][0], entry, 'per_image')
-        by_image = [
-            np.mean([value(cells['sdakd'][s], entry, 'per_image')[name]
-                     - value(cells['none_student_d'][s], entry, 'per_image')[name] for s in (0, 1)])
-            for name in images
-        ]  # fmt: skip
-        assert min(by_image) <= entry['low'] <= entry['mean'] + 1e-12 and entry['mean'] - 1e-12 <= entry['high']
-        assert entry['high'] <= max(by_image) + 1e-12
+        assert list(entry['values'].values()) == pytest.approx(by_seed) and entry['images'] == 2
+        assert entry['sd'] is entry['low'] is entry['high'] is None
+    text = (finished[0] / 'comparison.md').read_text()
+    assert '±' not in text and '[' not in text.partition('| Set ')[2].partition('![')[0]
+    assert 'In parentheses: the value of every seed.' in text
     minutes = {e['row']: e['seconds'] for e in found['costs']}
     of_cells = {c['name']: c['seconds'] for c in found['cells']}
     for row, seeds in cells.items():
         assert minutes[row] == pytest.approx(np.mean([of_cells[name] for name in seeds.values()]))
+
+
+def test_spread_and_interval_of_enough_seeds_and_images():
+    """Means over seeds against numpy, the interval over images against scipy; neither of two seeds or five images."""
+    from types import SimpleNamespace
+
+    from scipy import stats
+
+    from sdakd.commands.compare import summary
+
+    def tables(seeds, images):
+        rng = np.random.default_rng(images)
+        values = {(row, seed): rng.normal(28, 2, images) for row in ('base', 'own') for seed in range(seeds)}
+        runs = [
+            summary.Cell(SimpleNamespace(name=row), Fraction(1, 2), seed, 1.0, SimpleNamespace(name=f'{row}{seed}'))
+            for row, seed in values
+        ]
+        scores = [
+            {'model': f'{row}{seed}', 'set': 'set', 'metric': 'psnr', 'reference': 'gt', 'mean': of.mean(),
+             'per_image': {str(number): value for number, value in enumerate(of)}}
+            for (row, seed), of in values.items()
+        ]  # fmt: skip
+        section = {'scores': scores, 'metrics': [{'name': 'psnr', 'label': 'PSNR'}]}
+        found, (difference,) = summary.over_seeds(section, runs, 'base')
+        by_image = np.array([values['own', seed] - values['base', seed] for seed in range(seeds)])
+        _, (row,) = summary.difference_table(section, [difference])
+        return found, difference, by_image, row[-1]
+
+    found, difference, by_image, text = tables(3, 6)
+    assert difference['mean'] == pytest.approx(by_image.mean())
+    assert difference['sd'] == pytest.approx(by_image.mean(1).std(ddof=1)) and all(entry['sd'] for entry in found)
+    expected = stats.t.interval(0.95, 5, by_image.mean(), stats.sem(by_image.mean(0)))
+    assert (difference['low'], difference['high']) == pytest.approx(expected, abs=2e-3)
+    assert re.fullmatch(r'-?\d\.\d\d ± \d\.\d\d \[.+, .+\]', text)
+    found, difference, _, text = tables(2, 6)
+    assert difference['sd'] is difference['low'] is None and not any(entry['sd'] for entry in found)
+    assert re.fullmatch(r'-?\d\.\d\d \(-?\d\.\d\d, -?\d\.\d\d\)', text)
+    _, difference, _, text = tables(3, 5)
+    assert difference['sd'] and difference['low'] is None and '[' not in text and ' ± ' in text
 
 
 def test_a_broken_cell_is_reported_and_the_rest_goes_on(finished, here, capsys):
@@ -213,7 +257,7 @@ def test_a_broken_cell_is_reported_and_the_rest_goes_on(finished, here, capsys):
     base = os.path.relpath(ROOT / 'options/methods/sdakd.yml', here)
     own = {'extends': base, 'imports': ['worse_loss'], 'train': {'pixel_opt': {'type': 'OverflowingLoss'}}}
     (here / 'worse.yml').write_text(yaml.safe_dump(own))
-    options = smoke()
+    options = shipped()
     options['methods']['worse'] = {'file': 'worse.yml', 'weight': 'train:feature_opt:share'}
     before = records(here / 'OUT')
     with pytest.raises(UserError, match='2 of 8 cells broke .no trial of worse was finished.') as error:
@@ -595,7 +639,6 @@ def change(path, value):
     return apply
 
 
-HR = 'datasets/smoke/{}/HR'
 MISTAKES = [
     (['methods', 'skadk'], {'weight': 'x'}, 'methods:skadk: there is no method of this name; did you mean sdakd'),
     (['methods', 'sdakd', 'weight'], 'train:featur_opt:loss_weight', 'no train:featur_opt; did you mean feature_opt'),

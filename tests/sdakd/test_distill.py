@@ -180,7 +180,7 @@ def test_another_distillation_in_the_folder_is_refused(made, change, sentence):
         ({'photographs': 'nowhere'}, '-d: nowhere is no folder'),
         ({'validation': 'nowhere'}, '--photos-validation: nowhere is no folder'),
         ({'seed': -1}, '--seed: write a whole number'),
-        ({'time': '2s'}, r'--time: 0:02 leaves time for 0 iterations, and 60 are the least; give \d+m or more'),
+        ({'time': '2s'}, r'--time: 0:00:02 leaves time for 0 iterations, and 60 are the least; give \d+m or more'),
     ],
 )
 def test_mistakes_are_one_sentence(world, tmp_path, change, sentence):
@@ -312,7 +312,8 @@ def test_recipes_pass_all_checks_with_and_without_a_teacher(data, degradation, a
     opt = options(data, data / degradation, degradation, arch=arch)
     assert opt['network_g']['type'] == arch or arch is None
     for variant in (opt, recipe.without_teacher(opt)):
-        check_options(recipe.with_lengths(variant, 100, 0.1), str(data), 'distill.yml')
+        seconds = dict.fromkeys(recipe.SHARES, 0.1)
+        check_options(recipe.with_lengths(variant, 100, seconds, 1), str(data), 'distill.yml')
     plain = recipe.without_teacher(opt)
     assert 'teacher' not in plain and not {'output', 'feature'} & {
         t for s in plain['train']['stages'].values() for t in s['terms']
@@ -360,12 +361,19 @@ def test_an_iteration_takes_what_limits_it():
     assert Costs({'a': 0.1}, 0.0, 0.6, None).iteration('a', workers=2, threads=0, cores=8) == pytest.approx(0.3)
 
 
-def test_lengths_and_progress():
+def test_lengths_and_the_time_left(monkeypatch):
     for total in (60, 61, 99, 1000, 12345):
         assert sum(recipe.lengths(total).values()) == total and min(recipe.lengths(total).values()) >= 1
-    progress = training.Progress({'a': 10, 'b': 5}, {'a': 1.0, 'b': 4.0})
-    assert [progress.after(n) for n in (0, 4, 10, 12, 15, 99)] == [0, 4, 10, 18, 30, 30] and progress.total == 30
-    assert [training.clock(s) for s in (0, 65, 3600, 4505)] == ['0:00', '1:05', '1:00:00', '1:15:05']
+    course = training.Course({'a': 10, 'b': 5}, {'a': 1.0, 'b': 4.0})
+    assert [course.after(n) for n in (0, 4, 10, 12, 15, 99)] == [0, 4, 10, 18, 30, 30] and course.total == 30
+    assert course.left() == '0:00:30 left'
+    course = training.Course({'a': 100, 'b': 50}, {'a': 1.0, 'b': 4.0})
+    monkeypatch.setattr(training, 'time', SimpleNamespace(monotonic=lambda: now[0]))
+    now = [0.0]
+    course.reach(10)
+    now[0] = 60.0  # 30 measured seconds took twice as long
+    course.reach(40)
+    assert course.left() == '0:08:40 left'  # 60 and 200 seconds, twice as long
 
 
 def test_the_demo_writes_its_photographs(tmp_path):

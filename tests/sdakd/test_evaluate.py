@@ -108,8 +108,6 @@ def test_values_are_those_of_basicsrs_scripts_on_the_saved_images(ground, measur
             entry = score(found, model, metric, 'gt')
             assert len(values) == 3 and entry['per_image'] == pytest.approx(values, abs=1e-6)
             assert entry['mean'] == pytest.approx(np.mean(list(values.values())), abs=1e-6)
-            assert min(values.values()) - 1e-9 <= entry['low'] < entry['mean'] < entry['high']
-            assert entry['high'] <= max(values.values()) + 1e-9
             assert entry['n'] == 3
 
 
@@ -161,8 +159,39 @@ def test_distance_to_the_teacher_and_paired_differences(measured):
     own, other = (score(found, model, 'psnr', 'gt')['per_image'] for model in ('bicubic', 'student'))
     values = [own[name] - other[name] for name in own]
     difference = pairs['bicubic', 'student', 'psnr', 'gt']
-    assert difference['mean'] == pytest.approx(np.mean(values))
-    assert min(values) <= difference['low'] <= difference['high'] <= max(values) and difference['n'] == 3
+    assert difference['mean'] == pytest.approx(np.mean(values)) and difference['n'] == 3
+
+
+def test_intervals_from_six_images_on(ground, photographs, tmp_path, capsys):
+    """Against scipy; of five images there is none, and tables and screen say why."""
+    from scipy import stats
+
+    (tmp_path / 'six').mkdir()
+    (tmp_path / 'five').mkdir()
+    for number in range(6):
+        gt = np.ascontiguousarray(list(photographs.values())[number % 4][number:, number:][:48, :64, ::-1])
+        for folder in ('six', 'five')[: 1 + (number < 5)]:
+            cv2.imwrite(str(tmp_path / folder / f'{number}.png'), gt)
+    models = ['-m', ground / 'teacher.pth', 'bicubic', '--metrics', 'psnr', 'ssim', '-o', tmp_path / 'out']
+    evaluate(*models, '-d', tmp_path / 'six', tmp_path / 'five', '--no_images')
+    found, screen = read(tmp_path / 'out'), capsys.readouterr().out
+    for entry in found['scores']:
+        values = list(entry['per_image'].values())
+        assert entry['n'] == len(values) == {'six': 6, 'five': 5}[entry['set']]
+        if entry['set'] == 'five':
+            assert entry['low'] is None and entry['high'] is None
+        else:
+            expected = stats.t.interval(0.95, 5, np.mean(values), stats.sem(values))
+            assert (entry['low'], entry['high']) == pytest.approx(expected, rel=1e-3)
+    limits = {d['set']: (d['n'], d['low'], d['high']) for d in found['differences'] if d['metric'] == 'psnr'}
+    own, other = (score(found, m, 'psnr', 'gt', 'six')['per_image'].values() for m in ('bicubic', 'teacher'))
+    expected = stats.ttest_rel(list(own), list(other)).confidence_interval()
+    assert limits['six'] == (6, pytest.approx(expected.low, abs=1e-2), pytest.approx(expected.high, abs=1e-2))
+    assert limits['five'] == (5, None, None)
+    for text in (screen, *((tmp_path / f'out/table.{kind}').read_text() for kind in ('md', 'tex'))):
+        assert 'In brackets: 95% intervals' in text and 'No interval for fewer than 6 images: five (5).' in text
+    for row in csv.reader((tmp_path / 'out/table.csv').open()):
+        assert ('[' in row[4]) == (row[0] == 'six')
 
 
 def test_results_json_says_what_was_measured(ground, measured):
@@ -191,7 +220,7 @@ def test_tables_on_screen_and_in_files(measured):
     out, done = measured
     found = read(out)
     entry = score(found, 'student', 'psnr', 'gt')
-    cell = f'{entry["mean"]:.2f} [{entry["low"]:.2f}, {entry["high"]:.2f}]'
+    cell = f'{entry["mean"]:.2f}'
     rows = list(csv.reader((out / 'table.csv').open()))
     assert rows[0] == ['Set', 'Model', 'Parameters', 'GMACs', 'PSNR-Y', 'SSIM-Y']
     assert [row[1] for row in rows[1:]] == ['teacher', 'student', 'bicubic'] and rows[2][4] == cell
@@ -258,7 +287,7 @@ def test_a_folder_of_enlarged_images_scores_as_the_model_that_made_them(ground, 
         assert values[0] == values[1]
     assert found['models'][2]['kind'] == 'folder'
     (same,) = (d for d in found['differences'] if (d['a'], d['b'], d['reference']) == ('copy', 'student', 'gt'))
-    assert (same['mean'], same['low'], same['high']) == (0, 0, 0)
+    assert (same['mean'], same['n'], same['low']) == (0, 3, None)
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')  # of the exporter

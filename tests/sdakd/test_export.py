@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 
@@ -217,6 +218,56 @@ def test_lines_say_size_and_difference(tmp_path, capsys):
     assert found == ['net.bin', 'net.json', 'net.onnx', 'net.param']
     assert run('-m', tmp_path / 'net.pth', '--to', 'ncnn', '-o', tmp_path / 'c' / 'mine.bin') == 0
     assert sorted(path.name for path in (tmp_path / 'c').iterdir()) == ['mine.bin', 'mine.json', 'mine.param']
+
+
+# ----------------------------------------------------- all that apply -------------------------------------------------
+
+
+def test_all_formats_that_apply(tmp_path, monkeypatch, capsys):
+    """Of what is not there, one line says why; what is named remains an error."""
+    torch.save({'params': make('srvgg_eighth').state_dict()}, tmp_path / 'net.pth')
+    monkeypatch.setitem(sys.modules, 'pnnx', None)
+    monkeypatch.chdir(tmp_path)
+    assert run('-m', 'net.pth', '-o', 'out') == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(':')[0] for line in lines[:-1]] == [
+        'out/net.safetensors', 'out/net.onnx', 'out/net.pt', 'not padded', 'not ncnn']  # fmt: skip
+    assert 'SRVGGNetCompact' in lines[3] and lines[4].endswith('pnnx is not installed: pip install pnnx ncnn.')
+    assert sorted(os.listdir('out')) == ['net.onnx', 'net.pt', 'net.safetensors']
+    image = images()[0]
+    wanted = make('srvgg_eighth')(image)
+    assert (in_onnx(tmp_path / 'out/net.onnx', image) - wanted).abs().max() < 1e-4
+    done = export.export('net.pth', 'all', 'again')
+    assert list(done.files) == ['safetensors', 'onnx', 'torchscript'] and set(done.left_out) == {'padded', 'ncnn'}
+
+    # beside a model the file of its own format is left out
+    shutil.copy('out/net.safetensors', 'copy.safetensors')
+    before = (tmp_path / 'copy.safetensors').read_bytes()
+    assert run('-m', 'copy.safetensors', '--to', 'all') == 0
+    assert 'not safetensors: copy.safetensors is the model itself' in capsys.readouterr().out
+    assert (tmp_path / 'copy.safetensors').read_bytes() == before and (tmp_path / 'copy.onnx').exists()
+
+
+def test_all_formats_leave_out_a_file_that_is_wrong(net, tmp_path, monkeypatch, capsys):
+    right = export.FORMATS['onnx']
+
+    def wrong(opened, path, half):
+        spoilt = copy.copy(opened)
+        spoilt.module = copy.deepcopy(opened.module)
+        spoilt.module.conv_last.bias[1] += 0.0005
+        right.write(spoilt, path, half)
+
+    monkeypatch.setitem(export.FORMATS, 'onnx', dataclasses.replace(right, write=wrong))
+    assert run('-m', net, '-o', tmp_path / 'out') == 0
+    assert 'does not give what PyTorch gives' in capsys.readouterr().out
+    found = {'net.safetensors', 'net_padded.safetensors', 'net.pt', 'net.param', 'net.bin', 'net.json'}
+    assert set(os.listdir(tmp_path / 'out')) == found
+    with pytest.raises(UserError, match='-o: .*x.onnx is one file, but --to names 5'):
+        run('-m', net, '-o', tmp_path / 'x.onnx')
+    monkeypatch.setattr(export, 'FORMATS', {'onnx': export.FORMATS['onnx']})
+    with pytest.raises(UserError, match='--to all: .*net.pth cannot be written in any format .onnx: the file'):
+        run('-m', net, '-o', tmp_path / 'none')
+    assert not (tmp_path / 'none').exists()
 
 
 # ------------------------------------------------------- metadata ----------------------------------------------------

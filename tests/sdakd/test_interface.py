@@ -79,10 +79,11 @@ REQUIRED = {
     'bench': '-m a -o out',
     'compare': '-opt a',
     'evaluate': '-m a -d b -o out',
-    'export': '-m a --to onnx -o out',
+    'export': '-m a -o out',
     'fetch': '',
     'init': '--from a -t b',
     'link': 'folder',
+    'options': '',
     'report': '-i a -o out',
     'upscale': '-i a -o out',
 }

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +29,7 @@ PACKAGES = {
 }
 SHIMS = tuple(PACKAGES)
 OPTIONS = {f'options/{p.relative_to(ROOT / "options").as_posix()}': p for p in (ROOT / 'options').rglob('*.yml')}
+FILES = {**OPTIONS, 'options/schema.json': ROOT / 'options/schema.json'}  # the first line of each leads an editor to it
 
 # What stands in for the machine of a user, in every process of a test that has the folder of this file on its path.
 SITE = """
@@ -156,10 +156,16 @@ def python(tmp_path_factory):
 def test_linked_twice_and_removed(bare, sdakd):
     before = tree(bare)
     status, out = sdakd(bare)
-    assert status == 0 and f'{bare} is linked: ' in out
+    assert status == 0 and out.splitlines() == [
+        f'wrote 3 shims in basicsr/ and {len(OPTIONS)} option files in options/.',
+        f'{bare} is linked: BasicSR finds this plugin through the shims.',
+        f'  try it:    sdakd link {bare} --check',
+        f'  train:     cd {bare} && python basicsr/train.py -opt options/sdakd_realesrgan_x4.yml',
+        f'  undo it:   sdakd link {bare} --remove',
+    ]
     after = tree(bare)
-    assert set(after) - set(before) >= {*SHIMS, *OPTIONS, link.RECORD}
-    assert all(after[name] == path.read_bytes() for name, path in OPTIONS.items()) and len(OPTIONS) > 5
+    assert set(after) - set(before) >= {*SHIMS, *FILES, link.RECORD}
+    assert all(after[name] == path.read_bytes() for name, path in FILES.items()) and len(OPTIONS) > 5
     assert {name: after[name] for name in before} == before
     assert not [name for name in after if name.endswith('.part')]
 
@@ -170,7 +176,12 @@ def test_linked_twice_and_removed(bare, sdakd):
 
     status, out = sdakd(bare, '--remove')
     assert status == 0 and tree(bare) == before
-    assert all(f'removed {name}\n' in out for name in (*SHIMS, *OPTIONS))
+    summary = f'removed 3 shims in basicsr/ and {len(OPTIONS)} option files in options/.'
+    assert out.splitlines() == [summary, f'{bare} is not linked any more.']
+    status, out = sdakd(bare, '--verbose')
+    assert all(f'wrote {name}\n' in out for name in (*SHIMS, *FILES)) and tree(bare) == after
+    status, out = sdakd(bare, '--remove', '--verbose')
+    assert all(f'removed {name}\n' in out for name in (*SHIMS, *FILES)) and tree(bare) == before
     status, out = sdakd(bare, '--remove')
     assert (status, out) == (0, f'{bare} is not linked: there was nothing to remove.\n')
 
@@ -208,10 +219,11 @@ def test_a_newer_plugin_updates_what_is_unchanged(bare, sdakd, monkeypatch):
     assert status == 1 and out.startswith(f'out of date: run `sdakd link {bare}` (') and out.count('\n') == 1
     assert 'options/demo.yml' in out and SHIMS[0] in out and mine.name not in out
 
-    status, out = sdakd(bare)
+    status, out = sdakd(bare, '--verbose')
     kept = 'kept options/sdakd_realesrgan_x4.yml, which has been changed since it was written\n'
     assert status == 0 and kept in out
-    for line in ('updated options/demo.yml', f'updated {SHIMS[2]}', 'removed options/sub/deep/gone.yml'):
+    for line in ('updated options/demo.yml', f'updated {SHIMS[2]}', 'removed options/sub/deep/gone.yml',
+                 'removed 1 option file in options/.'):  # fmt: skip
         assert f'{line}\n' in out
     content = tree(bare)
     assert content['options/demo.yml'] == OPTIONS['options/demo.yml'].read_bytes()
@@ -335,28 +347,6 @@ def test_a_mistake_is_one_sentence(python, tmp_path):
         2,
         'Error: nowhere is no folder: name the folder of a BasicSR checkout (`git clone` of BasicSR).\n',
     )
-
-
-def test_option_files_are_part_of_a_wheel(bare, python, tmp_path):
-    """What is installed without this checkout can link, too."""
-    source = tmp_path / 'source'
-    for name in ('sdakd', 'sdakd_arch', 'sdakd_data', 'sdakd_losses', 'sdakd_metrics', 'sdakd_models', 'options'):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('pyproject.toml', 'setup.py', 'README.md'):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, source)
-    (source / 'options/sub').mkdir(exist_ok=True)
-    (source / 'options/sub/one.yml').write_text('name: one\n')
-    pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--no-index']
-    environment = {**os.environ, 'PIP_DISABLE_PIP_VERSION_CHECK': '1'}
-    subprocess.run([*pip, '-w', str(tmp_path), str(source)], check=True, env=environment)
-    with zipfile.ZipFile(*tmp_path.glob('*.whl')) as wheel:
-        wheel.extractall(tmp_path / 'installed')
-    status, out = python(tmp_path, '-m', 'sdakd.cli', 'link', bare, path=str(tmp_path / 'installed'), MEND='')
-    assert status == 0, out
-    content = tree(bare)
-    assert all(content[name] == path.read_bytes() for name, path in OPTIONS.items())
-    assert content['options/sub/one.yml'] == b'name: one\n'
 
 
 # ---------------------------------------------- --check --------------------------------------------------------------

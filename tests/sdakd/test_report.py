@@ -17,14 +17,14 @@ import pytest
 
 from sdakd import cli
 from sdakd.commands.report import curves, svg
-from sdakd.commands.report.pictures import _show, choose_region
+from sdakd.commands.report.pictures import _show, choose_region, in_rows
 from sdakd.compat import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STUDENT = 'student <script>window.hacked = 1</script> & "x"'
 EVIL = '<img src=x onerror=window.hacked=2>'
-MODELS = ('teacher', STUDENT, EVIL)
-PICTURES = ('chelsea', 'coffee')
+MODELS = ('teacher', EVIL, STUDENT)
+PICTURES = ('chelsea', 'coffee', 'astronaut', 'rocket', 'chelsea 2', 'coffee 2')
 
 
 # ------------------------------------------------- a run and its logs ------------------------------------------------
@@ -187,9 +187,12 @@ def pictures(photographs):
     """Ground truth and what three models made of it: blurred by different amounts, one with a stroke."""
     made = {}
     for name in PICTURES:
-        gt = photographs[name][..., ::-1].copy()
-        blurred = {model: cv2.GaussianBlur(gt, (0, 0), sigma) for model, sigma in zip(MODELS, (1, 2, 3), strict=True)}
-        cv2.line(blurred[STUDENT], (70, 75), (110, 75), (0, 0, 255), 9)  # where teacher and student differ most
+        gt = photographs[name.removesuffix(' 2')][..., ::-1].copy()
+        if name.endswith('2'):
+            gt = np.ascontiguousarray(gt.transpose(1, 0, 2))
+        blurred = {model: cv2.GaussianBlur(gt, (0, 0), sigma) for model, sigma in zip(MODELS, (1, 3, 1.5), strict=True)}
+        colour = (0, 0, 0) if gt[75, 70:111].mean() > 128 else (255, 255, 255)
+        cv2.line(blurred[STUDENT], (70, 75), (110, 75), colour, 9)  # where teacher and student differ most
         made[name] = {'gt': gt, 'lq': cv2.resize(gt, (32, 32), interpolation=cv2.INTER_AREA), **blurred}
     return made
 
@@ -219,7 +222,7 @@ def out(tmp_path_factory, pictures, experiment):
             | interval(list(measured[model].values()))
         )
         unknown = dict.fromkeys(('low', 'high', 'per_image', 'reference'))
-        scores.append({**base, **unknown, 'metric': 'niqe', 'mean': 5.5, 'n': 2})
+        scores.append({**base, **unknown, 'metric': 'niqe', 'mean': 5.5, 'n': 6})
     for model in MODELS[1:]:
         values = [measured[model][n] - measured['teacher'][n] for n in PICTURES]
         differences.append(
@@ -235,17 +238,17 @@ def out(tmp_path_factory, pictures, experiment):
          'parameters': cost[m][0], 'macs': cost[m][1], 'sha256': 'ab' * 32, 'metadata': {'note': EVIL}}
         for m in MODELS
     ]  # fmt: skip
-    models[1]['source'] = str(experiment / 'models' / 'net_g_130.pth')
+    models[2]['source'] = str(experiment / 'models' / 'net_g_130.pth')
     runs = [
         {'model': m, 'backend': backend, 'precision': 'fp32', 'median_ms': ms, 'p10_ms': 0.9 * ms, 'p90_ms': 1.2 * ms,
          'peak_memory_mib': 123.4, 'ratio': 120 / ms, 'psnr': None, 'error': None}
-        for m, times in ((MODELS[0], (120.0, 80.0)), (MODELS[1], (24.0, 10.0)), (MODELS[2], (30.0, 15.0)))
+        for m, times in ((MODELS[0], (120.0, 80.0)), (EVIL, (30.0, 15.0)), (STUDENT, (24.0, 10.0)))
         for backend, ms in zip(('eager', 'onnxruntime'), times, strict=True)
     ]  # fmt: skip
     runs.append({'model': STUDENT, 'backend': 'openvino', 'precision': 'fp32', 'error': f'not installed {EVIL}'})
     common = {'version': '0.1.0', 'torch': '2.13.0', 'device': 'cpu', 'date': '2026-11-21', 'teacher': 'teacher'}
     common['models'] = models
-    sets = [{'name': 'Set & 1', 'source': 'x', 'images': 2, 'unreadable': [f'{EVIL}.png is damaged']}]
+    sets = [{'name': 'Set & 1', 'source': 'x', 'images': 6, 'unreadable': [f'{EVIL}.png is damaged']}]
     results = {
         'evaluate': {**common, 'scale': 4, 'seed': 0, 'metrics': metrics, 'scores': scores, 'sets': sets,
                      'differences': differences, 'pictures': {'Set & 1': paths}},
@@ -332,7 +335,7 @@ def test_numbers_agree_with_results(html, out):
     page, results = Page(html), json.loads((out / 'results.json').read_text())
     for score in results['evaluate']['scores']:
         if score['metric'] == 'psnr':
-            cell = page.row(score['model'], 3)[1]
+            cell = page.row(score['model'], 6)[1]
             assert cell == f'{score["mean"]:.2f}{score["low"]:.2f} to {score["high"]:.2f}'
     for entry in results['evaluate']['differences']:
         cell = page.row(f'{entry["a"]} \u2212 teacher')[1].replace('\u2212', '-')
@@ -340,16 +343,80 @@ def test_numbers_agree_with_results(html, out):
         assert cell.startswith(f'{entry["mean"]:+.2f}') and word in cell
         assert cell.endswith(f'{entry["low"]:+.2f} to {entry["high"]:+.2f}')
     timed = [cells for cells in page.rows if cells and cells[0] == 'onnxruntime fp32']
-    assert [cells[1] for cells in timed] == ['80.0', '10.0', '15.0']
-    assert [cells[3] for cells in timed] == ['1.5\u00d7', '12.0\u00d7', '8.0\u00d7']
-    worse = abs(results['evaluate']['differences'][0]['mean'])
-    assert (
-        f'{STUDENT} is 5.0 times as fast as teacher (12.0 times in onnxruntime fp32); '
-        f'its PSNR is worse by {worse:.2f} dB on Set & 1'
-    ) in page.text
-    assert '1,050,163 instead of 16,697,987' in page.text and '1/15.9' in page.text
+    assert [cells[1] for cells in timed] == ['80.0', '15.0', '10.0']
+    assert [cells[3] for cells in timed] == ['1.5\u00d7', '8.0\u00d7', '12.0\u00d7']
     assert 'openvino fp32' in page.text and 'not installed' in page.text and 'is damaged' in page.text
     assert 'adversarial : iterations 101 to 130' in page.text and 'window.hacked = 3' in page.text
+
+
+def test_page_begins_with_what_the_student_loses_and_gains(html, out):
+    """Every number against results.json; the student is the last network."""
+    page, results = Page(html), json.loads((out / 'results.json').read_text())
+    summary = page.text.partition('What does')[2].partition('Quality Means over')[0]
+    psnr = next(d for d in results['evaluate']['differences'] if d['a'] == STUDENT and d['metric'] == 'psnr')
+    assert psnr['high'] < 0
+    assert summary.startswith(f' {STUDENT} lose against teacher, and what does it gain?')
+    for words in (
+        f'{STUDENT} loses PSNR ({-psnr["mean"]:.2f} dB worse on Set & 1), Metric a (',
+        'It gains speed (5.0 times as fast as teacher, 8.0 times in the fastest runtime of each)',
+        'a small size (1/15.9 of the parameters). Without a verdict: NIQE.',
+        'Quality on Set & 1, 6 images; small: 95% intervals',
+        f'The other models {EVIL} loses',
+    ):
+        assert words in summary
+    means = {s['model']: s['mean'] for s in results['evaluate']['scores'] if s['metric'] == 'psnr'}
+    row = page.row('PSNR (dB)\u00a0\u2191')
+    assert row[1:3] == [f'{means[name]:.2f}' for name in ('teacher', STUDENT)]
+    interval = f'{psnr["low"]:+.2f} to {psnr["high"]:+.2f}'
+    assert row[3].replace('\u2212', '-') == f'{psnr["mean"]:+.2f}{interval}'
+    for what, cells in {
+        'Time in eager fp32, ms': ['120.0', '24.0', '5.0 times as fast'],
+        'Time in the fastest runtime of each, ms': ['80.0', '10.0', '8.0 times as fast'],
+        'Parameters': ['16,697,987', '1,050,163', '1/15.9'],
+        'Weights in float32, MB': ['66.79', '4.20', '1/15.9'],
+        'GMACs for 64\u00d764 pixels': ['73.430', '4.610', '1/15.9'],
+    }.items():
+        assert page.row(what)[1:] == cells
+    headings = [cells[0] for cells in page.rows if len(cells) == 1]
+    wanted = ['Loses', 'Gains', 'No measurable difference', 'Without an interval, so without a verdict']
+    assert headings[:4] == wanted and page.row('Memory at the peak, MiB')[1:] == ['123', '123', '1/1']
+
+
+def test_student_that_is_named(out, tmp_path):
+    page = make(tmp_path, out, flags=['--student', EVIL])
+    assert f'What does {EVIL} lose against teacher' in Page(page).text
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    assert data['pair'] == ['teacher', EVIL]
+    for name in ('teacher', 'studnet'):
+        words = refused('-i', out, '-o', tmp_path / 'no.html', '--student', name)
+        assert f"--student: no row beside the teacher is called '{name}'" in words
+    assert not (tmp_path / 'no.html').exists()
+
+
+def test_few_images_have_no_interval_and_no_mark(out, tmp_path):
+    """Results of five images, written when there still were intervals of so few."""
+    results = split(out, tmp_path / 'few', 'evaluate')
+    found = results['evaluate']
+    found['sets'][0]['images'] = 5
+    for entry in (*found['scores'], *found['differences']):
+        entry['n'] = 5
+    (tmp_path / 'few/results.json').write_text(json.dumps(results))
+    html = make(tmp_path, tmp_path / 'few')
+    page = Page(html)
+    kinds = {kind for tag, a in page.elements if tag in ('td', 'span') for kind in (a.get('class') or '').split()}
+    assert not kinds & {'interval', 'best', 'better', 'worse', 'open', 'sign'}
+    assert page.text.count('Set & 1, 5 images: too few for intervals, which need 6') == 3
+    psnr = next(d for d in found['differences'] if d['a'] == STUDENT and d['metric'] == 'psnr')
+    assert f'Without a verdict: PSNR \u2212{-psnr["mean"]:.2f} dB' in page.text and 'loses' not in page.text
+    assert ' to ' not in ''.join(''.join(cells[1:]) for cells in page.rows)
+
+
+@pytest.mark.parametrize('number', range(1, 30))
+def test_no_crop_is_alone_on_a_row(number):
+    for most in (5, 3, 4) + (2,) * (number % 2 == 0):
+        rows = in_rows(number, most)
+        assert sum(rows) == number and max(rows) <= most and max(rows) - min(rows) <= 1
+        assert min(rows) >= 2 or number == 1
 
 
 def decoded(uri):
@@ -360,7 +427,7 @@ def decoded(uri):
 def test_pictures_and_crops_are_those_of_the_models(html, pictures):
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S)[1])
     crops = [a for t, a in Page(html).elements if t == 'img' and a.get('class') == 'crop' and 'src' in a]
-    assert [p['title'] for p in data['pictures']] == ['Set & 1 / chelsea', 'Set & 1 / coffee']
+    assert [p['title'] for p in data['pictures']] == [f'Set & 1 / {name}' for name in PICTURES]
     for picture in data['pictures']:
         images = pictures[picture['title'].split(' / ')[1]]
         assert [v['name'] for v in picture['versions']] == ['ground truth', 'bicubic input', *MODELS]
@@ -384,9 +451,9 @@ def test_region_of_most_detail():
 
 
 def test_max_images_and_budget(out, tmp_path, monkeypatch):
-    assert '1 of 2 images shown' in Page(make(tmp_path, out, flags=['--max_images', '1'])).text
+    assert '1 of 6 images shown' in Page(make(tmp_path, out, flags=['--max_images', '1'])).text
     monkeypatch.setattr('sdakd.commands.report.pictures.BUDGET', 1)  # at least one is shown, however large it is
-    assert '1 of 2 images shown' in Page(make(tmp_path, out)).text
+    assert '1 of 6 images shown' in Page(make(tmp_path, out)).text
 
 
 def test_large_pictures_are_shown_smaller(tmp_path):
@@ -441,7 +508,7 @@ def test_missing_and_damaged_pictures(out, tmp_path, capsys):
     page = Page(make(tmp_path, tmp_path / 'a'))
     for text in (page.text, capsys.readouterr().err):
         assert 'images/none.png cannot be read' in text and 'half.png is damaged' in text
-    assert '2 of 2 images shown' in page.text
+    assert '6 of 6 images shown' in page.text
     for picture in results['evaluate']['pictures']['Set & 1'].values():
         picture.update(gt=None, lq='none.png', models={'teacher': 'none.png'})
     (tmp_path / 'a' / 'results.json').write_text(json.dumps(results))
@@ -524,7 +591,6 @@ def browser(tmp_path_factory, html):
     if binary is None or driver_file is None:
         pytest.skip('no chromium with chromedriver here: the page is not looked at in a browser')
     folder = tmp_path_factory.mktemp('browser')
-    (folder / 'report.html').write_text(html)
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for flag in (
@@ -535,7 +601,8 @@ def browser(tmp_path_factory, html):
     options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
     driver = webdriver.Chrome(options=options, service=Service(driver_file))
 
-    def open_page(width=1280, height=900, scheme='light'):
+    def open_page(width=1280, height=900, scheme='light', html=html):
+        (folder / 'report.html').write_text(html)
         metrics = {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': width < 500}
         driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
         features = [{'name': 'prefers-color-scheme', 'value': scheme}]
@@ -627,7 +694,7 @@ def test_selects_change_what_is_shown(browser, pictures):
         return values[..., 2::-1]  # BGR
 
     shown = {'left': 'over', 'right': 'under'}
-    for image in PICTURES:
+    for image in PICTURES[:2]:
         Select(driver.find_element('id', 'image')).select_by_visible_text(f'Set & 1 / {image}')
         for side, model in (('left', 'ground truth'), ('right', EVIL), ('left', 'teacher')):
             Select(driver.find_element('id', side)).select_by_visible_text(model)
@@ -640,6 +707,33 @@ def test_selects_change_what_is_shown(browser, pictures):
     assert ['NIQE' in f.text for f in driver.find_elements('css selector', 'figure.trade-off') if f.is_displayed()] == [
         True
     ]
+
+
+def test_rows_of_crops_in_the_browser(browser, out, tmp_path):
+    """Images in two to eight versions, on a wide screen and on phones: all crops of one size, none alone on a row."""
+    results = split(out, tmp_path / 'a', 'evaluate')
+    found = results['evaluate']
+    (images,) = found['pictures'].values()
+    base = found['models'][-1]
+    found['models'] += [{**base, 'name': f'further {number}'} for number in range(3)]
+    for number, picture in enumerate(images.values()):
+        file, picture['lq'] = picture['models']['teacher'], None
+        picture['models'] = {model['name']: file for model in found['models'][: number + 1]}
+    (tmp_path / 'a/results.json').write_text(json.dumps(results))
+    html = make(tmp_path, tmp_path / 'a')
+    tops = """return [...document.querySelectorAll('.crops')].map(list => [...list.children].map(item => {
+        const box = item.querySelector('img').getBoundingClientRect();
+        return [Math.round(box.top), Math.round(box.width)];
+    }));"""
+    for width in (1280, 700, 375, 320):
+        driver = browser.open(width, 812, html=html)
+        shown = driver.execute_script(tops)
+        assert [len(crops) for crops in shown] == [2, 3, 4, 5, 6, 7]
+        for crops in shown:
+            rows = [top for top, _ in crops]
+            assert min(rows.count(top) for top in rows) >= 2, (width, rows)
+            assert max(size for _, size in crops) - min(size for _, size in crops) <= 1
+            assert min(size for _, size in crops) >= 80
 
 
 def test_phone_has_no_sideways_scrolling(browser):

@@ -184,6 +184,29 @@ def test_a_dark_16_bit_image_stays_one(tmp_path, model, picture):
     assert np.abs(load(tmp_path / 'out/a_out.png') - direct(model, dark)).max() <= 1
 
 
+def test_threads_are_chosen_where_there_is_enough_work(tmp_path, model, picture, monkeypatch, capfd):
+    """By a measurement, unless the user says how many; the first image tells how much work there is."""
+    before = torch.get_num_threads()
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    save(tmp_path / 'in.png', picture)
+    words = ['-i', tmp_path / 'in.png', '-o', tmp_path / 'out', '-m', model]
+    try:
+        torch.set_num_threads(2)
+        assert run(*words, '--suffix', 'plain') == 0 and torch.get_num_threads() == 2
+        assert ' threads: ' not in capfd.readouterr().err  # a second is more than all of this takes
+        monkeypatch.setattr('sdakd.commands.upscale.upscaler.WORTH', 0)
+        assert run(*words, '--suffix', 'chosen') == 0
+        line = f'{torch.get_num_threads()} thread{"s" * (torch.get_num_threads() > 1)}: '
+        assert line in capfd.readouterr().err
+        torch.set_num_threads(2)
+        assert run(*words, '--suffix', 'told', '--threads', 1) == 0 and torch.get_num_threads() == 1
+        assert ' for ' not in capfd.readouterr().err
+    finally:
+        torch.set_num_threads(before)
+    made = [load(tmp_path / 'out' / f'in_{suffix}.png').astype(int) for suffix in ('plain', 'chosen', 'told')]
+    assert all(abs(each - made[0]).max() <= 1 for each in made)  # sums of another number of threads
+
+
 def test_grey_stays_grey(tmp_path, model, picture):
     run('-i', save(tmp_path / 'a.png', picture[..., 1]), '-o', tmp_path / 'out', '-m', model)
     expected = direct(model, picture[..., 1].copy()) @ np.array([0.114, 0.587, 0.299])

@@ -314,7 +314,6 @@ def test_evaluate_measures_distances_to_truth_and_teacher(ground, files, tmp_pat
             assert len(expected) == entry['n'] == 3 and entry['per_image'] == pytest.approx(
                 expected, rel=1e-4
             )  # float32
-            assert entry['low'] < entry['mean'] < entry['high']
         (difference,) = (
             d
             for d in found['differences']
@@ -322,7 +321,7 @@ def test_evaluate_measures_distances_to_truth_and_teacher(ground, files, tmp_pat
         )
         of_a, of_b = (scores[row, name, 'teacher']['per_image'] for row in ('bicubic', 'student'))
         assert difference['mean'] == pytest.approx(np.mean([of_a[n] - of_b[n] for n in of_a]), abs=1e-9)
-        assert difference['low'] <= difference['mean'] <= difference['high'] and difference['n'] == 3
+        assert difference['n'] == 3
     shown = capsys.readouterr().out
     assert 'Compared with the images of teacher' in shown and shown.count('dist-efficientnet_lite0') >= 3
 

@@ -10,7 +10,6 @@ import torch
 from sdakd.compat import UserError
 from sdakd_metrics import distribution, metrics
 from sdakd_metrics.distribution import Moments, PatchBackbone, frechet_distance, kernel_distance
-from sdakd_metrics.intervals import mean_interval
 from sdakd_metrics.metrics import FrechetCollector, KernelCollector, Settings, lpips_measure, open_metrics
 
 
@@ -256,34 +255,6 @@ def test_lpips_takes_rgb_between_minus_one_and_one(pair):
         expected = network(*rgb, normalize=True).item()
     assert measure(*pair) == pytest.approx(expected, rel=1e-4) and expected > 0
     assert measure(pair[0], pair[0]) == 0
-
-
-# ---------------------------------------------- intervals ------------------------------------------------------------
-
-
-def test_interval_agrees_with_scipy():
-    from scipy.stats import bootstrap
-
-    values = np.random.default_rng(5).gamma(2, 3, 60)
-    mean, low, high = mean_interval(values)
-    expected = bootstrap((values,), np.mean, method='percentile', n_resamples=20000, random_state=0).confidence_interval
-    width = expected.high - expected.low
-    assert mean == pytest.approx(values.mean())
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.04 * width)
-    assert mean_interval(values) == (mean, low, high) != mean_interval(values, seed=1)
-
-
-def test_interval_of_little_or_infinite():
-    assert mean_interval([3.0]) == (3.0, None, None)
-    assert mean_interval([3.0, math.inf]) == (math.inf, None, None)
-    assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
-
-
-def test_paired_interval_is_narrower_than_the_intervals_apart():
-    values = np.random.default_rng(6).normal(28, 3, 40)
-    others = values + np.random.default_rng(7).normal(-0.5, 0.1, 40)
-    _, low, high = mean_interval(others - values)
-    assert low < (others - values).mean() < high < 0 and high - low < 0.1 * np.diff(mean_interval(values)[1:])[0]
 
 
 # ---------------------------------------------- validation while training -------------------------------------------

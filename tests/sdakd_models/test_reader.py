@@ -460,6 +460,25 @@ def test_a_file_that_is_complete_is_archived_with_its_comments(world, parse, tmp
     assert text.endswith(file.read_text()) and '# CMD:' in text
 
 
+@pytest.mark.parametrize(
+    ('schema', 'stays'),
+    [
+        ('schema.json', False),
+        ('../../options/schema.json', False),
+        ('https://example.org/schema.json', True),
+        ('file:///schema.json', True),
+        ('/schema.json', True),
+    ],
+)
+def test_an_archived_file_leads_no_editor_astray(schema, stays, world, parse, tmp_path):
+    """A relative path to the schema starts from the folder of the file, which is another one for the copy."""
+    file = Path(world.write(world.options()))
+    line, rest = f'# yaml-language-server: $schema={schema}\n', '# why this run\n' + file.read_text()
+    file.write_text(line + rest)
+    text = archived(file, parse, tmp_path / 'root').read_text()
+    assert text.endswith(f'\n\n{line if stays else ""}{rest}') and text.count('yaml-language-server') == stays
+
+
 def test_models_of_others_are_archived_by_basicsr(world, parse, tmp_path, monkeypatch):
     put(world.root, base=world.options(), run={'extends': 'base.yml'})
     archived(world.root / 'run.yml', parse, tmp_path / 'root')

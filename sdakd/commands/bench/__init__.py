@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sdakd import __version__, compat
 from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError
+from sdakd.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -183,7 +184,7 @@ def _prepare(
     image: torch.Tensor,
     threads: int,
     folder: Path,
-    bar,
+    progress,
 ) -> None:
     """Builds and warms up every case; one that fails keeps its reason."""
     import torch
@@ -193,7 +194,7 @@ def _prepare(
     cuda = image.device.type == 'cuda'
     wanted: dict[str, torch.Tensor] = {}
     for case in cases:
-        bar.set_postfix_str(f'{case.model} {case.backend} {case.precision}')
+        progress.note = f'{case.model} {case.backend} {case.precision}'
         opened = models[case.model][1]
         try:
             if case.backend in GRAPHS:
@@ -214,7 +215,7 @@ def _prepare(
                 _compare(case, found, wanted[case.model])
         except Exception as error:  # every runtime and compiler raises its own
             case.fail(error)
-        bar.update()
+        progress.step()
 
 
 def _time(case: Case, cuda: bool) -> float:
@@ -351,7 +352,6 @@ def bench(
     threads = None if threads is None else whole(threads, '--threads', 1)
     compat.import_basicsr()
     import torch
-    from tqdm import tqdm
 
     from sdakd.commands.bench.backends import GRAPHS, noise
     from sdakd.commands.bench.memory import peak_growth
@@ -377,12 +377,12 @@ def bench(
     image = noise(size, device)
     cuda = device == 'cuda'
     steps = len(cases) * (rounds + (1 if cuda else 2))
-    with torch.no_grad(), tempfile.TemporaryDirectory() as folder, tqdm(total=steps, desc='bench', leave=False) as bar:
-        _prepare(cases, opened, image, threads, Path(folder), bar)
-        bar.set_postfix_str('timing')
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder, Progress('bench', steps, 'steps') as progress:
+        _prepare(cases, opened, image, threads, Path(folder), progress)
+        progress.note = 'timing'
         for _ in range(rounds):
             for case in cases:
-                bar.update()
+                progress.step()
                 if case.runner is not None:
                     try:
                         case.times.append(_time(case, cuda))
@@ -390,11 +390,11 @@ def bench(
                         case.fail(error)
         if not cuda:
             for case in cases:
-                bar.set_postfix_str(f'memory of {case.model} {case.backend} {case.precision}')
+                progress.note = f'memory of {case.model} {case.backend} {case.precision}'
                 if case.runner is not None:
                     where = (case.source, case.graph if case.backend in GRAPHS else None)
                     case.memory = peak_growth(*where, case.backend, case.precision, size, threads)
-                bar.update()
+                progress.step()
     reference = cases[0]
     plain = (reference.backend, reference.precision) == ('eager', 'fp32')
     base = reference.entry(None)['median_ms'] if plain else None

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from sdakd import compat
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
+from sdakd.progress import Progress
+from sdakd.shipped import option_file
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from sdakd.commands.compare.config import Config
@@ -25,7 +27,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help is quick
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = Flags(parser, compare)
-    add('-opt', dest='config', metavar='FILE', help="the comparison's YAML; examples are in options/compare")
+    add('-opt', dest='config', metavar='FILE', help="the comparison's YAML, or the name of one that ships")
     add('-o', '--output', metavar='FOLDER', help="folder for runs, tables and figures, instead of the YAML's")
     add('--jobs', type=number, metavar='N', help='trainings at a time, which share the cores (default: {default})')
     add('--dry_run', action='store_true', help='show the cells and what they would cost; train nothing')
@@ -149,8 +151,6 @@ def _factors(config: Config, row: Row) -> list[float]:
 
 def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
     """The matrix for people, with the time of every cell as a few of its steps foretell it."""
-    from tqdm import tqdm
-
     from sdakd.commands.compare import rehearsal
     from sdakd.commands.compare.progress import duration
     from sdakd.commands.compare.summary import budget_line
@@ -160,7 +160,7 @@ def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
     discriminator, rows, total, count = matrix.discriminator_run(), [], 0.0, 0
     with tempfile.TemporaryDirectory() as place:
         parsed = rehearsal.check_rows(matrix, Path(place), real_data=False)
-        for row in tqdm(matrix.rows, desc='timing', unit='method'):
+        for row in Progress('timing', len(matrix.rows), 'methods').over(matrix.rows):
             for number, ratio in enumerate(config.ratios()):
                 seconds = rehearsal.time_row(parsed[row.name, ratio], row, threads)
                 cells = len(config.seeds) + (len(_factors(config, row)) - 1 if number == 0 else 0)
@@ -212,7 +212,7 @@ def _train(matrix: Matrix, jobs: int, threads: int, lock: int) -> tuple[list[Cel
                         final.append(every.setdefault(one.run.name, one))
         train_all([one.run for one in final if one not in trials], jobs, threads, (lock,), progress)
     finally:
-        progress.bar.close()
+        progress.progress.close()
     return final, list(every.values()), tried, [row.name for row in matrix.rows if row.name not in best]
 
 
@@ -271,7 +271,7 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
     figures = draw_all(matrix, scores, spent, section)
     page += ''.join(f'\n![{path.stem}]({path.name})\n' for path in figures if path.suffix == '.png')
     write(output / 'comparison.md', page.encode())
-    report([output], output / 'report.html')
+    report([output], output / 'report.html', student=summary.best(section, config.primary, [c.run.name for c in done]))
     return text + '\n' + ''.join(f'{line}\n' for line in notes)
 
 
@@ -293,7 +293,7 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
     Raises:
         UserError: A mistake in the option file or in a file that it names, found before any training.
     """
-    jobs, file = whole(jobs, '--jobs', 1), str(config)
+    jobs, file = whole(jobs, '--jobs', 1), option_file(str(config))
     threads = max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // jobs)
     compat.import_basicsr()
     import sdakd_models  # noqa: F401  registers models and terms

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from sdakd.commands.link import options_folder
-from sdakd.compat import UserError, near
+from sdakd.compat import Mistakes, UserError, near
 from sdakd.files.runs import ROOT
+from sdakd.shipped import find_shipped, near_shipped, shipped_files
 from sdakd_arch.width import fraction
 from sdakd_metrics.metrics import METRICS
 
@@ -151,25 +151,27 @@ def read_config(path: str) -> Config:
     """Reads and checks an option file; files and folders that it names are looked for later.
 
     Raises:
-        UserError: The first mistake, with the file's name and the key.
+        UserError: All mistakes, each with the file's name and its key.
     """
     from sdakd_models.options import typed
     from sdakd_models.reader import read_merged
 
     content = read_merged(path)
     try:
-        for block, struct in BLOCKS.items():  # one by one, innermost first: the sentence then names where exactly
-            for where, entry in _entries(content, block.split(':')):
-                typed(struct, entry, where)
-        if isinstance(content.get('perceptual'), Mapping):
-            typed(StandIn, content['perceptual'], 'perceptual')
+        with Mistakes() as mistakes:
+            for block, struct in BLOCKS.items():  # one by one, innermost first: the sentence then names where exactly
+                for where, entry in _entries(content, block.split(':')):
+                    if not mistakes.about(where):
+                        typed(struct, entry, where, mistakes=mistakes)
+            if isinstance(content.get('perceptual'), Mapping):
+                typed(StandIn, content['perceptual'], 'perceptual', mistakes=mistakes)
+            for field in Config.__struct_fields__[:8]:
+                if field not in content:
+                    mistakes.add(field, 'the key is missing.')
         if isinstance(content.get('widths'), list):
             content['widths'] = [str(width) for width in content['widths']]
         if isinstance(content.get('methods'), Mapping):
             content['methods'] = {str(name): entry for name, entry in content['methods'].items()}
-        missing = [field for field in Config.__struct_fields__[:8] if field not in content]
-        if missing:
-            raise UserError(missing[0], 'the key is missing.')
         config = typed(Config, content, 'the comparison')
         _check(config)
     except UserError as error:
@@ -279,18 +281,19 @@ def locate_set(source: str, where: str) -> str:
 
 
 def method_file(name: str, method: Method, base: Path) -> Path:
-    """The option file of a method: its ``file`` beside the comparison's, or ``options/methods/<name>.yml``.
+    """The option file of a method: its ``file`` beside the comparison's or that ships, or its namesake that does.
 
     Raises:
         UserError: There is none.
     """
     if method.file is not None:
-        found = base / method.file
-        if not found.is_file():
-            raise UserError(f'methods:{name}:file', f'{found} does not exist; correct the path.')
+        beside = base / method.file
+        found = beside if beside.is_file() else find_shipped(method.file)
+        if found is None:
+            sentence = f'{beside} does not exist, and none of this name ships; {near_shipped(method.file)}.'
+            raise UserError(f'methods:{name}:file', sentence)
         return found
-    folder = options_folder() / 'methods'
-    if not (folder / f'{name}.yml').is_file():
-        known = [path.stem for path in folder.glob('*.yml')]
+    known = {path.stem: path for each, path in shipped_files().items() if each.startswith('methods/')}
+    if name not in known:
         raise UserError(f'methods:{name}', f'there is no method of this name; {near(name, known)}.')
-    return folder / f'{name}.yml'
+    return known[name]

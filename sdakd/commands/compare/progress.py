@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from tqdm import tqdm
-
+from sdakd import progress
 from sdakd.files.runs import Run
 
 
@@ -18,7 +15,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A line on stderr for every cell that ended, and a bar with the time left for the whole matrix.
+    """A line on stderr for every cell that ended, and signs of life with the time left for the whole matrix.
 
     Args:
         cells: How many cells the matrix has.
@@ -27,22 +24,19 @@ class Progress:
 
     def __init__(self, cells: int, iterations: int) -> None:
         self.cells, self.ended, self.seen = cells, 0, {}
-        form = '{desc} {bar} {n_fmt}/{total_fmt} iterations [{elapsed}, {remaining} left]'
-        interval = 0.5 if sys.stderr.isatty() else 60
-        self.bar = tqdm(total=iterations, smoothing=0, bar_format=form, mininterval=interval, file=sys.stderr)
-        self.bar.set_description_str(f'0/{cells} cells')
+        self.progress = progress.Progress(f'0/{cells} cells', iterations, 'iterations')
+        self.progress.__enter__()
 
     def __call__(self, run: Run, event: str) -> None:
         """Takes an event of :func:`sdakd.files.runs.train_all`."""
         record = run.record
         if event == 'begun':  # what an earlier call has done is no work of this one
             self.seen[run.name] = record.iteration
-            self.bar.total -= record.iteration
-            self.bar.refresh()
+            self.progress.total -= record.iteration
         elif event == 'kept':
             self._end(run, 'kept', run.iterations)
         else:
-            self.bar.update(record.iteration - self.seen[run.name])
+            self.progress.step(record.iteration - self.seen[run.name])
             self.seen[run.name] = record.iteration
             if event == 'done':
                 memory = '' if record.peak_mib is None else f', {record.peak_mib:,.0f} MiB'
@@ -52,6 +46,6 @@ class Progress:
 
     def _end(self, run: Run, text: str, less: int) -> None:
         self.ended += 1
-        self.bar.total -= less
-        tqdm.write(f'[{self.ended}/{self.cells}] {run.name}: {text}', file=sys.stderr)
-        self.bar.set_description_str(f'{self.ended}/{self.cells} cells')
+        self.progress.total -= less
+        progress.say(f'[{self.ended}/{self.cells}] {run.name}: {text}')
+        self.progress.what = f'{self.ended}/{self.cells} cells'

@@ -14,7 +14,7 @@ import yaml
 from basicsr.models import build_model
 
 from sdakd.commands.compare.matrix import Matrix, Row
-from sdakd.compat import UserError
+from sdakd.compat import Mistakes, UserError
 from sdakd_arch.width import build
 from sdakd_models import launch
 from sdakd_models.rehearsal import untouched
@@ -28,13 +28,15 @@ def parse(options: dict, name: str, folder: Path) -> dict:
     """What training makes of a row's options, after all of its checks.
 
     Raises:
-        UserError: One of them fails.
+        UserError: Some of them fail.
     """
     options = yaml.safe_load(yaml.safe_dump({**options, 'name': name}))  # as the row's process will read them
     try:
         launch.check_options(options, str(folder), f'{name}.yml')
     except UserError as error:
-        raise error.at(f'methods:{name}: {OWN_KEYS.get(error.where, error.where)}') from None
+        with Mistakes() as mistakes:
+            for each in error.mistakes:
+                mistakes.add(f'methods:{name}: {OWN_KEYS.get(each.where, each.where)}', each.sentence)
     return options
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import msgspec
 
-from sdakd.commands.compare.config import Budget, Config
+from sdakd.commands.compare.config import Budget, Config, Primary
 from sdakd.commands.compare.matrix import Matrix
 from sdakd.commands.compare.rows import Row
+from sdakd.files.intervals import FEWEST, mean_interval
 from sdakd.files.runs import Run, digest
-from sdakd_metrics.intervals import mean_interval
 
+FEWEST_SEEDS = 3  # of which a spread, and an interval of a difference, is given
 DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 5, 'fd': 1, 'identity': 4}
 
 
@@ -31,29 +32,30 @@ class Cell:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation (n - 1); no deviation for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    """Mean and standard deviation (n - 1); no deviation for fewer than :data:`FEWEST_SEEDS` values."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) >= FEWEST_SEEDS else None
 
 
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def over_seeds(
-    section: Mapping, cells: Sequence[Cell], reference_row: str, seed: int = 0
-) -> tuple[list[dict], list[dict]]:
+def over_seeds(section: Mapping, cells: Sequence[Cell], reference_row: str) -> tuple[list[dict], list[dict]]:
     """Means over seeds, and differences between rows whose seeds were paired.
+
+    An interval over images says how far a difference may depend on the choice of images, for these students. Of one or
+    two trainings a method would be judged by it as though training had no chance in it: then there is none, nor a
+    standard deviation, and tables show the value of every seed.
 
     Args:
         section: The section ``evaluate`` of results.json; its models are named after the cells' runs.
         cells: The final cells that are done.
         reference_row: What the others are compared with.
-        seed: Of the bootstrap.
 
     Returns:
         Entries ``row, width, set, metric, reference, mean, sd, n, values``; and ``a, b, ...`` for every row ``a`` of a
-        width minus the reference row ``b`` on the same seeds; ``low`` and ``high`` are limits of the 95% bootstrap
-        interval over images, of the difference averaged over seeds, where the metric belongs to images.
+        width minus the reference row ``b`` on the same seeds; ``low`` and ``high`` are limits of the 95% interval over
+        ``images`` images, of the difference averaged over seeds, where the metric belongs to images.
     """
     found = {(s['model'], s['set'], s['metric'], s['reference']): s for s in section['scores']}
     columns = dict.fromkeys((s['set'], s['metric'], s['reference']) for s in section['scores'])
@@ -81,21 +83,37 @@ def over_seeds(
             seeds = [s for s in entries if s in others]
             if a == reference_row or not seeds:
                 continue
-            mean, sd = spread([entries[s]['mean'] - others[s]['mean'] for s in seeds])
-            low, high = _over_images([(entries[s]['per_image'], others[s]['per_image']) for s in seeds], seed)
+            values = {s: entries[s]['mean'] - others[s]['mean'] for s in seeds}
+            mean, sd = spread(list(values.values()))
+            images = _over_images([(entries[s]['per_image'], others[s]['per_image']) for s in seeds])
+            enough = images and len(seeds) >= FEWEST_SEEDS
+            _, low, high = mean_interval(images) if enough else (None, None, None)
             differences.append(
                 {'a': a, 'b': reference_row, 'width': str(ratio), 'set': of, 'metric': metric, 'reference': reference}
-                | {'mean': mean, 'sd': sd, 'n': len(seeds), 'low': low, 'high': high}
+                | {'mean': mean, 'sd': sd, 'n': len(seeds), 'values': {str(s): v for s, v in values.items()}}
+                | {'low': low, 'high': high, 'images': len(images)}
             )
     return scores, differences
 
 
-def _over_images(pairs: Sequence[tuple[dict | None, dict | None]], seed: int) -> tuple[float | None, float | None]:
+def _over_images(pairs: Sequence[tuple[dict | None, dict | None]]) -> list[float]:
+    """The difference of every image that all seeds have in common, averaged over them; empty for metrics of a set."""
     if any(not one or not other for one, other in pairs):
-        return None, None
+        return []
     names = [n for n in pairs[0][0] if all(_finite(one.get(n)) for pair in pairs for one in pair)]
-    values = [statistics.fmean(one[n] - other[n] for one, other in pairs) for n in names]
-    return mean_interval(values, seed)[1:] if len(values) > 1 else (None, None)
+    return [statistics.fmean(one[n] - other[n] for one, other in pairs) for n in names]
+
+
+def best(section: Mapping, primary: Primary, names: Sequence[str]) -> str:
+    """The student that the page leads with: the best of ``names`` by the primary metric on the first test set."""
+    higher = next(m['higher_is_better'] for m in section['metrics'] if m['name'] == primary.metric)
+    key = section['sets'][0]['name'], primary.metric
+    values = {
+        s['model']: s['mean'] if higher else -s['mean']
+        for s in section['scores']
+        if (s['set'], s['metric']) == key and s['reference'] in (primary.against, None) and _finite(s['mean'])
+    }
+    return max(names, key=lambda name: values.get(name, -math.inf))
 
 
 def costs(cells: Sequence[Cell]) -> list[dict]:
@@ -119,11 +137,13 @@ def costs(cells: Sequence[Cell]) -> list[dict]:
 # ------------------------------------------------------ tables -------------------------------------------------------
 
 
-def plus_minus(mean: float | None, sd: float | None, digits: int) -> str:
-    """``28.10 ± 0.05``."""
+def plus_minus(mean: float | None, sd: float | None, digits: int, values: Iterable[float] = ()) -> str:
+    """``28.10 ± 0.05``; without a deviation ``28.10 (28.06, 28.14)`` with the value of every seed, if there are two."""
     if not _finite(mean):
         return '-'
-    return f'{mean:.{digits}f}' + (f' ± {sd:.{digits}f}' if sd is not None else '')
+    each = [f'{value:.{digits}f}' for value in values]
+    spread = f' ± {sd:.{digits}f}' if sd is not None else f' ({", ".join(each)})' if len(each) > 1 else ''
+    return f'{mean:.{digits}f}{spread}'
 
 
 def quality_table(
@@ -143,7 +163,7 @@ def quality_table(
         for width, name in dict.fromkeys(key[1:3] for key in found if key[0] == of):
             entries = [found.get((of, width, name, m['name'])) for m in metrics]
             shown = [
-                plus_minus(entry['mean'], entry['sd'], DIGITS[m['name']]) if entry else '-'
+                plus_minus(entry['mean'], entry['sd'], DIGITS[m['name']], entry['values'].values()) if entry else '-'
                 for entry, m in zip(entries, metrics, strict=True)
             ]
             rows.append([of, width, name, str(max(e['n'] for e in entries if e)), *shown])
@@ -162,7 +182,7 @@ def difference_table(section: Mapping, differences: Sequence[dict]) -> tuple[lis
         for m in metrics:
             d = found.get((*key, m['name']))
             digits = DIGITS[m['name']]
-            text = plus_minus(d['mean'], d['sd'], digits) if d else '-'
+            text = plus_minus(d['mean'], d['sd'], digits, d['values'].values()) if d else '-'
             if d and d['low'] is not None:
                 text += f' [{d["low"]:.{digits}f}, {d["high"]:.{digits}f}]'
             cells.append(text)
@@ -231,7 +251,7 @@ def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Seque
     """What was equal and what was not, a sentence each."""
     config = matrix.config
     why = [config.exploratory.rstrip('.')] if config.exploratory else []
-    if len(config.seeds) < 3:
+    if len(config.seeds) < FEWEST_SEEDS:
         why.append(f'{len(config.seeds)} seed{"s" * (len(config.seeds) > 1)}')
     found = [f'Exploratory: {"; ".join(why)}.'] if why else []
     found.append(f'Primary metric, named before the run: {label_of(config)}.')
@@ -275,10 +295,17 @@ def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Seque
     for better in (True, False):
         labels = [metric['label'] for metric in section['metrics'] if metric['higher_is_better'] is better]
         found += [f'{"Higher" if better else "Lower"} is better: {", ".join(labels)}.'] if labels else []
-    found.append(
-        '±: standard deviation over seeds (n - 1). Differences: same seed minus same seed; in brackets the 95% '
-        'bootstrap interval over images of their mean over seeds.'
-    )
+    if len(config.seeds) < FEWEST_SEEDS:
+        found.append(
+            f'In parentheses: the value of every seed. Fewer than {FEWEST_SEEDS} seeds tell no spread and allow no '
+            'interval of a difference between methods.'
+        )
+    else:
+        found.append(
+            '±: standard deviation over seeds (n - 1). Differences: same seed minus same seed; in brackets the 95% '
+            f'interval over images of their mean over seeds, from {FEWEST} images on: what the choice of images does, '
+            'not what chance in training does.'
+        )
     return found
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sdakd import compat
 from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError
+from sdakd.progress import duration, sign
 
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 DEGRADATIONS = ('realesrgan', 'bicubic', 'none')
 RECORD = 'distill.json'
 KEPT = ('teacher', 'photographs')  # that may be in the folder before
-HOUR = 3600
+STARTS = 20  # seconds in which a training starts
 LEAST = 60  # iterations, below which nothing is learned
 STEP = 0.5  # seconds of a step on a processor for which the batch is chosen
 
@@ -218,6 +219,7 @@ def open_teacher(text: str, output: Path) -> Opened:
 
 
 def say(text: str) -> None:
+    sign()
     sys.stdout.write(f'{text}\n')
     sys.stdout.flush()
 
@@ -329,15 +331,15 @@ class Work:
             self.teacher, self.student, self.discriminator, self.data, self.degradation, sizes, self.seed
         )
 
-    def costs(self, opt: dict[str, Any]) -> Costs:
-        """Checks options, and times their steps."""
+    def costs(self, opt: dict[str, Any], begins: bool = False) -> Costs:
+        """Checks options, and times their steps; ``begins`` chooses the number of threads first."""
         from copy import deepcopy
 
         from sdakd_models.costs import measure
         from sdakd_models.launch import check_options
 
         opt = deepcopy(opt)
-        check_options(opt, str(self.folder), str(self.folder / 'distill.yml'))
+        check_options(opt, str(self.folder), str(self.folder / 'distill.yml'), begins=begins)
         return measure(opt)
 
     def _sizes(self) -> tuple[Any, Costs]:
@@ -347,9 +349,9 @@ class Work:
         from sdakd.commands.distill import recipe
 
         sizes = recipe.first_sizes(self.precision)
-        costs = self.costs(self.options(sizes))
+        costs = self.costs(self.options(sizes), begins=True)
         if not torch.cuda.is_available():
-            room = STEP / sum(share * costs.step[name] for name, share in recipe.SHARES.items())
+            room = STEP / recipe.mean(costs.step)
             if (batch := sizes.batch * min(4, 2 ** max(0, math.floor(math.log2(room))))) > sizes.batch:
                 sizes = replace(sizes, batch=batch)
                 costs = self.costs(self.options(sizes))
@@ -374,34 +376,47 @@ class Work:
 
         if 'plan' not in self.record:
             say('Timing a step of every stage')
-            threads = 0 if torch.cuda.is_available() else torch.get_num_threads()
             sizes, costs = self._sizes()
-            each = {name: costs.iteration(name, sizes.workers, threads, cores()) for name in recipe.SHARES}
-            plain = self.costs(recipe.without_teacher(self.options(sizes)))
-            each_plain = {name: plain.iteration(name, sizes.workers, threads, cores()) for name in recipe.SHARES}
+            threads = 0 if torch.cuda.is_available() else torch.get_num_threads()
+            opt = self.options(sizes)
+            plain_opt = recipe.without_teacher(opt)
+            plain = self.costs(plain_opt)
+            step, plain_step = (
+                {name: each.iteration(name, sizes.workers, threads, cores()) for name in recipe.SHARES}
+                for each in (costs, plain)
+            )
             closing = self._closing_seconds()
-            mean = sum(share * each[name] for name, share in recipe.SHARES.items())
-            mean_plain = sum(share * each_plain[name] for name, share in recipe.SHARES.items())
-            if seconds is not None:
-                left = seconds - (time.monotonic() - self.begun) - closing - costs.pool - 20
-                iters = int(left / (mean + (mean_plain if baseline else 0)))
-                if iters < LEAST:
-                    least = math.ceil((seconds - left + LEAST * (mean + (mean_plain if baseline else 0))) / 60)
-                    raise UserError(
-                        '--time', f'{clock(seconds)} leaves time for {max(0, iters)} iterations, and {LEAST} are the '
-                        f'least; give {least}m or more, or a smaller student or teacher.'
-                    )  # fmt: skip
+            if iters is None:
+                mean = recipe.mean(step) + (recipe.mean(plain_step) if baseline else 0.0)
+                iters = self._iterations(seconds, closing + costs.pool, mean)
             self.record['plan'] = {
-                'iters': recipe.lengths(iters), 'step': each, 'step_without_teacher': each_plain, 'pool': costs.pool,
+                'iters': recipe.lengths(iters), 'step': step, 'step_without_teacher': plain_step, 'pool': costs.pool,
                 'batch': sizes.batch, 'crop': sizes.crop * self.teacher.scale, 'precision': sizes.precision,
                 'threads': threads, 'closing': closing, 'memory': costs.memory,
             }  # fmt: skip
-            opt = recipe.with_lengths(self.options(sizes), iters, mean)
             command = ' '.join(['sdakd', *map(shlex.quote, sys.argv[1:])])
-            recipe.write_options(opt, self.folder / f'{recipe.NAME}.yml', command)
-            recipe.write_options(recipe.without_teacher(opt), self.folder / f'{recipe.BASELINE}.yml', command)
+            for name, each, of in ((recipe.NAME, opt, step), (recipe.BASELINE, plain_opt, plain_step)):
+                file = self.folder / f'{name}.yml'
+                recipe.write_options(recipe.with_lengths(each, iters, of, threads), file, command)
             self._save()
         self._show_plan(baseline)
+
+    def _iterations(self, seconds: float, other: float, each: float) -> int:
+        """How many iterations of ``each`` seconds fit in, beside ``other`` seconds to come and those that are spent.
+
+        Raises:
+            UserError: Too few.
+        """
+        spent = time.monotonic() - self.begun + other + STARTS
+        iters = int((seconds - spent) / each)
+        if iters < LEAST:
+            least = math.ceil((spent + LEAST * each) / 60)
+            raise UserError(
+                '--time',
+                f'{duration(seconds)} leaves time for {max(0, iters)} iterations, and {LEAST} are the least; give '
+                f'{least}m or more, or a smaller student or teacher.',
+            )
+        return iters
 
     def _closing_seconds(self) -> float:
         """How long measuring will take, roughly: the teacher's passes, and four seconds a photograph for the rest."""
@@ -449,7 +464,6 @@ class Work:
     def train_and_close(self, baseline: bool) -> Distilled:
         """Trains, measures and writes what stays."""
         from sdakd.commands.distill import closing, recipe, training
-        from sdakd.files.generators import open_network
 
         plan = self.record['plan']
         iters, step = plan['iters'], dict(plan['step'])
@@ -460,8 +474,8 @@ class Work:
                 continue
             say(f'Training {name}.yml')
             extra = plan['pool'] / iters[first] if name == recipe.NAME else 0.0
-            progress = training.Progress(iters, seconds | {first: seconds[first] + extra})
-            trained[name] = training.train(self.folder / f'{name}.yml', self.folder, progress)
+            course = training.Course(iters, seconds | {first: seconds[first] + extra})
+            trained[name] = training.train(self.folder / f'{name}.yml', self.folder, course)
         say('Measuring')
         models = {closing.BICUBIC: 'bicubic', closing.TEACHER: str(self.teacher.path)}
         if baseline:
@@ -472,8 +486,7 @@ class Work:
             f'{sum(iters.values()):,d} iterations in three stages, batches of {plan["batch"]} crops of {plan["crop"]} '
             f'pixels, {found["train"]} photographs, degradation: {self.degradation}'
         )
-        measured = closing.close(self.folder, models, self.teacher, how, len(found['held_out']), open_network)
-        exported, reasons = closing.write_files(self.folder / 'student.pth', self.folder / 'export')
+        measured, left_out = closing.close(self.folder, models, self.teacher, how, len(found['held_out']))
         files = {
             'the student': self.folder / 'student.pth',
             'the student for other programs': self.folder / 'export',
@@ -482,11 +495,5 @@ class Work:
             'side by side': self.folder / 'comparison.png',
             'to train again': self.folder / 'distill.yml',
         }
-        notes = [f'Not exported to {reason}' for reason in reasons]
+        notes = [f'Not exported as {name}: {reason}' for name, reason in left_out.items()]
         return Distilled(self.folder, files, [closing.HEADER, *measured.rows], measured.facts(), notes)
-
-
-def clock(seconds: float) -> str:
-    from sdakd.commands.distill.training import clock as shown
-
-    return shown(seconds)

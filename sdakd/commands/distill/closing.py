@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 from sdakd import __version__
 from sdakd.commands.bench import bench
 from sdakd.commands.evaluate import evaluate
-from sdakd.commands.export import FORMATS, export
+from sdakd.commands.export import export
 from sdakd.commands.report import report
 from sdakd.commands.report.pictures import choose_region
-from sdakd.compat import UserError
+from sdakd.files.generators import open_network
 from sdakd.files.images import cores, read_image, write
 from sdakd.files.results import table, write_tables
 from sdakd_arch.weights import describe
@@ -125,21 +125,6 @@ def picture(measured: Measured, path: Path) -> None:
     write(path, data.getvalue())
 
 
-def write_files(student: Path, folder: Path) -> tuple[list[Path], list[str]]:
-    """Exports the student to every format that it can have here.
-
-    Returns:
-        The files, and for each format that is left out the reason.
-    """
-    files, reasons = [], []
-    for name in FORMATS:
-        try:
-            files.append(export(student, [name], folder).files[name])
-        except UserError as error:
-            reasons.append(f'{name}: {error}')
-    return files, reasons
-
-
 def card(path: Path, teacher: Opened, student: Opened, measured: Measured, training: str, held_out: int) -> None:
     """Writes the model card."""
     digest = hashlib.sha256(teacher.path.read_bytes()).hexdigest()
@@ -182,13 +167,26 @@ It does what its teacher does on inputs like those it was trained on, and a litt
     write(path, text.encode())
 
 
-def close(folder: Path, models: Mapping[str, str], teacher: Opened, training: str, held_out: int, opened) -> Measured:
-    """Measures, and writes all that stays: ``student.pth``, ``export/``, tables, picture, report and card."""
+def close(
+    folder: Path, models: Mapping[str, str], teacher: Opened, training: str, held_out: int
+) -> tuple[Measured, dict[str, str]]:
+    """Measures, and writes all that stays: ``student.pth``, ``export/``, tables, picture, report and card.
+
+    Args:
+        folder: Of the distillation.
+        models: The rows' files by their names.
+        teacher: The teacher.
+        training: How the student was trained, for the card.
+        held_out: The number of photographs to measure on.
+
+    Returns:
+        What was measured, and for each format that was not written the reason.
+    """
     measured = measure(models, folder / 'data/held_out', teacher.scale, folder / 'results')
     student = folder / 'student.pth'
     write(student, Path(models[STUDENT]).read_bytes())
     write_tables(folder, 'table', HEADER, measured.rows)
     picture(measured, folder / 'comparison.png')
-    report([folder / 'results'], folder / 'report.html')
-    card(folder / 'MODEL_CARD.md', teacher, opened(student), measured, training, held_out)
-    return measured
+    report([folder / 'results'], folder / 'report.html', student=STUDENT)
+    card(folder / 'MODEL_CARD.md', teacher, open_network(student, '-m'), measured, training, held_out)
+    return measured, export(student, 'all', folder / 'export').left_out

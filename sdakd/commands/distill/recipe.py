@@ -16,10 +16,10 @@ import yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from sdakd.commands.bench.backends import computes_bf16
-from sdakd.commands.link import options_folder
 from sdakd.compat import UserError
 from sdakd.files.generators import Opened
 from sdakd.files.images import cores, write
+from sdakd.shipped import options_folder
 from sdakd_arch.families import example_of, family_of
 from sdakd_arch.families.discriminators import unet
 from sdakd_arch.width import build, lookup, scale_of, student_of
@@ -143,25 +143,33 @@ def options(
     return opt
 
 
-def with_lengths(opt: Mapping, total: int, seconds: float) -> dict[str, Any]:
+def with_lengths(opt: Mapping, total: int, seconds: Mapping[str, float], threads: int) -> dict[str, Any]:
     """The options with stages that last ``total`` iterations together, and what is logged and saved how often.
 
     Args:
         opt: From :func:`options`.
         total: At least one for each stage.
-        seconds: Of an iteration.
+        seconds: Of an iteration, by stage.
+        threads: Of the training; 0 on a GPU.
     """
     opt = deepcopy(dict(opt))
+    each = mean(seconds)
     for name, iters in lengths(total).items():
-        opt['train']['stages'][name]['iters'] = iters
-    often = max(1, round(300 / seconds))  # five minutes
+        opt['train']['stages'][name] |= {'iters': iters, 'seconds': round(seconds[name], 4)}
     opt['val']['val_freq'] = max(total // 5, 1)
     opt['logger'] |= {
-        'print_freq': min(max(1, round(5 / seconds)), 100),
-        'save_checkpoint_freq': min(often, max(total // 4, 1)),
+        'print_freq': min(max(1, round(5 / each)), 100),
+        'save_checkpoint_freq': min(max(1, round(300 / each)), max(total // 4, 1)),  # every five minutes
     }
     opt['train']['share_freq'] = max(100, min(1000, total // 20))
+    if threads:
+        opt['num_threads'] = threads
     return opt
+
+
+def mean(seconds: Mapping[str, float]) -> float:
+    """Seconds of an iteration of the whole run."""
+    return sum(share * seconds[name] for name, share in SHARES.items())
 
 
 def lengths(total: int) -> dict[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from sdakd import __version__, compat
 from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError, near
 from sdakd.files.limits import MAX_PIXELS, limited
+from sdakd.progress import Progress, say
 
 if TYPE_CHECKING:
     from sdakd.commands.evaluate.contenders import Contender
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--device', help='cpu, cuda, cuda:1, ... (default: cuda where there is one)')
     add('--noise', choices=NOISE, help='noise that GCFSR adds: random, as in its own validation, or fixed, the same '
         'for every network (default: {default})')  # fmt: skip
-    add('--seed', type=number, help='of the bootstrap and of random noise (default: {default})')
+    add('--seed', type=number, help='of random noise (default: {default})')
     add(
         '--max-pixels', type=number, metavar='PIXELS', help='images of more pixels are not decoded (default: {default})'
     )
@@ -106,43 +106,6 @@ def _check_measurable(metrics: list[Metric], sets: list[TestSet], others: bool, 
                     )
 
 
-def _cell(metric: Metric, entry: dict | None) -> str:
-    """``28.43 [25.10, 31.76]``; a dash where nothing was measured."""
-    if entry is None or entry['mean'] is None:
-        return '-'
-    limits = f' [{metric.write(entry["low"])}, {metric.write(entry["high"])}]' if entry['low'] is not None else ''
-    return metric.write(entry['mean']) + limits
-
-
-def quality_table(
-    scores: Sequence[dict], contenders: Sequence[Contender], metrics: Sequence[Metric], references: tuple
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a row per set and model, means with their intervals against one of ``references``."""
-    found = {(s['set'], s['model'], s['metric']): s for s in scores if s['reference'] in references}
-    columns = [metric for metric in metrics if any(key[2] == metric.name for key in found)]
-    rows = []
-    for name in dict.fromkeys(s['set'] for s in scores):
-        for row in contenders:
-            cells = [_cell(metric, found.get((name, row.name, metric.name))) for metric in columns]
-            if set(cells) - {'-'}:
-                parameters = '-' if row.parameters is None else f'{row.parameters:,d}'
-                macs = '-' if row.macs is None else f'{row.macs / 1e9:.3f}'
-                rows.append([name, row.name, parameters, macs, *cells])
-    return ['Set', 'Model', 'Parameters', 'GMACs', *(metric.label for metric in columns)], rows
-
-
-def difference_table(differences: Sequence[dict], metrics: Sequence[Metric]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a row per set, pair of models and reference; blind metrics stand with the ground truth."""
-    found = {(d['set'], d['a'], d['b'], d['reference'] or 'gt', d['metric']): d for d in differences}
-    columns = [metric for metric in metrics if any(key[4] == metric.name for key in found)]
-    rows = []
-    for key in dict.fromkeys(key[:4] for key in found):
-        cells = [_cell(metric, found.get((*key, metric.name))) for metric in columns]
-        against = 'teacher' if key[3] == 'teacher' else 'ground truth'
-        rows.append([key[0], f'{key[1]} - {key[2]}', against, *cells])
-    return ['Set', 'Difference', 'Measured against', *(metric.label for metric in columns)], rows
-
-
 def _without_infinities(content):
     """The same with None for infinite numbers, which JSON cannot express."""
     if isinstance(content, dict):
@@ -158,20 +121,18 @@ def _measure(measurements: Sequence[Measurement]) -> None:
     Raises:
         UserError: No image could be used.
     """
-    from tqdm import tqdm
-
     from sdakd.files.images import UnusableError
 
-    with tqdm(total=sum(len(one.testset.names) for one in measurements), unit='image') as bar:
+    with Progress('images', sum(len(one.testset.names) for one in measurements), 'images') as progress:
         for measurement in measurements:
-            bar.set_description(measurement.testset.name)
+            progress.what = measurement.testset.name
             for name in measurement.testset.names:
                 try:
                     measurement.take(name)
                 except UnusableError as error:
                     measurement.unreadable.append(error.reason)
-                    tqdm.write(f'{measurement.testset.name}: {error.reason}; it is left out', file=sys.stderr)
-                bar.update()
+                    say(f'{measurement.testset.name}: {error.reason}; it is left out')
+                progress.step()
     for measurement in measurements:
         if not measurement.measured:
             raise UserError(
@@ -209,11 +170,11 @@ class Plan:
 
         from sdakd.commands.evaluate.measurement import Measurement
 
-        output, seed = self.output if images else None, self.settings['seed']
+        output = self.output if images else None
         done = [Measurement(one, self.contenders, self.metrics, self.teacher, output) for one in self.sets]
         _measure(done)
         for note in (note for measurement in done for note in measurement.notes()):
-            sys.stderr.write(note + '\n')
+            say(note)
         return {
             'version': __version__,
             'scale': self.scale,
@@ -232,33 +193,37 @@ class Plan:
                 for one in done
             ],
             'metrics': [metric.facts() for metric in self.metrics],
-            'scores': [score for one in done for score in one.scores(seed)],
-            'differences': [difference for one in done for difference in one.differences(seed)],
+            'scores': [score for one in done for score in one.scores()],
+            'differences': [difference for one in done for difference in one.differences()],
             'pictures': {one.testset.name: one.pictures for one in done if one.pictures},
         }
 
     def tables(self, content: dict) -> dict[str, tuple[str, list[str], list[list[str]]]]:
         """Title, header and rows by the name of the file; a table without rows has nothing to say."""
+        from sdakd.commands.evaluate.tables import difference_table, quality_table
+
+        scores, differences = content['scores'], content['differences']
         return {
-            'table': ('', *quality_table(content['scores'], self.contenders, self.metrics, ('gt', None))),
+            'table': ('', *quality_table(scores, self.contenders, self.metrics, ('gt', None))),
             'table_teacher': (
                 f'Compared with the images of {content["teacher"]}:',
-                *quality_table(content['scores'], self.contenders, self.metrics, ('teacher',)),
+                *quality_table(scores, self.contenders, self.metrics, ('teacher',)),
             ),
             'table_differences': (
                 'Differences image by image, first model minus second:',
-                *difference_table(content['differences'], self.metrics),
+                *difference_table(differences, self.metrics),
             ),
         }
 
     def write(self, content: dict) -> None:
         """Writes results.json and the tables."""
+        from sdakd.commands.evaluate.tables import intervals_note
         from sdakd.files import results
 
         results.write_section(self.output, 'evaluate', _without_infinities(content))
         for name, (_, header, rows) in self.tables(content).items():
             if rows:
-                results.write_tables(self.output, name, header, rows)
+                results.write_tables(self.output, name, header, rows, intervals_note([content]))
                 continue
             for kind in ('md', 'csv', 'tex'):
                 Path(self.output, f'{name}.{kind}').unlink(missing_ok=True)  # of an earlier run
@@ -274,39 +239,6 @@ class Plan:
             if rows:
                 text += (f'\n{title}\n' if title else '') + results.table(header, rows)
         return text
-
-
-def _explanation(contenders: Sequence[Contender], metrics: Sequence[Metric]) -> str:
-    """How the tables are to be read."""
-    text = ''
-    for better, names in (
-        ('Higher is better', [metric.label for metric in metrics if metric.higher_is_better]),
-        ('Lower is better', [metric.label for metric in metrics if not metric.higher_is_better]),
-    ):
-        if names:
-            text += f'{better}: {", ".join(names)}. '
-    faces = '; GCFSR: for one face' if any(getattr(row, 'faces', False) for row in contenders) else ''
-    return text + f'In brackets: 95% bootstrap intervals over images. GMACs: for 64x64 input pixels{faces}.\n'
-
-
-def factor_table(plans: Sequence[Plan], contents: Sequence[dict]) -> tuple[Metric, list[str], list[list[str]]]:
-    """The metric, header and rows of the table of all factors: a row per set and model, a column per factor.
-
-    The metric is FID where it was measured, else the first; against the ground truth, where it has a reference.
-    """
-    metrics = plans[0].metrics
-    metric = next((one for one in metrics if one.name == 'fid'), metrics[0])
-    found = {
-        (content['scale'], s['set'], s['model']): s
-        for content in contents
-        for s in content['scores']
-        if s['metric'] == metric.name and s['reference'] in ('gt', None)
-    }
-    rows = []
-    for name in (testset.name for testset in plans[0].sets):
-        for row in plans[0].contenders:
-            rows.append([name, row.name, *(_cell(metric, found.get((one.scale, name, row.name))) for one in plans)])
-    return metric, ['Set', 'Model', *(f'{metric.label} x{one.scale}' for one in plans)], rows
 
 
 @dataclass
@@ -346,17 +278,18 @@ class Results(Outcome):
         )
 
     def __str__(self) -> str:
+        from sdakd.commands.evaluate.tables import explanation, factor_table
         from sdakd.files.results import table
 
-        text, several = '', len(self.plans) > 1
+        text, several, contents, plan = '', len(self.plans) > 1, list(self.sections.values()), self.plans[0]
         for one in self.plans:
             if several:
                 text += f'\nx{one.scale}{f", in {one.output}" if one.output else ""}:\n'
             text += one.text(self.sections[one.scale])
         if several:
-            metric, header, rows = factor_table(self.plans, list(self.sections.values()))
-            text += f'\nAll factors, {metric.label}:\n{table(header, rows)}'
-        text += _explanation(self.plans[0].contenders, self.plans[0].metrics)
+            metric, rows = factor_table(contents, plan.contenders, plan.metrics)
+            text += f'\nAll factors, {metric.label}:\n{table(*rows)}'
+        text += explanation(contents, plan.contenders, plan.metrics)
         if self.output is None:
             return text
         written = f'results.json, tables as .md, .csv and .tex{", images/" if self.images else ""}'
@@ -418,7 +351,7 @@ def evaluate(
         tile: Side of a tile in input pixels, 0 for none; default: 384 for inputs of more than 512x512 pixels.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; default: ``cuda`` where there is one.
         noise: What GCFSR adds: ``none``, ``random`` or ``fixed``.
-        seed: Of the bootstrap and of random noise.
+        seed: Of random noise.
         images: Whether the enlarged images are written to ``output``.
         max_pixels: Images of more pixels are not decoded.
 
@@ -438,6 +371,7 @@ def evaluate(
     import torch
 
     from sdakd.commands.evaluate.contenders import open_contenders
+    from sdakd.commands.evaluate.tables import factor_table, intervals_note
     from sdakd.files import results
     from sdakd.files.testsets import open_sets
     from sdakd_metrics.metrics import Settings, open_metrics
@@ -447,7 +381,7 @@ def evaluate(
     several = len(factors) > 1
     sets = [open_sets(data, factor) for factor in factors]
     for testset in (testset for of_factor in sets for testset in of_factor):
-        sys.stderr.write(f'{testset.describe()}\n')
+        say(testset.describe())
     contenders = open_contenders(models, None if several else factors[0], device, tile, noise, seed)
     for of_factor in sets:
         for contender in contenders:
@@ -474,7 +408,10 @@ def evaluate(
                 one.write(content)
             sections[one.scale] = content
         if output and several:
-            results.write_tables(output, FACTORS, *factor_table(plans, list(sections.values()))[1:])
+            contents = list(sections.values())
+            results.write_tables(
+                output, FACTORS, *factor_table(contents, contenders, columns)[1], intervals_note(contents)
+            )
     except OSError as error:
         raise UserError(
             '-o',

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from sdakd.compat import UserError
 from sdakd.files.images import UnusableError
 from sdakd.files.testsets import Folder, Sample, TestSet, partners, split_name
+from sdakd.progress import say
 
 # input pixels: a larger image is run in tiles unless --tile says otherwise. RRDBNet's widest layers then take about
 # 1 GB each at x4; the overlap covers the receptive field of SRVGGNetCompact with 34 convolutions exactly
@@ -191,7 +191,7 @@ class FolderContender(Contender):
             path = inner if os.path.isdir(inner) else self.path
             if path not in folders:
                 folders[path] = Folder(path, '-m')
-                sys.stderr.write(folders[path].note)
+                say(folders[path].note.rstrip('\n'))
             folder = folders[path]
             found = partners(
                 testset.names,
@@ -267,7 +267,7 @@ def open_contenders(
             contenders.append(FolderContender(name, source, path))
         else:
             contenders.append(NetworkContender(name, source, path, scale, device, tile, noise, seed))
-            sys.stderr.write(f'{name}: {_network_line(contenders[-1])}\n')
+            say(f'{name}: {_network_line(contenders[-1])}')
     if noise != 'none' and not any(getattr(contender, 'faces', False) for contender in contenders):
         raise UserError('--noise', f'only GCFSR adds {noise} noise, and no model is one; leave it out.')
     return contenders

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdakd.files.images import write_png
-from sdakd_metrics.intervals import mean_interval
+from sdakd.files.intervals import mean_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,7 +113,7 @@ class Measurement:
         picture['models'] = {model: place(model, image) for model, image in large.items()}
         self.pictures[name] = picture
 
-    def scores(self, seed: int) -> list[dict]:
+    def scores(self) -> list[dict]:
         """The set's entries of ``scores`` in ``results.json``; PSNR of equal images is infinite."""
         found = []
         for row, metric in itertools.product(self.contenders, self.metrics):
@@ -127,12 +127,12 @@ class Measurement:
                     values, number = None, self.measured
                 else:
                     values = self.values.get((row.name, metric.name, reference), {})
-                    mean, low, high = mean_interval(list(values.values()), seed) if values else (None, None, None)
+                    mean, low, high = mean_interval(list(values.values())) if values else (None, None, None)
                     number = len(values)
                 found.append(entry | {'mean': mean, 'low': low, 'high': high, 'n': number, 'per_image': values})
         return found
 
-    def differences(self, seed: int) -> list[dict]:
+    def differences(self) -> list[dict]:
         """The set's entries of ``differences``: every model minus every earlier one, and each minus the teacher."""
         rows = sorted(self.contenders, key=lambda row: row is not self.teacher)  # so that the teacher is subtracted
         found = []
@@ -144,7 +144,7 @@ class Measurement:
                     # two infinite values differ by nothing that could be averaged
                     values = [x - y for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
                     if values:
-                        mean, low, high = mean_interval(values, seed)
+                        mean, low, high = mean_interval(values)
                         entry = {'a': a.name, 'b': b.name, 'set': self.testset.name, 'metric': metric.name}
                         entry |= {'reference': reference, 'mean': mean, 'low': low, 'high': high, 'n': len(values)}
                         found.append(entry)

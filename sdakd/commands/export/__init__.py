@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
 from sdakd import __version__, compat
 from sdakd.commands.export import formats as exporters
 from sdakd.commands.export.formats import to_onnx
 from sdakd.commands.interface import Flags, Outcome, one_of
 from sdakd.compat import UserError
+from sdakd.progress import Progress
 
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
 
 __all__ = ['FORMATS', 'to_onnx']
 
+ALL = 'all'
 ROOT = Path(__file__).resolve().parents[3]
 TOLERANCE = 1e-4  # largest difference in float32, of values in [0, 1]
 LOWEST_PSNR = 45.0  # dB, of a float16 file against PyTorch in float32
@@ -80,8 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = Flags(parser, export)
     add('-m', '--model', metavar='FILE', help='the generator: .pth, .safetensors or ncnn .param')
-    add('--to', nargs='+', choices=FORMATS, metavar='FORMAT', help=', '.join(FORMATS))
-    add('-o', '--output', metavar='OUT', help='a folder, or for one format a file name')
+    every = f'{", ".join(FORMATS)}; all (the default): those that the model and this machine allow'
+    add('--to', nargs='+', choices=[*FORMATS, ALL], metavar='FORMAT', help=every)
+    where = 'a folder, or for one format a file name (default: the current folder)'
+    add('-o', '--output', metavar='OUT', help=where)
     add('--half', action='store_true', help='weights in float16; input and output stay float32')
 
 
@@ -93,15 +96,18 @@ class Exported(Outcome):
         files: File by format; for ncnn the ``.param``, beside which the ``.bin`` lies.
         lines: Size, precision and difference to PyTorch by format, in words.
         network: The generator, in words.
+        left_out: Why not, by format, where all were asked for.
     """
 
     files: dict[str, Path]
     lines: dict[str, str]
     network: str
+    left_out: dict[str, str]
 
     def __str__(self) -> str:
         folder = next(iter(self.files.values())).parent
         lines = ''.join(f'{path}: {self.lines[name]}\n' for name, path in self.files.items())
+        lines += ''.join(f'not {name}: {reason}\n' for name, reason in self.left_out.items())
         return (
             f'{lines}Wrote {self.network} to {folder} as {", ".join(self.files)}; every file was read back by its own '
             'runtime and gives what PyTorch gives.\n'
@@ -110,8 +116,8 @@ class Exported(Outcome):
 
 def export(
     model: str | Path,
-    to: Sequence[str],
-    output: str | Path,
+    to: Sequence[str] = (ALL,),
+    output: str | Path = '.',
     *,
     half: bool = False,
 ) -> Exported:
@@ -121,7 +127,7 @@ def export(
 
     Args:
         model: ``.pth`` or ``.safetensors``.
-        to: Of :data:`FORMATS`.
+        to: Of :data:`FORMATS`; or ``all``, which leaves out those that cannot be had and says why.
         output: A folder, or for one format a file name with the format's ending.
         half: Weights in float16; input and output stay float32.
 
@@ -129,52 +135,78 @@ def export(
         The files.
 
     Raises:
-        UserError: A mistake in the arguments, a missing package, a model that cannot be opened or written in a format,
-            or a file that does not give what PyTorch gives.
+        UserError: A mistake in the arguments, a model that cannot be opened; of a format that was named: a missing
+            package, a model that cannot be written in it, or a file that does not give what PyTorch gives. Of ``all``
+            the same only where no format is left.
     """
-    names = list(dict.fromkeys([to] if isinstance(to, str) else to))
+    names, model, output = list(dict.fromkeys([to] if isinstance(to, str) else to)), Path(model), Path(output)
     for name in names:
-        one_of(name, FORMATS, '--to')
-    _need_packages(names)
-    model = Path(model)
+        one_of(name, [*FORMATS, ALL], '--to')
     if model.suffix == '.onnx':
         raise UserError('-m', f'{model} is an exported graph already; give the .pth or .safetensors that it came from.')
-    targets = _targets(names, Path(output), model, half)
+    every = ALL in names
+    targets = _targets(list(FORMATS) if every else names, output, model, half)
     compat.import_basicsr()
     from sdakd.files.generators import open_network
 
     opened = open_network(model)
-    for name in names:
-        if FORMATS[name].check:
-            FORMATS[name].check(opened)
-    opened.metadata = _facts(opened)
     lines: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+
+    def leave_out(name: str, error: UserError) -> None:
+        if not every or not error.where.startswith('--to'):  # it was named, or the folder cannot be written to
+            raise error
+        left_out[name] = error.sentence
+        del targets[name]
+
+    for name, target in list(targets.items()):
+        try:
+            _check(name, target, opened)
+        except UserError as error:
+            leave_out(name, error)
+    opened.metadata = _facts(opened)
     mask = os.umask(0)
     os.umask(mask)
-    with _folder(next(iter(targets.values())).parent) as work:
-        bar = tqdm(names, desc='export', unit='file', leave=False)
-        for name in bar:
-            bar.set_postfix_str(name)
+    with _folder(output if every else next(iter(targets.values())).parent) as work:
+        progress = Progress('export', len(targets), 'files')
+        for name, target in progress.over(list(targets.items())):
+            progress.note = name
             place = work / name
             place.mkdir()
-            lines[name] = _export(name, opened, place / targets[name].name, half)
+            try:
+                lines[name] = _export(name, opened, place / target.name, half)
+            except UserError as error:
+                leave_out(name, error)
+                continue
             for file in sorted(place.iterdir()):
                 if file.is_file():
                     file.chmod(0o666 & ~mask)  # safetensors writes for its owner alone
-                    os.replace(file, targets[name].with_name(file.name))
-    return Exported(targets, lines, opened.describe())
+                    os.replace(file, target.with_name(file.name))
+        if not targets:
+            reasons = '; '.join(f'{name}: {reason.rstrip(".")}' for name, reason in left_out.items())
+            raise UserError('--to all', f'{model} cannot be written in any format ({reasons}).')
+    return Exported(targets, lines, opened.describe(), left_out)
 
 
-def _need_packages(names: list[str]) -> None:
-    for name in names:
-        for package in FORMATS[name].packages:
-            try:
-                importlib.import_module(package)
-            except ImportError:
-                wanted = ' '.join(FORMATS[name].packages)
-                raise UserError(
-                    f'--to {name}', f'the package {package} is not installed: pip install {wanted}.'
-                ) from None
+def _check(name: str, target: Path, opened: Opened) -> None:
+    """Before anything is written.
+
+    Raises:
+        UserError: A package is missing, the file is the model itself, or the format is not for this model.
+    """
+    for package in FORMATS[name].packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            wanted = ' '.join(FORMATS[name].packages)
+            raise UserError(f'--to {name}', f'the package {package} is not installed: pip install {wanted}.') from None
+    written = (target, target.with_suffix('.bin')) if name == 'ncnn' else (target,)
+    if Path(opened.path).resolve() in [file.resolve() for file in written]:
+        raise UserError(
+            f'--to {name}', f'{target} is the model itself, which would be overwritten; give another folder.'
+        )
+    if FORMATS[name].check:
+        FORMATS[name].check(opened)
 
 
 def _targets(names: list[str], output: Path, model: Path, half: bool) -> dict[str, Path]:
@@ -192,10 +224,7 @@ def _targets(names: list[str], output: Path, model: Path, half: bool) -> dict[st
             raise UserError('-o', f'{output} is a file; give a folder, or a name that ends as the format does.')
         stem, end = model.stem.removesuffix('_fp16'), '_fp16' if half else ''
         targets = {n: output / f'{stem}{FORMATS[n].mark}{end}{FORMATS[n].endings[0]}' for n in names}
-    for name, target in targets.items():
-        written = (target, target.with_suffix('.bin')) if name == 'ncnn' else (target,)
-        if model.resolve() in [file.resolve() for file in written]:
-            raise UserError('-o', f'{target} is the model itself, which would be overwritten; give another folder.')
+    for target in targets.values():
         if target.is_dir():
             raise UserError('-o', f'{target} is a folder; remove it or give another name.')
     return targets

@@ -12,7 +12,6 @@ import inspect
 import json
 import re
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdakd.compat import UserError
+from sdakd.progress import say
 
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
@@ -293,6 +293,6 @@ def run_spandrel(path: Path) -> Runner:
     try:
         import spandrel
     except ImportError:
-        sys.stderr.write('spandrel is not installed (pip install spandrel): read back by BasicSR instead.\n')
+        say('spandrel is not installed (pip install spandrel): read back by BasicSR instead.')
         return run_weights(path)
     return spandrel.ModelLoader('cpu').load_from_file(str(path)).model.eval().float()

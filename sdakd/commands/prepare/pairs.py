@@ -12,6 +12,7 @@ from sdakd.commands.interface import number, one_of, whole
 from sdakd.commands.prepare.jobs import Made, add_job, apart, claim, job, made
 from sdakd.files.images import Pass, by_stem, list_images
 from sdakd.files.limits import MAX_PIXELS
+from sdakd.shipped import option_file
 
 DEGRADATIONS = ('bicubic', 'realesrgan')
 
@@ -53,6 +54,7 @@ def pairs(
     compat.import_basicsr()
     from sdakd.commands.prepare import synthesis
 
+    opt = None if opt is None else option_file(opt)
     settings = synthesis.read_settings(degradation, scale, opt, seed, per_image)
     claim(output, {'job': 'pairs', 'input': os.path.realpath(images), **settings})
     every = Pass('pairs', images, workers)
@@ -70,7 +72,8 @@ def add_to(jobs: Any) -> None:
     add = add_job(jobs, 'pairs', pairs, 'synthesise LQ/GT pairs once', 'folder of gt/ and lq/')
     add('--degradation', choices=DEGRADATIONS, help='how LQ is made')
     add('--scale', type=number, help="GT over LQ (default: the option file's, or 4)")
-    add('-opt', help="training option file whose Real-ESRGAN degradation replaces the published one's")
+    replaces = "option file, or the name of one that ships, whose Real-ESRGAN degradation replaces the published one's"
+    add('-opt', help=replaces)
     several = 'degradations of every image, NAME_1 to NAME_N (default: {default}, called NAME)'
     add('--per_image', '--per-image', type=number, metavar='N', help=several)
     add('--seed', type=number, help='of the degradation (default: {default})')

@@ -6,15 +6,16 @@ import argparse
 import base64
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdakd import __version__
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
+from sdakd.progress import say
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from sdakd.commands.report.curves import Point, Run, Stage
@@ -32,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     wrote = 'what evaluate or bench wrote, and experiments/<name>; runs of evaluated checkpoints are found'
     add('-i', '--input', dest='folders', nargs='+', metavar='FOLDER', help=wrote)
     add('-o', '--output', metavar='FILE', help='the page, such as report.html')
+    add(
+        '--student',
+        metavar='NAME',
+        help='row that the page is about (default: the last network that is not the teacher)',
+    )
     most = 'how many images to show; default: what fits into about 10 MB'
     add('--max_images', type=number, metavar='N', help=most)
 
@@ -93,6 +99,7 @@ def _trade_offs(inputs: Inputs) -> list[dict]:
 
 def _pictures(inputs: Inputs, gallery: Gallery) -> list[dict]:
     """The gallery for the template and for the page's script, with each picture's own scores."""
+    from sdakd.commands.report.pictures import in_rows
     from sdakd.commands.report.text import shown as text
 
     evaluate = inputs.evaluate
@@ -107,6 +114,11 @@ def _pictures(inputs: Inputs, gallery: Gallery) -> list[dict]:
                 if value is not None and reference != 'teacher':
                     notes.append(f'{metric.label} {text(value, metric)}' + (f' {metric.unit}' if metric.unit else ''))
             versions.append({'name': version.name, 'whole': version.whole, 'crop': version.crop, 'notes': notes})
+        # three crops fit into the width of a phone; two, which are larger, do where none is left over
+        rows = {'wide': in_rows(len(versions), 5), 'narrow': in_rows(len(versions), 3 if len(versions) % 2 else 2)}
+        for place, version in enumerate(versions):
+            begins = [kind for kind, counts in rows.items() if place in accumulate(counts, initial=0)]
+            version['begins'] = ' '.join(f'begins-{kind}' for kind in begins)
         left, top, width, height = shown.region
         region = [100 * left / shown.width, 100 * top / shown.height, 100 * width / shown.width]
         region.append(100 * height / shown.height)
@@ -117,6 +129,7 @@ def _pictures(inputs: Inputs, gallery: Gallery) -> list[dict]:
                 'height': shown.height,
                 'reduced': shown.reduced,
                 'region': [round(share, 3) for share in region],
+                'rows': rows,
                 'versions': versions,
             }
         )
@@ -188,26 +201,22 @@ def _absent(inputs: Inputs, gallery: Gallery) -> list[tuple[str, str]]:
     return absent
 
 
-def _title(inputs: Inputs) -> str:
-    from sdakd.commands.report.text import joined
-
-    evaluate = inputs.evaluate
-    source = evaluate or inputs.bench
+def _title(inputs: Inputs, student: str | None) -> str:
+    source = inputs.evaluate or inputs.bench
     if source is None:
         names = [run.name for run in inputs.runs]
         return f'Training of {", ".join(names[:3])}' + (' and others' if len(names) > 3 else '')
-    others = [m.name for m in (evaluate.students() if evaluate else source.models) if m.name != source.teacher]
-    if source.teacher and 1 <= len(others) <= 3:
-        return f'{joined(others)} compared with {source.teacher}'
+    if source.teacher and student:
+        return f'{student} compared with {source.teacher}'
     return f'{len(source.models)} models compared'
 
 
-def build_page(inputs: Inputs, max_images: int | None = None) -> tuple[str, Gallery]:
+def build_page(inputs: Inputs, max_images: int | None = None, student: str | None = None) -> tuple[str, Gallery]:
     """The page of everything that was gathered.
 
     Args:
         inputs: See :func:`sdakd.commands.report.data.gather`.
-        max_images: See the flag.
+        max_images, student: See the flags.
 
     Returns:
         The HTML text and the :class:`sdakd.commands.report.pictures.Gallery` in it.
@@ -217,14 +226,14 @@ def build_page(inputs: Inputs, max_images: int | None = None) -> tuple[str, Gall
 
     from sdakd.commands.report import text
     from sdakd.commands.report.pictures import QUALITY, Gallery, gallery
+    from sdakd.files.intervals import FEWEST
 
     evaluate, bench = inputs.evaluate, inputs.bench
-    pictures = gallery(evaluate, inputs.folder, max_images) if evaluate else Gallery()
-    shown = _pictures(inputs, pictures)
+    pair = inputs.teacher, inputs.student(student)
+    pictures = gallery(evaluate, inputs.folder, max_images, pair) if evaluate else Gallery()
+    shown, differences = _pictures(inputs, pictures), text.differences(evaluate) if evaluate else []
     script = (TEMPLATES / 'report.js').read_text(encoding='utf-8')
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    students = evaluate.students() if evaluate else []
-    pair = [evaluate.teacher if evaluate else None, students[0].name if students else None]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -233,15 +242,16 @@ def build_page(inputs: Inputs, max_images: int | None = None) -> tuple[str, Gall
         lstrip_blocks=True,
     )
     page = environment.get_template('report.html').render(
-        title=_title(inputs),
+        title=_title(inputs, pair[1]),
         script=Markup(script),  # both are files of this package, without anything of a user's
         style=Markup((TEMPLATES / 'report.css').read_text(encoding='utf-8')),
         script_hash=digest,
         evaluate=evaluate,
         bench=bench,
-        cards=text.cards(evaluate, bench),
+        answer=text.answer(evaluate, bench, pair[1]),
         quality=text.quality(evaluate) if evaluate else [],
-        differences=text.differences(evaluate) if evaluate else [],
+        differences=differences,
+        marked=any(cell.kind for table in differences for _, row in table.rows for cell in row),
         timings=text.timings(bench) if bench else [],
         left_out=text.left_out(bench) if bench else [],
         trade_offs=_trade_offs(inputs),
@@ -251,7 +261,10 @@ def build_page(inputs: Inputs, max_images: int | None = None) -> tuple[str, Gall
             'pictures': [
                 {
                     **picture,
-                    'versions': [{k: v for k, v in version.items() if k != 'crop'} for version in picture['versions']],
+                    'versions': [
+                        {k: v for k, v in version.items() if k in ('name', 'whole', 'notes')}
+                        for version in picture['versions']
+                    ],
                 }
                 for picture in shown
             ],
@@ -260,6 +273,7 @@ def build_page(inputs: Inputs, max_images: int | None = None) -> tuple[str, Gall
         missing=pictures.missing,
         quality_of_pictures=QUALITY,
         pair=pair,
+        fewest=FEWEST,
         runs=[{'run': run, 'groups': _groups(run)} for run in inputs.runs],
         models=_models(inputs),
         facts=_facts(inputs),
@@ -294,13 +308,16 @@ class Report(Outcome):
         return f'{self.file}: {self.text}\n'
 
 
-def report(folders: Sequence[str | Path], output: str | Path, *, max_images: int | None = None) -> Report:
+def report(
+    folders: Sequence[str | Path], output: str | Path, *, max_images: int | None = None, student: str | None = None
+) -> Report:
     """Puts results and training curves into one HTML file that needs nothing else.
 
     Args:
         folders: What evaluate or bench wrote, and ``experiments/<name>``; runs of evaluated checkpoints are found.
         output: The page, ``.html``.
         max_images: How many images to show; default: what fits into about 10 MB.
+        student: Name of the row that the page is about; default: the last network that is not the teacher.
 
     Raises:
         UserError: An input that holds nothing or is damaged, or an output that cannot be written.
@@ -310,10 +327,11 @@ def report(folders: Sequence[str | Path], output: str | Path, *, max_images: int
 
     inputs, output = gather(list(map(Path, folders))), Path(output)
     max_images = None if max_images is None else whole(max_images, '--max_images', 1)
+    inputs.student(student)
     _check(output)
-    page, gallery = build_page(inputs, max_images)
+    page, gallery = build_page(inputs, max_images, student)
     for entry in gallery.missing:
-        sys.stderr.write(f'{entry}; the page goes without it.\n')
+        say(f'{entry}; the page goes without it.')
     data = page.encode()
     try:
         images.write(output, data)

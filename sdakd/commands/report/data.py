@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from sdakd.commands.report.curves import Run, is_run, read_run, run_of
-from sdakd.compat import UserError
+from sdakd.compat import UserError, near
+from sdakd.files.intervals import FEWEST
 from sdakd.files.results import NAME, read_results
 
 T = TypeVar('T')
@@ -54,12 +55,16 @@ class Metric(Struct):
 
 
 class Interval(Struct):
-    """A mean over images with its 95% interval; None where it could not be computed."""
+    """A mean over images with its 95% interval; None where there is none, such as below :data:`FEWEST` images."""
 
     mean: float | None
     low: float | None = None
     high: float | None = None
     n: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < FEWEST:  # older results have one for fewer
+            self.low = self.high = None
 
 
 class Score(Interval, kw_only=True):
@@ -174,6 +179,27 @@ class Inputs:
     bench: Bench | None = None
     folder: Path = Path()
     runs: list[Run] = field(default_factory=list)
+
+    @property
+    def teacher(self) -> str | None:
+        return next((section.teacher for section in (self.evaluate, self.bench) if section), None)
+
+    def student(self, name: str | None = None) -> str | None:
+        """The student that the report is about: the last network that is not the teacher, unless it is named.
+
+        Raises:
+            UserError: No model but the teacher has this name.
+        """
+        models = next((section.models for section in (self.evaluate, self.bench) if section), [])
+        others = [model for model in models if model.name != self.teacher]
+        if name is not None:
+            names = [model.name for model in others]
+            if name not in names:
+                raise UserError('--student', f'no row beside the teacher is called {name!r}; {near(name, names)}.')
+            return name
+        made = [model for model in others if model.kind != 'bicubic']
+        networks = [model for model in made if model.kind != 'folder']
+        return (networks or made)[-1].name if made else None
 
 
 def _typed(kind: type[T], content: object, path: Path, section: str) -> T:

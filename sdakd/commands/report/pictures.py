@@ -10,10 +10,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from sdakd.commands.report.data import Evaluate, Picture
 from sdakd.files.images import UnusableError, read_image
+from sdakd.progress import Progress
 
 GROUND_TRUTH, BICUBIC = 'ground truth', 'bicubic input'
 BUDGET = 10_000_000  # bytes of a page's pictures: what a mail and a phone still take
@@ -100,6 +100,17 @@ def bicubic(lq: np.ndarray, scale: int) -> np.ndarray:
     return (imresize(lq.astype(np.float32) / 255, scale).clip(0, 1) * 255).round().astype(np.uint8)
 
 
+def in_rows(number: int, most: int) -> list[int]:
+    """How many pictures stand in each row: as even as possible, so that none is alone unless it is the only one.
+
+    Args:
+        number: Of all pictures.
+        most: In a row; at least 3, or 2 for an even number.
+    """
+    rows = -(-number // most)
+    return [number // rows + (row < number % rows) for row in range(rows)]
+
+
 def _in_turn(evaluate: Evaluate) -> list[tuple[str, str, Picture]]:
     """The first image of every set, then the second of every set, and so on: a short report shows all sets."""
     columns = [[(of, name, picture) for name, picture in images.items()] for of, images in evaluate.pictures.items()]
@@ -142,20 +153,19 @@ def _show(versions: dict[str, np.ndarray], pair: tuple[str | None, str | None], 
     return shown
 
 
-def gallery(evaluate: Evaluate, folder: Path, limit: int | None) -> Gallery:
+def gallery(evaluate: Evaluate, folder: Path, limit: int | None, pair: tuple[str | None, str | None]) -> Gallery:
     """Reads and encodes pictures, one image at a time.
 
     Args:
         evaluate: Names the pictures.
         folder: What their paths are relative to.
         limit: How many images; None for as many as fit into :data:`BUDGET`, at least one.
+        pair: Teacher and student, whose difference chooses the crops.
     """
-    students = evaluate.students()
-    pair = evaluate.teacher, students[0].name if students else None
     entries = _in_turn(evaluate)
     result = Gallery(total=len(entries))
     size = 0
-    for of, name, picture in tqdm(entries[:limit], desc='pictures', unit='image'):
+    for of, name, picture in Progress('pictures', len(entries[:limit]), 'images').over(entries[:limit]):
         versions = dict(_read(evaluate, folder, picture, result.missing))
         if not versions:
             continue

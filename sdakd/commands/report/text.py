@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from sdakd.commands.report.data import Bench, Difference, Evaluate, Interval, Metric, Model
+from sdakd.commands.report.data import Bench, Difference, Evaluate, Interval, Metric, Model, TestSet
 from sdakd.commands.report.svg import Mark
+from sdakd.files.intervals import FEWEST
 
 DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 5, 'identity': 4}
-FIDELITY, PERCEPTION = ('psnr', 'ssim'), ('lpips', 'niqe')  # the first of each that was measured goes into the headline
 MINUS = '\u2212'
 GIGA = 1e9
 
@@ -48,25 +48,48 @@ def joined_network(network: dict | None) -> str:
     return f'{network.get("type", "")}({options})'
 
 
-# ------------------------------------------------------ headline ------------------------------------------------------
+# ------------------------------------------------------- answer -------------------------------------------------------
+
+
+HEADINGS = {
+    'worse': 'Loses',
+    'better': 'Gains',
+    'open': 'No measurable difference',
+    'none': 'Without an interval, so without a verdict',
+    'teacher': 'How close it is to the images of {}',
+}
 
 
 @dataclass
-class Tile:
-    """One large number, what it is, and where it comes from."""
+class Row:
+    """One number of teacher and student, how they differ, and the interval of that.
 
-    value: str
-    label: str
-    detail: str
+    Args:
+        kind: Of :data:`HEADINGS`.
+        what: The number, with its unit.
+        teacher, student, change, interval: As the page shows them.
+        words: What the sentence says of it, empty for nothing.
+    """
+
+    kind: str
+    what: str
+    teacher: str
+    student: str
+    change: str = ''
+    interval: str = ''
+    words: str = ''
 
 
 @dataclass
-class Card:
-    """What there is to say of a student in one sentence, and its numbers."""
+class Answer:
+    """What the student loses against its teacher and what it gains: in words, and in rows by group."""
 
-    name: str
-    sentence: str
-    tiles: list[Tile]
+    student: str
+    teacher: str
+    words: str
+    caption: str
+    groups: list[tuple[str, list[Row]]]
+    others: list[str]
 
 
 def verdict(entry: Interval, metric: Metric) -> str:
@@ -95,109 +118,117 @@ def _with_unit(text: str, metric: Metric) -> str:
     return f'{text} {metric.unit}' if metric.unit else text
 
 
-def _quality_words(evaluate: Evaluate, student: str, metric: Metric) -> str:
-    """The differences from the teacher on all sets as the end of a clause; empty where there are none."""
-    sure, unsure, single = [], [], []
-    for of in evaluate.sets:
-        entry = _from_teacher(evaluate, student, of.name, metric)
-        if entry is None or entry.mean is None:
-            continue
-        if entry.low is None or entry.high is None:
-            single.append(f'{_with_unit(shown(entry.mean, metric, True), metric)} on {of.name}')
-        elif verdict(entry, metric) == 'open':
-            unsure.append(of.name)
-        else:
-            size = _with_unit(shown(abs(entry.mean), metric), metric)
-            sure.append((verdict(entry, metric), f'by {size} on {of.name}'))
-    words = []
-    for word in ('worse', 'better'):
-        parts = [part for judged, part in sure if judged == word]
-        words += [f'{word} {joined(parts)}'] if parts else []
-    words += [f'not measurably different on {joined(unsure)}'] if unsure else []
-    words += [f'different by {joined(single)} (too few images for an interval)'] if single else []
-    return joined(words) if words else ''
-
-
-def _from_teacher(evaluate: Evaluate, student: str, of: str, metric: Metric) -> Difference | None:
-    reference = 'gt' if evaluate.score(student, of, metric.name, 'gt') else None
-    return difference(evaluate, student, evaluate.teacher, of, metric.name, reference)
-
-
-def _headline_metrics(evaluate: Evaluate) -> list[Metric]:
-    known = {metric.name: metric for metric in evaluate.metrics}
-    names = [next((name for name in group if name in known), None) for group in (FIDELITY, PERCEPTION)]
-    return [known[name] for name in names if name] or evaluate.metrics[:1]
-
-
-def _speed(bench: Bench, student: str, teacher: str) -> tuple[str, Tile] | None:
-    plain, base, best = bench.plain(student), bench.plain(teacher), bench.fastest(student)
-    if plain is None or base is None:
-        return None
-    ratio = base.median_ms / plain.median_ms
-    words = (
-        f'is {times(ratio)} times as fast as {teacher}' if ratio >= 1 else f'has {ratio:.2f} of the speed of {teacher}'
-    )
-    if best is not plain and best.median_ms < 0.95 * plain.median_ms:
-        words += f' ({times(base.median_ms / best.median_ms)} times in {best.runtime})'
-    detail = f'{milliseconds(plain.median_ms)} ms instead of {milliseconds(base.median_ms)} ms, {plain.runtime}'
-    tile = Tile(f'{times(ratio)}\u00d7' if ratio >= 1 else f'{ratio:.2f}\u00d7', 'the speed', detail)
-    return words, tile
-
-
 def _model(name: str, *sections: Evaluate | Bench | None) -> Model | None:
     found = [m for section in sections if section for m in section.models if m.name == name]
     return next((m for m in found if m.parameters), found[0] if found else None)
 
 
-def cards(evaluate: Evaluate | None, bench: Bench | None) -> list[Card]:
-    """A card for every student that was measured beside a teacher."""
-    source = evaluate or bench
-    if source is None or source.teacher is None:
-        return []
-    teacher = source.teacher
-    reference = _model(teacher, evaluate, bench)
-    names = [m.name for m in (evaluate.students() if evaluate else bench.models) if m.name != teacher]
-    result = []
-    for name in names:
-        clauses, tiles = [], []
-        speed = _speed(bench, name, teacher) if bench else None
-        student = _model(name, evaluate, bench)
-        fewer = None
-        if reference and reference.parameters and student.parameters:
-            fewer = reference.parameters / student.parameters
-        if speed:
-            clauses.append(speed[0])
-            tiles.append(speed[1])
-        elif reference and reference.macs and student.macs:
-            clauses.append(f'needs {times(reference.macs / student.macs)} times fewer operations than {teacher}')
-        if fewer:
-            detail = f'{student.parameters:,d} instead of {reference.parameters:,d}'
-            small = f'1/{times(fewer).removesuffix(".0")}' if fewer >= 1 else f'{1 / fewer:.2f}\u00d7'
-            tiles.append(Tile(small, 'the parameters', detail))
-        for metric in _headline_metrics(evaluate) if evaluate else ():
-            if words := _quality_words(evaluate, name, metric):
-                clauses.append(f'its {metric.label} is {words}')
-            tiles += _quality_tiles(evaluate, name, metric)
-        if clauses:
-            result.append(Card(name, f'{name} {"; ".join(clauses)}.', tiles))
-    return result
+def _part(large: float, small: float) -> str:
+    """``1/15.9``, or ``1.20\u00d7`` where it is more."""
+    return f'1/{times(large / small).removesuffix(".0")}' if large >= small else f'{small / large:.2f}\u00d7'
 
 
-def _quality_tiles(evaluate: Evaluate, student: str, metric: Metric) -> list[Tile]:
-    """The difference from the teacher on the first set that has one."""
-    for of in evaluate.sets:
-        entry = _from_teacher(evaluate, student, of.name, metric)
-        if entry is None or entry.mean is None:
+def _speed_up(slow: float, fast: float) -> str:
+    return f'{times(slow / fast) if slow >= fast else format(slow / fast, ".2f")} times as fast'
+
+
+def _cost_rows(evaluate: Evaluate | None, bench: Bench | None, student: str, teacher: str) -> list[Row]:
+    """Everything that is the better the smaller it is."""
+    own, other = (_model(name, evaluate, bench) for name in (student, teacher))
+    rows = []
+
+    def add(what: str, large: float | None, small: float | None, style: str, words: str = '', change=_part) -> None:
+        if large and small:
+            kind = 'better' if small < large else 'worse' if small > large else 'open'
+            text, values = change(large, small), (format(large, style), format(small, style))
+            rows.append(Row(kind, what, *values, text, words=words.replace('{}', text, 1)))
+
+    timed = bench and bench.plain(student) and bench.plain(teacher)
+    if bench and (fast := bench.fastest(student)) and (slow := bench.fastest(teacher)):
+        best, plain = (slow.median_ms, fast.median_ms), None
+        said = f'{times(best[0] / best[1])} times in the fastest runtime of each'
+        if timed:
+            plain = bench.plain(teacher).median_ms, bench.plain(student).median_ms
+            more = '' if best == plain else f', {said}'
+            add('Time in eager fp32, ms', *plain, ',.1f', f'speed ({{}} as {teacher}{more})', _speed_up)
+        if best != plain:
+            words = '' if timed else f'speed ({said})'
+            add('Time in the fastest runtime of each, ms', *best, ',.1f', words, _speed_up)
+    if own and other:
+        add('Parameters', other.parameters, own.parameters, ',d', 'a small size ({} of the parameters)')
+        add('Weights in float32, MB', 4e-6 * (other.parameters or 0), 4e-6 * (own.parameters or 0), ',.2f')
+        words = '' if bench else 'few operations ({} of them)'
+        add('GMACs for 64\u00d764 pixels', (other.macs or 0) / GIGA, (own.macs or 0) / GIGA, ',.3f', words)
+    if timed:
+        memory = (bench.plain(name).peak_memory_mib for name in (teacher, student))
+        add('Memory at the peak, MiB', *memory, ',.0f')
+    return rows
+
+
+def _quality_rows(evaluate: Evaluate, of: str, student: str, teacher: str) -> list[Row]:
+    """Every metric on a set; of those against the images of the teacher only the student has a value."""
+    rows = []
+    for metric, reference in evaluate.columns(of):
+        own, other = (evaluate.score(name, of, metric.name, reference) for name in (student, teacher))
+        if own is None or own.mean is None:
             continue
-        own = evaluate.score(student, of.name, metric.name, entry.reference)
-        other = evaluate.score(evaluate.teacher, of.name, metric.name, entry.reference)
-        details = [f'{shown(own.mean, metric)} instead of {shown(other.mean, metric)}'] if own and other else []
-        if entry.low is not None and entry.high is not None:
-            interval = f'{shown(entry.low, metric, True)} to {shown(entry.high, metric, True)}'
-            details.append(f'95% interval of the difference {interval}')
-        value = _with_unit(shown(entry.mean, metric, True), metric)
-        return [Tile(value, f'{metric.label} on {of.name}', '; '.join(details))]
-    return []
+        if reference == 'teacher':
+            cell = _cell(own, metric)
+            rows.append(Row('teacher', _heading(metric, None), '', cell.text, '', cell.interval))
+            continue
+        entry = difference(evaluate, student, teacher, of, metric.name, reference)
+        cell, kind, words = _cell(entry, metric, True), 'none', metric.label
+        if entry and entry.low is not None:
+            kind = verdict(entry, metric)
+            size = _with_unit(shown(abs(entry.mean), metric), metric)
+            words += '' if kind == 'open' else f' ({size} {kind} on {of})'
+        elif entry and entry.mean is not None:
+            words += f' {_with_unit(cell.text, metric)}'
+        values = [shown(score.mean if score else None, metric) for score in (other, own)]
+        rows.append(Row(kind, _heading(metric, None), *values, cell.text, cell.interval, words))
+    return rows
+
+
+def _sentences(rows: Sequence[Row], student: str) -> str:
+    """What the rows say: what the student loses, what it gains, and what they do not tell."""
+    words = {kind: [row.words for row in rows if row.kind == kind and row.words] for kind in HEADINGS}
+    judged = any(row.kind != 'none' and row.interval for row in rows)
+    text = ''
+    if words['worse']:
+        text = f'{student} loses {joined(words["worse"])}. '
+    elif judged:
+        text = f'{student} loses nothing that these images tell. '
+    if words['better']:
+        text += f'{"It" if text else student} gains {joined(words["better"])}. '
+    if words['open']:
+        text += f'Not measurably different: {joined(words["open"])}. '
+    if words['none']:
+        text += f'Without a verdict: {joined(words["none"])}. '
+    return text.rstrip()
+
+
+def answer(evaluate: Evaluate | None, bench: Bench | None, student: str | None) -> Answer | None:
+    """What the student loses against its teacher and what it gains; None where there is no pair to compare.
+
+    Quality is that on the set with the most images, on which most can be said.
+    """
+    source = evaluate or bench
+    if source is None or source.teacher is None or student is None:
+        return None
+    teacher, caption, of = source.teacher, '', None
+    if evaluate and evaluate.sets:
+        of = max(evaluate.sets, key=lambda one: one.images)
+        caption = f'Quality on {_set_caption(of)}' + ('' if of.images < FEWEST else '; small: 95% intervals')
+
+    def rows_of(name: str) -> list[Row]:
+        quality = _quality_rows(evaluate, of.name, name, teacher) if of else []
+        return quality + _cost_rows(evaluate, bench, name, teacher)
+
+    names = [m.name for m in (evaluate.students() if evaluate else bench.models) if m.name not in (teacher, student)]
+    rows = rows_of(student)
+    groups = [(text.format(teacher), [row for row in rows if row.kind == kind]) for kind, text in HEADINGS.items()]
+    others = [text for text in (_sentences(rows_of(name), name) for name in names) if text]
+    return Answer(student, teacher, _sentences(rows, student), caption, [one for one in groups if one[1]], others)
 
 
 # ------------------------------------------------------- tables -------------------------------------------------------
@@ -240,6 +271,11 @@ def _heading(metric: Metric, reference: str | None) -> str:
     return f'{metric.text}\u00a0{arrow(metric)}' + (' to the teacher' if reference == 'teacher' else '')
 
 
+def _set_caption(of: TestSet) -> str:
+    few = f': too few for intervals, which need {FEWEST}' if of.images < FEWEST else ''
+    return f'{of.name}, {of.images} image{"" if of.images == 1 else "s"}{few}'
+
+
 def quality(evaluate: Evaluate) -> list[Table]:
     """A table per set: the models' means with intervals; the best of a column is marked."""
     tables = []
@@ -252,12 +288,11 @@ def quality(evaluate: Evaluate) -> list[Table]:
             best = (max if metric.higher_is_better else min)(means, default=None) if len(means) > 1 else None
             for name, score in scores.items():
                 cell = _cell(score, metric)
-                if score and best is not None and score.mean == best:
+                if score and best is not None and score.mean == best and score.n >= FEWEST:
                     cell.kind = 'best'
                 cells[name].append(cell)
         rows = [(name, row) for name, row in cells.items() if any(cell.text != '\u2013' for cell in row)]
-        caption = f'{of.name}, {of.images} image{"" if of.images == 1 else "s"}'
-        tables.append(Table(caption, [_heading(*column) for column in columns], rows, list(of.unreadable)))
+        tables.append(Table(_set_caption(of), [_heading(*column) for column in columns], rows, list(of.unreadable)))
     return [table for table in tables if table.rows]
 
 
@@ -278,7 +313,7 @@ def differences(evaluate: Evaluate) -> list[Table]:
                 row.append(cell)
             rows.append((f'{a} {MINUS} {b}', row))
         if rows and columns:
-            tables.append(Table(of.name, [_heading(*column) for column in columns], rows, []))
+            tables.append(Table(_set_caption(of), [_heading(*column) for column in columns], rows, []))
     return tables
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from sdakd import compat
 from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
@@ -22,6 +20,7 @@ from sdakd.files.images import ENDINGS, UnusableError, by_stem, list_images, ste
 from sdakd.files.limits import MAX_PIXELS, limited
 from sdakd.files.pictures import Picture, eight_bits, encode, ending_of, first_line, read
 from sdakd.files.results import output_folder
+from sdakd.progress import Progress, say
 
 if TYPE_CHECKING:
     from sdakd.commands.upscale.faces import FaceUpscaler
@@ -74,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--max-pixels', type=number, metavar='PIXELS', help='images of more pixels are not decoded (default: {default})'
     )
+    threads = 'threads of the CPU (default: auto, OMP_NUM_THREADS or what is measured to be the fastest)'
+    add('--threads', type=_auto, metavar='NUMBER', help=threads)
 
 
 def _auto(text: str) -> int | float | str | None:
@@ -287,6 +288,7 @@ def upscale(
     alpha_upsampler: str = 'realesrgan',
     gpu: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    threads: int | None = None,
 ) -> Upscaled:
     """Enlarges an image, or a folder of images with its sub-folders.
 
@@ -308,6 +310,7 @@ def upscale(
         alpha_upsampler: How alpha is enlarged: ``realesrgan`` (by the model) or ``bicubic``.
         gpu: Number of the GPU; default: the first one, where there is one.
         max_pixels: Images of more pixels are not decoded.
+        threads: Threads of the CPU; default: what ``OMP_NUM_THREADS`` says, or what is found to be the fastest.
 
     Returns:
         The results' files, and what failed.
@@ -317,6 +320,7 @@ def upscale(
     """
     outscale, factor = _positive(outscale, '-s'), _positive(factor, '--factor')
     tile, tile_pad, pre_pad = _pixels(tile, '-t'), _pixels(tile_pad, '--tile_pad'), whole(pre_pad, '--pre_pad')
+    threads = None if threads is None else whole(threads, '--threads', 1)
     one_of(ext, EXTENSIONS, '--ext')
     one_of(alpha_upsampler, ALPHA, '--alpha_upsampler')
     if '/' in suffix or os.sep in suffix:
@@ -329,6 +333,9 @@ def upscale(
     except UnusableError as error:
         raise UserError('-i', f'{images} {error.reason}.') from None
     compat.import_basicsr()
+    import torch
+
+    from sdakd.commands.upscale.upscaler import settle_threads
     from sdakd.files.generators import open_network
 
     path, flag = _model_file(model, name)
@@ -343,11 +350,18 @@ def upscale(
     outscale = outscale or opened.scale
     faces = _face_enhancer(upscaler, outscale) if face_enhance else None
     output = output_folder(output)
+    on_cpu = device == 'cpu' and path.suffix != '.onnx'
+    if threads is not None:
+        torch.set_num_threads(threads)
+    unsettled = threads is None and on_cpu and not os.environ.get('OMP_NUM_THREADS')
 
     megapixels, failed, files, begun = 0.0, [], {}, time.perf_counter()
-    for target, source in tqdm(results.items(), desc='upscale', unit='image'):
+    for target, source in Progress('upscale', len(results), 'images').over(results.items()):
         try:
             picture = read(folder / source)
+            if unsettled:
+                unsettled = False
+                settle_threads(upscaler.enhance, picture.pixels, opened.scale is None, len(results), say)
             if faces:
                 pixels = with_faces(picture.pixels, upscaler, faces, outscale, alpha_upsampler)
             else:
@@ -361,7 +375,7 @@ def upscale(
             failed.append(f'{source} {reason}')
             if single:
                 raise UserError('-i', f'{images} {reason}.') from None
-            tqdm.write(f'{folder / source} {reason}', file=sys.stderr)
+            say(f'{folder / source} {reason}')
     seconds = time.perf_counter() - begun
     size = f'x{outscale:g}' if outscale else f'to {upscaler.out_size}x{upscaler.out_size} pixels'
     what = next(iter(results)) if single else f'{len(files)} of {len(results)} images'

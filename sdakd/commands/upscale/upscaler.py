@@ -3,22 +3,53 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from sdakd.files.generators import Opened
 from sdakd.files.images import UnusableError
+from sdakd.progress import Progress, is_open
 from sdakd_arch.inference.fast import Plain, accelerate
 from sdakd_arch.inference.tiling import run_tiled
+from sdakd_arch.threads import choose_threads
 
 PAD = 40  # tile_pad where the reach is longer or unknown; RRDBNet's hundreds of pixels are reach in name only
 BUFFERS = 4  # tensors of the widest layer's size that are alive at once: input, output, activation, workspace
 CPU_BYTES = 2 << 30  # for one tile's activations; larger tiles are not faster
+SIDES = (32, 64, 128)  # of what is enlarged to find the best number of threads
+ROUND = 0.05  # seconds that this takes before it is large enough
+WORTH = 10  # seconds of work that repay it
 SMALLEST = 32  # side of a tile below which running out of memory is final
+
+
+def settle_threads(
+    enhance: Callable[[np.ndarray], object], pixels: np.ndarray, whole: bool, images: int, say: Callable[[str], None]
+) -> None:
+    """Lets torch compute with the number of threads that is best here, if there is enough work to repay a second.
+
+    Args:
+        enhance: Enlarges an image on the CPU.
+        pixels: The first image, of which a part is enlarged again and again.
+        whole: Whether it has to be the whole of it.
+        images: How many there are.
+        say: Takes the line that tells what was found.
+    """
+    height, width = pixels.shape[:2]
+    for side in (max(height, width),) if whole else SIDES:
+        part = np.ascontiguousarray(pixels[:side, :side])
+        begun = time.perf_counter()
+        enhance(part)
+        spent = time.perf_counter() - begun
+        if spent > ROUND:
+            break
+    rows, columns = part.shape[:2]
+    if spent * images * (height * width) / (rows * columns) > WORTH:
+        choose_threads(lambda: enhance(part), each=f'for {columns}x{rows} pixels', say=say)
 
 
 class Upscaler:
@@ -98,11 +129,11 @@ class Upscaler:
         height, width = image.shape[-2:]
         tile += -tile % self.multiple
         tiles = math.ceil(height / tile) * math.ceil(width / tile) if tile else 1
-        bar = tqdm(total=tiles, desc='tiles', unit='tile', leave=False, disable=True if tiles == 1 else None)
+        progress = Progress('tiles', tiles, 'tiles', shown=tiles > 1 and is_open())
 
         def network(part: torch.Tensor) -> torch.Tensor:
             output = self.model(part).float()
-            bar.update()
+            progress.step()
             if not torch.isfinite(output).all():
                 remedy = '; give --fp32' if self.half else ''
                 raise UnusableError('failed', f'makes the network give values that are no numbers{remedy}')
@@ -113,7 +144,7 @@ class Upscaler:
             # int16 holds the bits of what numpy knows as uint16
             return whole.to(torch.uint8 if top == 255 else torch.int16).cpu()
 
-        with bar:
+        with progress:
             return run_tiled(network, image, self.scale, tile, self.tile_pad, self.multiple)
 
     def _run(self, image: np.ndarray, grey: bool) -> np.ndarray:

@@ -1,0 +1,268 @@
+"""The JSON schema of option files: ``sdakd options --schema > options/schema.json``.
+
+It comes from the types by which option files are read, and from the registries. It describes files as they are written:
+nothing is required, because ``extends`` may provide it, and a null may stand anywhere, because it takes away what is
+inherited. Types that are not known here are legal where ``imports`` or a plug-in may bring them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from msgspec import Meta, Struct
+from msgspec.json import schema_components
+
+import sdakd_models  # noqa: F401  registers everything
+from sdakd.commands.compare.config import Config
+from sdakd.commands.prepare.synthesis import PUBLISHED
+from sdakd_models.checks.degradation import DEGRADATION
+from sdakd_models.options import DiscriminatorBlock, TeacherBlock, Train
+from sdakd_models.reference import first, own_terms
+from sdakd_models.stages import Stage
+
+NUMBER = r'^-?\d+(\.\d+)?([eE][-+]?\d+)?$'  # as text: 2e-4 is none to YAML, and is read as one
+
+
+class Dataset(Struct):
+    """A data set: an entry of ``datasets:``."""
+
+    name: Annotated[str, Meta(description='Its name in the log.')]
+    type: Annotated[str, Meta(description='Class of the data set.')]
+    dataroot_gt: Annotated[str | list[str], Meta(description='Folder of the ground truth, or an LMDB.')]
+    dataroot_lq: Annotated[str | list[str], Meta(description='Folder of the inputs, or an LMDB.')]
+    meta_info: Annotated[str | list[str], Meta(description="List of images (Real-ESRGAN's data sets).")]
+    meta_info_file: Annotated[str, Meta(description='List of images (PairedImageDataset).')]
+    filename_tmpl: Annotated[str, Meta(description="Names of inputs from the ground truth's, such as `{}x4`.")]
+    io_backend: Annotated[dict, Meta(description='`{type: disk}` or `{type: lmdb}`.')]
+    gt_size: Annotated[int, Meta(description='Side of a crop of the ground truth in pixels.')]
+    out_size: Annotated[int, Meta(description='Side of the faces in pixels (FaceDataset).')]
+    factors: Annotated[list[int], Meta(description='Of which one is drawn for every image (FaceDataset).')]
+    use_hflip: Annotated[bool, Meta(description='Mirror at random.')]
+    use_rot: Annotated[bool, Meta(description='Turn by 90 degrees at random.')]
+    num_worker_per_gpu: Annotated[int, Meta(ge=0, description='Processes that load images.')]
+    batch_size_per_gpu: Annotated[int, Meta(ge=1, description='Batch of each process.')]
+    dataset_enlarge_ratio: Annotated[int, Meta(ge=1, description='How often an epoch repeats the images.')]
+    prefetch_mode: Annotated[Literal['cpu', 'cuda'] | None, Meta(description='Load the next batch ahead.')]
+    num_prefetch_queue: Annotated[int, Meta(description='Batches ahead, for `prefetch_mode: cpu`.')]
+
+
+class Paths(Struct):
+    """Checkpoints to start from, relative to the current folder or to the one that holds ``experiments/``."""
+
+    pretrain_network_g: Annotated[str | None, Meta(description='A student to start from.')]
+    param_key_g: Annotated[str, Meta(description='Key of its tensors: params_ema, params.')]
+    strict_load_g: Annotated[bool, Meta(description='Refuse it if keys differ.')]
+    pretrain_network_d: Annotated[str | None, Meta(description='A student discriminator to start from.')]
+    param_key_d: Annotated[str, Meta(description='Key of its tensors.')]
+    resume_state: Annotated[str | None, Meta(description='Training state to go on from; `--auto_resume` finds it.')]
+
+
+class Validation(Struct):
+    """Validation on the data sets ``val``, ``val_1``, ..."""
+
+    val_freq: Annotated[float, Meta(ge=1, description='Iterations between two validations.')]
+    save_img: Annotated[bool, Meta(description='Save the images.')]
+    suffix: Annotated[str | None, Meta(description='Of their names.')]
+    metrics: Annotated[dict[str, dict], Meta(description='Metric by the name under which it is logged.')]
+    tile: Annotated[int, Meta(ge=0, description='Side of a tile in input pixels; 0 for whole images.')]
+    tile_pad: Annotated[int, Meta(ge=0, description='Border of a tile in input pixels.')]
+    tb_images: Annotated[int, Meta(ge=0, description='Images of each set that go to TensorBoard.')]
+    noise: Annotated[Literal['none', 'random', 'fixed'], Meta(description='What generators of faces add.')]
+
+
+class Logger(Struct):
+    """What is logged and saved, and how often."""
+
+    print_freq: Annotated[float, Meta(ge=1, description='Iterations between two lines of the log.')]
+    save_checkpoint_freq: Annotated[
+        float, Meta(ge=1, description='Iterations between two checkpoints; the end of every stage has one as well.')
+    ]
+    use_tb_logger: Annotated[bool, Meta(description='Log for TensorBoard.')]
+    wandb: Annotated[dict, Meta(description='Weights & Biases: project, resume_id.')]
+
+
+class OptionFile(Struct):
+    """The option file of a run: BasicSR's keys and those of this plugin."""
+
+    extends: Annotated[str, Meta(description='Option file to take everything from that is not said here: its path from '
+                                 'the folder of this file, or the name of one that ships.')]  # fmt: skip
+    imports: Annotated[list[str], Meta(description='Modules with architectures, losses and terms of your own.')]
+    name: Annotated[str, Meta(description='Of the run: the folder under `experiments/`.')]
+    model_type: Annotated[str, Meta(description='SDAKDModel for pairs, SDAKDRealESRGANModel for its degradation, '
+                                    'SDAKDGCFSRModel for faces.')]  # fmt: skip
+    scale: Annotated[int, Meta(ge=1, description='Side of the output over that of the input.')]
+    num_gpu: Annotated[Literal['auto'] | int, Meta(description='auto, or 0 for the CPU; several need a launcher.')]
+    manual_seed: Annotated[int, Meta(description='Random seed.')]
+    datasets: Annotated[dict[str, Dataset], Meta(description='Data sets: train, val, val_1, ...')]
+    network_g: Annotated[dict, Meta(description='The student.')]
+    network_d: Annotated[dict, Meta(description='The student discriminator.')]
+    teacher: TeacherBlock
+    teachers: Annotated[dict[str, TeacherBlock], Meta(description='Further teachers by name.')]
+    discriminators: Annotated[dict[str, DiscriminatorBlock], Meta(description='Further discriminators by name.')]
+    path: Paths
+    train: Train
+    val: Validation
+    logger: Logger
+    dist_params: Annotated[dict, Meta(description='Of distributed training: backend, port.')]
+    find_unused_parameters: Annotated[bool, Meta(description="Of torch's DistributedDataParallel.")]
+    high_order_degradation: Annotated[bool, Meta(description='False: the data set brings its own inputs.')]
+    l1_gt_usm: Annotated[bool, Meta(description='Sharpen the target of pixel losses.')]
+    percep_gt_usm: Annotated[bool, Meta(description='Sharpen the target of perceptual losses.')]
+    gan_gt_usm: Annotated[bool, Meta(description='Sharpen what discriminators call real.')]
+    gt_size: Annotated[int, Meta(ge=1, description='Side of a crop of the ground truth in pixels.')]
+    queue_size: Annotated[int, Meta(ge=1, description='Pairs in the pool; a multiple of the batch.')]
+
+
+def schema() -> dict[str, Any]:
+    """The schema, in draft 7, which YAML extensions of editors know."""
+    definitions = _types(OptionFile, Stage, Config)
+    terms = own_terms()
+    run, train, comparison = (definitions[name]['properties'] for name in ('OptionFile', 'Train', 'Config'))
+    definitions['network'] = _by_type(ARCH_REGISTRY, {'width': WIDTH})
+    definitions['loss'] = _by_type(LOSS_REGISTRY, {'share': SHARE}, *(_options(cls) for cls in terms.values()))
+    definitions['loss']['not'] = BOTH
+    loss, network = {'$ref': '#/definitions/loss'}, {'$ref': '#/definitions/network'}
+
+    for block in (run, definitions['TeacherBlock']['properties'], definitions['DiscriminatorBlock']['properties']):
+        for key in {'network', 'network_g', 'network_d'} & block.keys():
+            block[key] = {'description': block[key]['description'], **_null(network)}
+    definitions['DiscriminatorBlock']['properties']['gan_opt'].update(_null(loss))
+    train['stages']['additionalProperties'] = _null({'$ref': '#/definitions/Stage'})
+    for term, cls in terms.items():
+        own = _options(cls)
+        block = {'allOf': [loss], 'properties': own} if own else loss
+        train[f'{term}_opt'] = {'description': first(cls), **_null(block)}
+    train['gan_opt'] = {'description': 'The GAN loss of all discriminators that have none of their own.', **_null(loss)}
+    definitions['Train']['patternProperties'] = {'_opt$': _null(loss)}  # of terms that plug-ins bring
+    definitions['Stage']['properties']['terms']['items'] = _known([*terms, 'gan'])
+
+    models = [name for name in _names(MODEL_REGISTRY) if name.startswith('SDAKD')]
+    dataset = definitions['Dataset']['properties']
+    for block, key, names in ((run, 'model_type', models), (dataset, 'type', _names(DATASET_REGISTRY))):
+        block[key] = {'description': block[key]['description'], **_null(_known(names))}
+    metric = {'type': 'object', 'properties': {'type': _known(_names(METRIC_REGISTRY))}}
+    definitions['Validation']['properties']['metrics']['additionalProperties'] = _null(metric)
+    for key, value in PUBLISHED.items():
+        owner = run if key in DEGRADATION else dataset
+        owner[key] = {'description': "Real-ESRGAN's degradation.", 'default': value}
+    comparison['extends'] = run['extends']
+    return {
+        '$schema': 'http://json-schema.org/draft-07/schema#',
+        'title': 'Option files of sdakd',
+        'if': {'anyOf': [{'required': [key]} for key in sorted(comparison.keys() - run.keys())]},
+        'then': {'$ref': '#/definitions/Config'},
+        'else': {'$ref': '#/definitions/OptionFile'},
+        'definitions': definitions,
+    }
+
+
+def text() -> str:
+    """The schema as it is printed."""
+    return json.dumps(schema(), indent=1, ensure_ascii=False) + '\n'
+
+
+WIDTH = {
+    'description': 'Share of the channels of the network that is written or, without a type, of the teacher.',
+    'anyOf': [{'type': 'number', 'exclusiveMinimum': 0}, {'type': 'string', 'pattern': r'^\d+/\d+$|^\d*\.?\d+$'}],
+}
+SHARE = {
+    'description': "The term's part of the gradient, in the place of a weight.",
+    'type': ['number', 'null'],
+    'exclusiveMinimum': 0,
+    'exclusiveMaximum': 1,
+}
+BOTH = {  # a share and a weight; a null takes an inherited one away
+    'required': ['share', 'loss_weight'],
+    'properties': {'share': {'type': 'number'}, 'loss_weight': {'type': 'number'}},
+}
+
+
+def _types(*structs: type[Struct]) -> dict[str, Any]:
+    """Definitions of types and of those within them."""
+    found = schema_components(structs, ref_template='#/definitions/{name}')[1]
+    return {name: _written(definition) for name, definition in found.items()}
+
+
+def _options(cls: type) -> dict[str, Any]:
+    """Properties of a term's own options."""
+    (definition,) = _types(cls.Options).values()
+    return definition['properties']
+
+
+def _written(node: Any) -> Any:
+    """A generated schema, for files as they are written instead of options as they are read."""
+    if isinstance(node, list):
+        return [_written(entry) for entry in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: value for key, value in node.items() if key not in ('title', 'required', 'discriminator')}
+    for key in node.keys() & {'anyOf', 'items', 'additionalProperties'}:
+        node[key] = _written(node[key])
+    if 'properties' in node:
+        node['properties'] = {key: _null(_written(value)) for key, value in node['properties'].items()}
+    if isinstance(node.get('additionalProperties'), dict):
+        node['additionalProperties'] = _null(node['additionalProperties'])
+    if 'description' in node:
+        node['description'] = ' '.join(node['description'].partition('\n\n')[0].split()).replace('``', '`')
+    if node.get('type') in ('number', 'integer'):
+        node |= {'type': [node['type'], 'string'], 'pattern': NUMBER, 'patternErrorMessage': 'Write a number.'}
+    return node
+
+
+def _null(node: dict[str, Any]) -> dict[str, Any]:
+    """The same, or a null."""
+    if 'anyOf' in node:
+        return node if {'type': 'null'} in node['anyOf'] else {**node, 'anyOf': [*node['anyOf'], {'type': 'null'}]}
+    if 'enum' in node:
+        return {**node, 'enum': [*node['enum'], None]}
+    if isinstance(node.get('type'), str | list):
+        kinds = [node['type']] if isinstance(node['type'], str) else node['type']
+        return {**node, 'type': [*kinds, 'null']}
+    return {'anyOf': [node, {'type': 'null'}]} if node else node
+
+
+def _known(names: Iterable[str]) -> dict[str, Any]:
+    """A name that editors suggest, or another one."""
+    return {'anyOf': [{'enum': list(names)}, {'type': 'string'}]}
+
+
+def _classes(registry: Iterable) -> dict[str, type]:
+    """What BasicSR and this project register, by name: not what a plug-in of this machine does."""
+    ours = {name: cls for name, cls in registry if cls.__module__.partition('.')[0].startswith(('basicsr', 'sdakd'))}
+    return {name.removesuffix('_basicsr'): ours[name] for name in sorted(ours)}
+
+
+def _names(registry: Iterable) -> list[str]:
+    return list(_classes(registry))
+
+
+def _by_type(registry: Iterable, more: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with a type of a registry, and the arguments that this type takes.
+
+    Args:
+        more: Properties that all types have.
+        others: Further ones that may stand beside the arguments.
+    """
+    cases = []
+    for name, cls in _classes(registry).items():
+        parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+        if any(each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL) for each in parameters.values()):
+            continue
+        arguments = {key: _argument(each) for key, each in parameters.items()}
+        known = dict.fromkeys(['type', *arguments, *more, *(key for other in others for key in other)])
+        then = {'properties': arguments, 'propertyNames': {'enum': list(known)}}
+        cases.append({'if': {'properties': {'type': {'const': name}}, 'required': ['type']}, 'then': then})
+    kind = {'description': 'Its class; one of a package of your own may be named, too.', **_known(_names(registry))}
+    return {'type': 'object', 'properties': {'type': kind, **more}, 'allOf': cases}
+
+
+def _argument(parameter: inspect.Parameter) -> dict[str, Any]:
+    default = parameter.default
+    found = {'type': ['number', 'null']} if isinstance(default, float) else {}
+    if isinstance(default, str | int | float | list | tuple):
+        found['default'] = default
+    return found
