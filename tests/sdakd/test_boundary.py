@@ -86,6 +86,20 @@ def canary(request, tmp_path, alarm):
     return path
 
 
+@pytest.fixture(params=['pipe', 'device', 'link to a device'])
+def endless(request, tmp_path):
+    """Makes a path that waits or never ends, whatever its name is."""
+
+    def make(path):
+        if request.param == 'pipe':
+            os.mkfifo(path)
+        else:
+            path.symlink_to('/dev/zero')
+        return path
+
+    return make
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with a model, photographs and nothing else; the current one."""
@@ -279,6 +293,65 @@ def test_an_old_archive_is_not_unpacked(tmp_path):
         read_weights(tmp_path / 'old.pth')
 
 
+# ---------------------------------------------- option files ---------------------------------------------------------
+
+TAG = '!!python/object/apply:builtins.open ["{}", "w"]'
+# what comes before a tag in a file that BasicSR's loader would execute, were the file taken for one of SRModel
+DISGUISES = {
+    'plain': 'model_type: SDAKDModel\n',
+    'text': 'note: |\n  model_type: SRModel\nmodel_type: SDAKDModel\n',
+    'folded': 'note: >\n  as in\n  model_type: SRModel\n',
+    'quoted': 'note: "\n  model_type: SRModel\n  "\nmodel_type: SDAKDModel\n',
+    'nested': 'datasets:\n  model_type: SRModel\nmodel_type: SDAKDModel\n',
+    'flow': 'datasets: {\n  model_type: SRModel\n  }\nmodel_type: SDAKDModel\n',
+    'first': 'model_type: SRModel\nmodel_type: SDAKDModel\n',
+    'last': 'model_type: SDAKDModel\nmodel_type: SRModel\n',
+    'merged': 'base: &base\n  model_type: SRModel\n<<: *base\n',
+    'documents': 'model_type: SRModel\n---\nmodel_type: SDAKDModel\n',
+    'comment': '#\n# model_type: SRModel\n',
+    'unfinished': 'model_type: SRModel\nx: [\n',
+    'absent': '',
+    'list': 'model_type: [SRModel]\n',
+    'unknown': 'model_type: NoSuchModel\n',
+}
+
+
+@pytest.mark.parametrize('disguise', DISGUISES)
+def test_an_option_file_executes_nothing(disguise, alarm, parse, place):
+    (place / 'run.yml').write_text(f'{DISGUISES[disguise]}train: {TAG.format(alarm)}\n')
+    with pytest.raises(UserError):
+        parse('run.yml', place)
+    assert not alarm.exists() and not (place / 'experiments').exists()
+
+
+def test_basicsrs_own_loader_would_have(alarm, parse, place):
+    """Option files of other models keep it: that is BasicSR's own command."""
+    (place / 'run.yml').write_text(f'model_type: SRModel\ntrain: {TAG.format(alarm)}\n')
+    with contextlib.suppress(Exception):
+        parse('run.yml', place)
+    assert alarm.exists()
+
+
+def test_neither_what_it_extends_nor_the_command_line_executes_anything(alarm, world, parse):
+    (world.root / 'base.yml').write_text(f'model_type: SRModel\nname: {TAG.format(alarm)}\n')
+    (world.root / 'run.yml').write_text('extends: base.yml\n')
+    with pytest.raises(UserError, match='base.yml: broken YAML'):
+        parse(world.root / 'run.yml', world.root)
+    file = world.write(world.options())
+    with pytest.raises(UserError, match='the value is no YAML literal'):
+        parse(file, world.root, '--force_yml', f'name={TAG.format(alarm)}')
+    refused('init', '--from', 'run.yml', '-t', 'net.pth', '-w', '1/4')
+    assert not alarm.exists()
+
+
+def test_option_files_that_wait_or_never_end(endless, parse, place):
+    with pytest.raises(UserError, match='is a pipe or a device'):
+        parse(endless(place / 'run.yml'), place)
+    (place / 'deep.yml').write_text('[' * 100_000)
+    with pytest.raises(UserError, match='deep.yml'):
+        parse(place / 'deep.yml', place)
+
+
 # ---------------------------------------------- what a file tells of itself -------------------------------------------
 
 TOLD = {
@@ -457,20 +530,6 @@ def test_metadata_of_a_graph_are_not_trusted(case, place):
 
 
 # ---------------------------------------------- pipes and devices -----------------------------------------------------
-
-
-@pytest.fixture(params=['pipe', 'device', 'link to a device'])
-def endless(request, tmp_path):
-    """Makes a path that waits or never ends, whatever its name is."""
-
-    def make(path):
-        if request.param == 'pipe':
-            os.mkfifo(path)
-        else:
-            path.symlink_to('/dev/zero')
-        return path
-
-    return make
 
 
 @pytest.mark.parametrize('flag', FLAGS)
