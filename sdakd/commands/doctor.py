@@ -278,15 +278,18 @@ def _basicsr() -> Iterator[Finding]:
         remedy = 'see which of its packages is broken, `python -c "import basicsr"`'
         yield Finding('BasicSR', 'problem', f'cannot be imported ({_reason(error)})', remedy)
         return
-    place = Path(basicsr.__file__).resolve().parent
+    place = Path(basicsr.__file__).parent
     version = getattr(basicsr, '__version__', '') or _version('basicsr')
+    yield Finding('BasicSR', 'ok', f'{version}, {_kind(place)}, in {place}'.removeprefix(', '))
+
+
+def _kind(place: Path) -> str:
+    """Where the BasicSR in a folder comes from."""
     if (place.parent / 'setup.py').is_file() and (place.parent / '.git').exists():
-        kind = 'a checkout'
-    elif place.parent.name in ('site-packages', 'dist-packages') and _version('basicsr'):
-        kind = 'of PyPI'
-    else:
-        kind = 'vendored, a copy without an installation'
-    yield Finding('BasicSR', 'ok', f'{version}, {kind}, in {place}'.removeprefix(', '))
+        return 'a checkout'
+    if place.parent.name in ('site-packages', 'dist-packages') and _version('basicsr'):
+        return 'of PyPI'
+    return 'vendored, a copy without an installation'
 
 
 def _realesrgan() -> Iterator[Finding]:
