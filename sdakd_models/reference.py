@@ -17,7 +17,6 @@ _HEAD = """\
 An option file is BasicSR's, with these additions. Numbers may be written without a dot (`2e-4` is text to YAML and is
 read as a number here). Unknown keys and values of the wrong kind end the run before anything is created, with a
 sentence each, all of them at one start.
-<<<<<<< HEAD
 
 `-opt` takes a file, or the name of one that ships, with or without folder and ending: `-opt fakd`, `-opt methods/fakd`.
 A file of this path wins. `sdakd options` lists them, `sdakd options NAME > FILE` writes one that needs no other.
@@ -25,8 +24,6 @@ A file of this path wins. `sdakd options` lists them, `sdakd options NAME > FILE
 Editors that know JSON schemas, such as VS Code with its YAML extension, complete and check an option file whose first
 line is `# yaml-language-server: $schema=schema.json`, with the path from the file to what `sdakd options --schema`
 prints.
-=======
->>>>>>> df6eeba
 
 `model_type` is `SDAKDRealESRGANModel` (Real-ESRGAN's second-order degradation, or `high_order_degradation: false`
 with `RealESRGANPairedDataset`), `SDAKDModel` (paired data, such as `PairedImageDataset`) or `SDAKDGCFSRModel`

@@ -78,6 +78,8 @@ def parsed(command, words):
 REQUIRED = {
     'bench': '-m a -o out',
     'compare': '-opt a',
+    'demo': '',
+    'distill': '-t a -d b -o out',
     'evaluate': '-m a -d b -o out',
     'export': '-m a -o out',
     'fetch': '',

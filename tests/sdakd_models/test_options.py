@@ -34,13 +34,11 @@ def test_option_file_is_sound(file, monkeypatch):
     monkeypatch.setattr('sdakd_models.cast.read_state', lambda *_: {})
     monkeypatch.setattr('sdakd_models.cast.load_into', lambda *_: None)
     opt = load(file)
-    if file == 'options/demo.yml':  # the command tells its network
-        opt['teacher']['network'] = {**opt['network_g'], 'num_feat': 64}
     scenario = Scenario.read(opt)
     stages.check(scenario)
     faces.check(scenario)
     validation.check(scenario)
-    assert opt['name'] == os.path.splitext(os.path.basename(file))[0] or file == 'options/demo.yml'
+    assert opt['name'] == os.path.splitext(os.path.basename(file))[0]
     assert ('network_g' in opt) == scenario.plan.trains_student
     assert all(entry.learns or entry.weights for entry in scenario.discriminators.values())
     cast = Cast(scenario, 'meta')
@@ -53,7 +51,7 @@ def test_option_file_is_sound(file, monkeypatch):
         given = {**opt['datasets']['train'], **opt}
         assert {key: given[key] for key in PUBLISHED} == PUBLISHED
         assert opt['gt_size'] == opt['datasets']['train']['gt_size']
-        assert opt['gt_size'] == 256 or file.startswith('options/zoo/')  # a GPU's minutes
+        assert opt['gt_size'] == 256 or file.startswith(('options/zoo/', 'options/distill'))  # a GPU's minutes
 
 
 @pytest.mark.parametrize(

@@ -115,4 +115,5 @@ def add_to(jobs: Any) -> None:
         add(flag, type=number, help=f'{meaning} (default: {{default}})')
     small = 'take sides shorter than a crop whole, instead of refusing the image'
     add('--keep_small', '--keep-small', action='store_true', help=small)
+    add('--only', nargs='+', metavar='NAME', help='cut these images only, paths in the folder (default: all)')
     add('--flat', action='store_true', help='put all into one folder, sub-folders become part of the names')
