@@ -7,6 +7,7 @@ absence it is to report.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -147,7 +148,8 @@ def doctor(folder: str | os.PathLike = '.', as_json: bool = False) -> Diagnosis:
     )
     for subject, check in checks:
         try:
-            with warnings.catch_warnings():
+            # what imports say goes beside the findings, not among them
+            with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
                 warnings.simplefilter('ignore')
                 findings.extend(check())
         except Exception as error:  # a broken installation may fail in any way, and the other lines still count
