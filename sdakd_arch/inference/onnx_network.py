@@ -90,8 +90,8 @@ def check_external(path: Path, where: str) -> None:
         raise UserError(where, f'{path} cannot be read as an ONNX graph; export it again.') from None
     folder = os.path.realpath(path.parent)
     for name in sorted(names):
-        place = os.path.realpath(os.path.join(folder, name))
-        if os.path.isabs(name) or os.path.commonpath([folder, place]) != folder:
+        place = os.path.realpath(os.path.join(folder, name.replace('\0', '')))
+        if '\0' in name or os.path.isabs(name) or os.path.commonpath([folder, place]) != folder:
             raise UserError(where, f'{path} names the file {name!r} for its weights, which lies outside its folder.')
         if reason := no_file(place):
             raise UserError(where, f'{path} names the file {name!r} for its weights, which {reason}.')

@@ -108,6 +108,7 @@ def place(tmp_path, monkeypatch):
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for name in ('a.png', 'b.png', 'c.png'):
         cv2.imwrite(str(folder / 'in' / name), picture)
+    (folder / 'in/from.yml').write_text('model_type: ESRGANModel\nscale: 4\n')
     torch.save({'params': SRVGGNetCompact(num_feat=4, num_conv=1).state_dict()}, folder / 'net.pth')
     monkeypatch.chdir(folder)
     monkeypatch.setenv('TORCH_HOME', str(folder / 'torch'))
@@ -142,6 +143,7 @@ FLAGS = {
     'export -m': ('export', '-m', '{}', '-o', 'out', '--to', 'safetensors'),
     'upscale -m': ('upscale', '-m', '{}', '-i', 'in', '-o', 'out'),
     'distill -t': ('distill', '-t', '{}', '-d', 'in', '-o', 'out'),
+    'init -t': ('init', '--from', 'in/from.yml', '-t', '{}', '-w', '1/4'),
     'prepare faces --detector': ('prepare', 'faces', '-i', 'in', '-o', 'out', '--size', '32', '--detector', '{}'),
 }
 
@@ -487,6 +489,7 @@ LOCATIONS = [
     'gone.bin',
     '.',
     'in/../../x',
+    'net.pth\0',
 ]
 
 
@@ -565,6 +568,23 @@ def test_a_test_set_with_a_pipe_or_a_device(images, endless, place):
     endless(place / 'in/b_endless.png')
     models = ('-m', 'bicubic', 'net.pth')
     refused('evaluate', *models, '-d', images, '-o', 'out', '--metrics', 'psnr', match='is a pipe or a device')
+
+
+def test_a_training_image_from_a_pipe_or_a_device(endless, world, parse):
+    endless(world.root / 'HR/endless.png')
+    options = world.options()
+    names = [*sorted(os.listdir(world.root / 'LRx4')), 'endless.png']
+    (world.root / 'list.txt').write_text(''.join(f'{name} (64,64,3)\n' for name in names))
+    options['datasets']['train']['meta_info_file'] = str(world.root / 'list.txt')
+    with pytest.raises(UserError, match=r'endless.png is a pipe or a device, not a file; correct the list'):
+        parse(world.write(options), world.root)
+
+
+def test_a_training_image_that_is_too_large(world, parse):
+    name = sorted(os.listdir(world.root / 'HR'))[0]
+    (world.root / 'HR' / name).write_bytes(png(40_000, 40_000))
+    with pytest.raises(UserError, match=f'{name} (cannot be read|is 40000x40000|has)'):
+        parse(world.write(world.options()), world.root)
 
 
 # ---------------------------------------------- where results go ------------------------------------------------------
