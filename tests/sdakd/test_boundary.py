@@ -108,7 +108,9 @@ def place(tmp_path, monkeypatch):
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for name in ('a.png', 'b.png', 'c.png'):
         cv2.imwrite(str(folder / 'in' / name), picture)
-    (folder / 'in/from.yml').write_text('model_type: ESRGANModel\nscale: 4\n')
+    (folder / 'in/from.yml').write_text(
+        'model_type: ESRGANModel\nscale: 4\ndatasets: {x: 1}\nnetwork_g: {x: 1}\ntrain: {x: 1}\n'
+    )
     torch.save({'params': SRVGGNetCompact(num_feat=4, num_conv=1).state_dict()}, folder / 'net.pth')
     monkeypatch.chdir(folder)
     monkeypatch.setenv('TORCH_HOME', str(folder / 'torch'))
@@ -571,9 +573,10 @@ def test_a_test_set_with_a_pipe_or_a_device(images, endless, place):
 
 
 def test_a_training_image_from_a_pipe_or_a_device(endless, world, parse):
-    endless(world.root / 'HR/endless.png')
+    for folder in ('HR', 'LRx4'):
+        endless(world.root / folder / 'endless.png')
     options = world.options()
-    names = [*sorted(os.listdir(world.root / 'LRx4')), 'endless.png']
+    names = sorted(os.listdir(world.root / 'LRx4'))
     (world.root / 'list.txt').write_text(''.join(f'{name} (64,64,3)\n' for name in names))
     options['datasets']['train']['meta_info_file'] = str(world.root / 'list.txt')
     with pytest.raises(UserError, match=r'endless.png is a pipe or a device, not a file; correct the list'):
