@@ -438,9 +438,10 @@ class Work:
     def _show_plan(self, baseline: bool) -> None:
         from sdakd.commands.distill import recipe
         from sdakd.files.results import table
+        from sdakd_arch.threads import threads_of
 
         plan = self.record['plan']
-        where = f'{plan["threads"]} threads' if plan['threads'] else 'GPU'
+        where = threads_of(plan['threads']) if plan['threads'] else 'GPU'
         memory = f', {plan["memory"] / 2**30:.1f} GiB' if plan['memory'] else ''
         crops = f'{plan["batch"]} crops of {plan["crop"]}x{plan["crop"]} pixels'
         say(f'Plan: {where}, {plan["precision"]}, batches of {crops}{memory}')
