@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DEGRADATIONS = ('realesrgan', 'bicubic', 'none')
 RECORD = 'distill.json'
+OF_DATA = ('data', 'degradation', 'seed', 'photos-validation')  # arguments that the prepared photographs rest on
 KEPT = ('teacher', 'photographs')  # that may be in the folder before
 STARTS = 20  # seconds in which a training starts
 LEAST = 60  # iterations, below which nothing is learned
@@ -257,6 +259,8 @@ class Work:
     def claim(self) -> None:
         """Makes the folder, or finds that it is this very distillation's.
 
+        One that has no plan yet takes other arguments; of its photographs, what still holds is kept.
+
         Raises:
             UserError: It holds something else, or one with other arguments.
         """
@@ -269,14 +273,19 @@ class Work:
                 old = found['asked']
             except (ValueError, KeyError, TypeError):
                 raise UserError('-o', f'{path} is damaged; delete {self.folder}, or give another folder.') from None
+            changed = [key for key, value in self.asked.items() if old.get(key) != value]
             for key, value in self.asked.items():
-                if old.get(key) != value:
+                if key in changed and 'plan' in found:
                     raise UserError(
                         '-o',
                         f'{self.folder} holds a distillation with {key} {old.get(key)}, and now it is {value}; give '
                         'another folder, or delete this one.',
                     )
-            self.record = found
+            self.record = found | {'asked': self.asked}
+            if set(changed) & {'teacher', *OF_DATA}:
+                self.record.pop('photographs', None)
+                shutil.rmtree(self.folder / 'data', ignore_errors=True)
+            self._save()
             return
         there = [entry for entry in self.folder.glob('*') if entry.name not in KEPT] if self.folder.is_dir() else []
         if there:
