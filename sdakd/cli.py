@@ -22,6 +22,7 @@ COMMANDS = {
     'export': 'write a model as safetensors, padded, ONNX, TorchScript or ncnn, and check the file',
     'upscale': 'enlarge images with a model',
     'report': 'put results into one HTML file',
+    'doctor': 'look at the installation, the machine and the folder: what works, what keeps trainings from running',
     'compare': 'train methods x widths x seeds on equal terms, and make one table of them',
 }
 

@@ -11,10 +11,13 @@ import importlib
 import importlib.util
 import os
 import re
+import stat
 import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
 
 OLDEST_TORCH = (2, 1)
 MOST_SHOWN = 20  # mistakes; who has mended them sees the rest
@@ -380,3 +383,49 @@ def _import_basicsr() -> None:
         raise UserError(
             f'the name basicsr leads to the plain folder {list(package.__path__)}, not to BasicSR: {remedy}.'
         )
+
+
+# ---------------------------------------------- files of others ------------------------------------------------------
+
+
+def no_file(path: str | os.PathLike) -> str | None:
+    """Why a path cannot be read as a file, as the end of a sentence; None where it can.
+
+    Opening a pipe waits for whoever writes into it, and a device may never end: neither is opened.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 'does not exist'
+    except (OSError, ValueError) as error:
+        return f'cannot be read ({getattr(error, "strerror", None) or error})'
+    if stat.S_ISREG(mode):
+        return None
+    return 'is a folder' if stat.S_ISDIR(mode) else 'is a pipe or a device, not a file'
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, part: Path | None = None) -> Iterator[BinaryIO]:
+    """Opens what takes the place of ``path`` when it is complete: a reader never meets half a file.
+
+    Nothing is written through a link: one under the name ``path`` is replaced itself, one under ``part`` is removed.
+
+    Args:
+        path: The file.
+        part: Where it is written until it is complete, in the same folder; default: ``.NAME.part``.
+
+    Raises:
+        UserError: A pipe, a device or a socket has the name.
+        OSError: As of any file.
+    """
+    path = Path(path)
+    part = part or path.with_name(f'.{path.name}.part')
+    if not (path.is_symlink() or path.is_dir() or (reason := no_file(path)) in (None, 'does not exist')):
+        raise UserError(str(path), f'it {reason}; remove it, or write to another place.')
+    part.unlink(missing_ok=True)
+    try:
+        with open(part, 'xb') as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # of a write that failed, such as on a full disk

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import yaml
 
-from sdakd.compat import Mistakes, Parser, UserError, near, one_voice
+from sdakd.compat import Mistakes, Parser, UserError, near, no_file, one_voice
 from sdakd.shipped import find_shipped, near_shipped, option_file
 
 # values of --force_yml that change a narrowed network; all others change what is narrowed
@@ -43,9 +43,13 @@ def read_yaml(path: str | os.PathLike) -> dict:
         UserError: Missing file, broken YAML, a key that stands twice in a mapping, tags that would execute code, or no
             mapping.
     """
+    if os.path.exists(path) and not os.path.isdir(path) and (reason := no_file(path)):
+        raise UserError('-opt', f'{path} {reason}.')
     try:
         with open(path, encoding='utf-8') as file:
             content = yaml.load(file, _Loader)
+    except RecursionError:
+        raise UserError(str(path), 'its blocks lie too deep in each other.') from None
     except OSError as error:
         raise UserError(f'-opt: {path} cannot be read ({error.strerror}).') from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -219,9 +223,11 @@ def arguments() -> argparse.Namespace:
 
 
 def model_type() -> str | None:
-    """The ``model_type`` of the option file that the command line names; None where it does not say one.
+    """The ``model_type`` of the option file that the command line names; None where it does not say one, or says two.
 
-    The file is searched as text: option files of other models may hold YAML tags that only BasicSR's loader accepts.
+    The file is parsed and its values are not made: option files of other models may hold YAML tags that only BasicSR's
+    loader accepts, which executes what they ask for. So it gets what says another model as a key of the file, and never
+    what merely holds such a line.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('-opt')
@@ -230,12 +236,14 @@ def model_type() -> str | None:
         path = find_shipped(path)
     if path is None:
         return None
-    with open(path, encoding='utf-8', errors='replace') as file:
-        for line in file:
-            key, _, value = line.partition(':')
-            if key.strip() == 'model_type':
-                return value.split('#')[0].strip().strip('\'"')
-    return None
+    try:
+        with open(path, encoding='utf-8') as file:
+            root = yaml.compose(file, yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None  # read_yaml() says what is wrong
+    keys = root.value if isinstance(root, yaml.MappingNode) else ()
+    found = [value for key, value in keys if key.value == 'model_type']
+    return found[0].value if len(found) == 1 and isinstance(found[0], yaml.ScalarNode) else None
 
 
 def check_command_line() -> None:

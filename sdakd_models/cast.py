@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sdakd.compat import Mistakes, UserError
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.weights import fingerprint, infer_network, load_into
-from sdakd_arch.width import build, initialise
+from sdakd_arch.width import build, build_told, initialise
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import DiscriminatorBlock, TeacherBlock
 from sdakd_models.players import Discriminator, Player, freeze
@@ -192,13 +192,15 @@ def teacher_network(teacher: TeacherBlock) -> nn.Module:
         initialise(network)
         return network
     state = read_state(teacher.weights, teacher.param_key, teacher.key('weights'))
-    options = teacher.network or infer_network(state)
-    if options is None:
+    if teacher.network is not None:
+        network = build(teacher.network, teacher.key('network'))
+    elif (options := infer_network(state)) is not None:
+        network = build_told(options, state, teacher.key('weights'), teacher.weights)
+    else:
         raise UserError(
             f'{teacher.key("weights")}: the architecture cannot be told from the keys of {teacher.weights} '
             f'({", ".join(sorted(state)[:3])}, ...): write it as {teacher.key("network")}, with the keys of network_g.'
         )
-    network = build(options, teacher.key('network'))
     load_into(network, state, teacher.weights, teacher.key('weights'))
     return network
 

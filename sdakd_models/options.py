@@ -17,6 +17,7 @@ from msgspec import ValidationError as Invalid
 from torch import nn
 
 from sdakd.compat import Mistakes, UserError, gathering, meant, near
+from sdakd_arch.weights import tensors_only
 from sdakd_arch.width import lookup
 from sdakd_models.stages import Count, Plan, Stage
 
@@ -432,7 +433,8 @@ class TermBlock:
             UserError: It refuses its arguments.
         """
         try:
-            return build_loss(deepcopy(self.loss)).to(device)
+            with tensors_only(self.where):  # BasicSR's perceptual loss loads its VGG itself
+                return build_loss(deepcopy(self.loss)).to(device)
         except (TypeError, ValueError) as error:
             # a loss that says which argument it refuses begins with its name
             gap = '' if re.match(r'\w+(, \w+)*: ', str(error)) else ' '

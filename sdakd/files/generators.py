@@ -11,12 +11,12 @@ import torch
 import yaml
 from torch import nn
 
-from sdakd.compat import UserError
-from sdakd_arch.families import FAMILIES, Family, family_of
+from sdakd.compat import UserError, no_file
+from sdakd_arch.families import FAMILIES, Family, check_told, family_of, registered
 from sdakd_arch.inference.onnx_network import OnnxNetwork
 from sdakd_arch.plugins import import_entry_points
 from sdakd_arch.weights import describe, infer_network, load_into, read_weights
-from sdakd_arch.width import build, cost, scale_of
+from sdakd_arch.width import build_told, cost, scale_of
 
 SMALLEST_FACE = 4  # pixels; less is left by no factor of the training
 METADATA = ('network', 'scale', 'training', 'commit', 'version')  # what an exported file says of itself, as JSON texts
@@ -63,8 +63,10 @@ class Opened:
         """Parameters and multiply-accumulates for ``size`` x ``size`` input pixels; None where they cannot be told."""
         try:
             return cost(self.network, size) if self.network else None
-        except UserError:  # a graph of an architecture that is not registered here
-            return None
+        except Exception:  # a graph of an architecture that is not registered here, or one that tells another
+            if isinstance(self.module, OnnxNetwork):
+                return None
+            raise
 
 
 class FaceNetwork(nn.Module):
@@ -120,20 +122,32 @@ class FaceNetwork(nn.Module):
         return (self.generator(2 * large - 1, in_size, noise) + 1) / 2
 
 
-def read_metadata(path: Path) -> dict:
-    """What a ``.safetensors`` or ``.onnx`` file says of itself, decoded from JSON; empty for any other file."""
-    texts: Mapping[str, str] = {}
+def read_metadata(path: Path, where: str = '-m', texts: Mapping[str, str] | None = None) -> dict:
+    """What a ``.safetensors`` or ``.onnx`` file says of itself, decoded from JSON; empty for any other file.
+
+    Args:
+        path: The file.
+        where: Flag or key to name in an error.
+        texts: What was read from a graph.
+
+    Raises:
+        UserError: It names a network that is none; see :func:`sdakd_arch.families.check_told`.
+    """
     if path.suffix == '.safetensors':
         from safetensors import safe_open
 
         with safe_open(path, 'pt') as file:
-            texts = file.metadata() or {}
+            texts = file.metadata()
     found = {}
     for key in METADATA:
+        if key not in (texts or {}):
+            continue
         try:
             found[key] = json.loads(texts[key])
-        except (KeyError, ValueError):
-            continue
+        except (ValueError, RecursionError):  # a file of someone else, who means something else by the key
+            found[key] = None
+    if 'network' in found and (found['network'] is not None or texts['network'].strip() != 'null'):
+        found['network'] = check_told(found['network'], f'{where}: metadata of {path}: network')
     return found
 
 
@@ -144,10 +158,12 @@ def options_beside(path: Path) -> dict | None:
     network is opened without executing what lies beside it.
     """
     for file in sorted(path.resolve().parent.parent.glob('*.yml')):
+        if no_file(file):
+            continue
         try:
             options = yaml.safe_load(file.read_text()) or {}
             network = options.get('network_g')
-        except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        except (OSError, yaml.YAMLError, ValueError, AttributeError, RecursionError):
             continue
         if isinstance(network, Mapping) and 'type' in network:
             return options
@@ -156,8 +172,9 @@ def options_beside(path: Path) -> dict | None:
 
 def _open_onnx(path: Path, where: str, threads: int) -> Opened:
     module = OnnxNetwork(path, where, threads)
-    texts = module.session.get_modelmeta().custom_metadata_map
-    metadata = {key: json.loads(texts[key]) for key in METADATA if key in texts}
+    metadata = read_metadata(path, where, module.session.get_modelmeta().custom_metadata_map)
+    if metadata.get('network') is not None and registered(metadata['network']):
+        build_told(metadata['network'], None, where, path)
     try:
         output = module(torch.zeros(1, 3, 16, 16))
     except Exception as error:  # a graph for one fixed size, for example
@@ -185,12 +202,14 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
     import_entry_points()
     path = Path(path)
     if path.suffix == '.onnx':
-        if not path.is_file():
-            raise UserError(where, f'the file {path} does not exist.')
+        if reason := no_file(path):
+            raise UserError(where, f'the file {path} {reason}.')
         return _open_onnx(path, where, threads)
     state = read_weights(path, 'params_ema', where)
-    metadata = read_metadata(path)
-    network = metadata.get('network') or infer_network(state) or (options_beside(path) or {}).get('network_g')
+    metadata = read_metadata(path, where)
+    network = metadata.get('network') or infer_network(state)
+    if network is None and (beside := options_beside(path)) is not None:
+        network = check_told(beside['network_g'], f'{where}: the option file of {path}: network_g')
     if network is None:
         raise UserError(
             where,
@@ -200,7 +219,7 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
         )
     if family_of(network).discriminator:
         raise UserError(where, f'{path} holds the discriminator {describe(network)}; give a generator (net_g_...).')
-    module = build(network, where).eval().requires_grad_(False)
+    module = build_told(network, state, where, path).eval().requires_grad_(False)
     load_into(module, state, path, where)
     if hasattr(module, 'example_inputs'):
         if faces:
@@ -210,4 +229,4 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
             f'{path} holds {describe(network)}, which takes faces of one size and their factor; give a '
             'generator that takes any image, such as RRDBNet or SRVGGNetCompact.',
         )
-    return Opened(path.stem, path, module, scale_of(build(network, where), where), network, metadata)
+    return Opened(path.stem, path, module, scale_of(build_told(network, state, where, path), where), network, metadata)

@@ -12,6 +12,7 @@ import io
 import multiprocessing
 import os
 import signal
+import struct
 import sys
 import threading
 from collections import Counter, deque
@@ -25,10 +26,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from sdakd.compat import UserError
+from sdakd.compat import UserError, no_file, replacing
+from sdakd.files.limits import most_pixels, start_process
 from sdakd.progress import Progress, say
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+# what Pillow may take them for: it would hand PostScript to another program, whatever the file's name
+KINDS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP')
+PNG = b'\x89PNG\r\n\x1a\n'
+Image.MAX_IMAGE_PIXELS = None  # check_size() has a limit that users can raise
 
 
 class UnusableError(Exception):
@@ -106,28 +112,89 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         uint8 array (H, W, 3), BGR.
 
     Raises:
-        UnusableError: It cannot be read, or is cut off.
+        UnusableError: It cannot be read, is cut off, or has more pixels than are decoded here.
     """
+    return decode(read_bytes(path))
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """Reads a file whole.
+
+    Raises:
+        UnusableError: It cannot be read; a pipe or a device is not opened.
+    """
+    if reason := no_file(path):
+        reason = 'cannot be read (No such file or directory)' if reason == 'does not exist' else reason
+        raise UnusableError('unreadable', reason)
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise UnusableError('unreadable', f'cannot be read ({error.strerror or error})') from None
-    return decode(data)
+
+
+def check_size(width: int, height: int) -> None:
+    """Checks that an image is not larger than is decoded here, which its header tells.
+
+    Raises:
+        UnusableError: It is.
+    """
+    if width * height > most_pixels():
+        raise UnusableError(
+            'too large',
+            f'has {width}x{height} pixels, more than {most_pixels()}; give --max-pixels {width * height} if it is '
+            'meant to be so large',
+        )
+
+
+def open_image(source: str | os.PathLike | bytes) -> Image.Image:
+    """Opens an image with Pillow: its header is read, nothing is decoded.
+
+    Args:
+        source: A path, or the bytes of a file.
+
+    Raises:
+        UnusableError: A pipe or a device, or more pixels than are decoded here.
+        OSError: It is no image of these kinds.
+    """
+    if isinstance(source, bytes):
+        image = Image.open(io.BytesIO(source), formats=KINDS)
+    else:
+        if (reason := no_file(source)) not in (None, 'does not exist'):
+            raise UnusableError('unreadable', reason)
+        image = Image.open(source, formats=KINDS)
+    try:
+        check_size(*image.size)
+    except UnusableError:
+        image.close()
+        raise
+    return image
 
 
 def decode(data: bytes) -> np.ndarray:
     """Decodes the bytes of an image file; see :func:`read_image`."""
+    if not data:
+        raise UnusableError('unreadable', 'is empty')
+    header = None
+    if data.startswith(PNG) and len(data) >= 24:  # Pillow would unpack texts, too, and refuse long ones
+        check_size(*struct.unpack('>II', data[16:24]))
+    else:
+        try:
+            header = open_image(data)
+        except UnusableError:
+            raise
+        except Exception:  # readers of damaged headers raise almost anything
+            raise UnusableError('unreadable', 'is damaged or no image') from None
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if image is None:
-            raise UnusableError('unreadable', 'is empty' if not data else 'is damaged or no image')
-        if data[:2] == b'\xff\xd8':
-            # OpenCV 4 fills what is missing from a JPEG with grey and says nothing
-            Image.open(io.BytesIO(data)).load()
+            raise UnusableError('unreadable', 'is damaged or no image')
+        if header is not None and header.format in ('JPEG', 'MPO'):
+            header.load()  # OpenCV 4 fills what is missing from a JPEG with grey and says nothing
     except OSError as error:
         raise UnusableError('unreadable', f'cannot be read ({error.strerror or error})') from None
     except cv2.error as error:
-        raise UnusableError('unreadable', f'cannot be decoded ({error.err})') from None
+        remedy = '; set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS higher' if 'IO_MAX' in error.err else ''
+        raise UnusableError('unreadable', f'cannot be decoded ({error.err}){remedy}') from None
     return image
 
 
@@ -137,14 +204,9 @@ def encode_png(image: np.ndarray, level: int) -> bytes:
 
 def write(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file that is either absent or complete, and its folder if need be."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)  # of a write that failed, such as on a full disk
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(data)
 
 
 def write_again(path: str | os.PathLike, known: str | os.PathLike) -> None:
@@ -173,13 +235,13 @@ def is_made(path: str | os.PathLike, source: str) -> bool:
 # ---------------------------------------------- a pass over many images -----------------------------------------------
 
 
-def _start_worker() -> None:
+def _start_worker(most: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says that it was interrupted, once
     cv2.setNumThreads(0)
     import torch
 
     torch.set_num_threads(1)  # there is a process per core, and results must not depend on how many there are
-    Image.MAX_IMAGE_PIXELS = None  # a user's own large image is not an attack
+    start_process(most)
     parent = multiprocessing.parent_process().sentinel
 
     def follow() -> None:
@@ -193,7 +255,7 @@ def _in_order(function: Callable, items: Iterable, workers: int) -> Iterator:
     """Yields ``function(item)`` in the order of the items, a few of them ahead, so that memory stays bounded."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)  # a forked process would wait for OpenCV's threads, which are not forked
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(most_pixels(),))
     ahead: deque = deque()
     try:
         for item in items:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from sdakd.files.images import UnusableError, encode_png
+from sdakd.files.images import UnusableError, encode_png, open_image, read_bytes
 
 QUALITY = 95  # of JPEG and WebP, as Real-ESRGAN's script writes JPEG
 FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP', '.bmp': 'BMP', '.tif': 'TIFF', '.tiff': 'TIFF'}
@@ -58,8 +58,8 @@ def read(path: str | os.PathLike) -> Picture:
         UnusableError: It cannot be read, is cut off, moves, or has samples of other kinds.
     """
     try:
-        data = Path(path).read_bytes()
-        image = Image.open(io.BytesIO(data))
+        data = read_bytes(path)
+        image = open_image(data)
         if getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO':  # a camera's JPEG with a preview inside
             raise UnusableError('unreadable', f'has {image.n_frames} frames or pages; give each as a file of its own')
         image.load()  # all of it: OpenCV fills what is missing from a file with grey
@@ -123,11 +123,8 @@ def ending_of(path: Path, ext: str) -> str:
     if own in ('.png', '.webp') and ext != 'auto' or own == '.png':
         return own
     try:
-        with open(path, 'rb') as file:
-            head = file.read(32)
-            file.seek(0)
-            image = Image.open(file)
-            alpha, deep = image.has_transparency_data, _is_deep(image, head)
+        with open_image(path) as image, open(path, 'rb') as file:
+            alpha, deep = image.has_transparency_data, _is_deep(image, file.read(32))
     except Exception:  # the run will name it
         return own
     holds_alpha = own in ('.webp', '.tif', '.tiff')

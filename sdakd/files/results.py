@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,9 +58,8 @@ def output_folder(folder: str | Path, flag: str = '-o') -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / '.sdakd'
-        probe.write_bytes(b'')
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(flag, f'{folder} cannot be written to ({error.strerror}); choose another folder.') from None
     return folder

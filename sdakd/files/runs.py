@@ -246,7 +246,11 @@ def alone_in(folder: Path, flag: str) -> Iterator[int]:
         UserError: One does.
     """
     path = folder / '.lock'
-    with open(path, 'a+') as file:
+    try:
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UserError(flag, f'{path} cannot be written ({error.strerror}); remove it, if it is a link.') from None
+    with os.fdopen(number, 'r+') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from sdakd.compat import UserError
-from sdakd.files.images import UnusableError, by_stem, decode, find_images, read_image, stem
+from sdakd.files.images import UnusableError, by_stem, decode, find_images, open_image, read_image, stem
 
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
@@ -43,7 +42,7 @@ class Folder:
         """Height and width by the file's header; None where reading the image will say what is wrong with it."""
         if name not in self.sizes:
             try:
-                with Image.open(self.where(name)) as image:
+                with open_image(self.where(name)) as image:
                     width, height = image.size
                     turned = image.getexif().get(0x112) in ROTATED
                     self.sizes[name] = (width, height) if turned else (height, width)

@@ -12,7 +12,7 @@ import numpy as np
 from basicsr.utils.registry import DATASET_REGISTRY
 from PIL import Image
 
-from sdakd.compat import Mistakes, UserError
+from sdakd.compat import Mistakes, UserError, no_file
 from sdakd_arch.width import lookup
 from sdakd_models.scenario import Scenario
 
@@ -94,6 +94,8 @@ class _Disk:
         pass
 
     def size(self, path: str, side: str) -> tuple[int, int] | None:
+        if reason := no_file(path):
+            raise OSError(reason)
         with Image.open(path) as image:
             return image.size
 
@@ -159,11 +161,11 @@ def _check_images(where: str, options: Mapping, scale: int, paths: list, reader:
             try:
                 sizes[side] = reader.size(path, side)
                 broken = number % step == 0 and reader.pixels(path, side) is None
-            except (OSError, ValueError, SyntaxError):
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, cv2.error):
                 broken = True
             if broken:
-                missing = isinstance(reader, _Disk) and not os.path.isfile(path)
-                remedy = 'does not exist; correct the list' if missing else 'cannot be read; mend it or take it away'
+                reason = no_file(path) if isinstance(reader, _Disk) else None
+                remedy = f'{reason}; correct the list' if reason else 'cannot be read; mend it or take it away'
                 raise UserError(f'{where}: the image {path} {remedy}.')
         if None in sizes.values():
             continue

@@ -80,6 +80,7 @@ REQUIRED = {
     'compare': '-opt a',
     'demo': '',
     'distill': '-t a -d b -o out',
+    'doctor': '',
     'evaluate': '-m a -d b -o out',
     'export': '-m a -o out',
     'fetch': '',

@@ -406,8 +406,8 @@ def test_an_interrupted_save_leaves_the_old_file_and_no_partial_one(tmp_path, er
 
 
 def test_a_disk_that_fills_up_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
-    def half(content, path):
-        path.write_bytes(b'half')
+    def half(content, file):
+        file.write(b'half')
         raise OSError('No space left on device')
 
     save_whole({'params': rrdbnet().state_dict()}, tmp_path / 'net.pth')

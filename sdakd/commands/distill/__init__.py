@@ -12,9 +12,10 @@ import shlex
 import shutil
 import sys
 import time
+import urllib.parse
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from sdakd import compat
@@ -207,7 +208,7 @@ def open_teacher(text: str, output: Path) -> Opened:
 
     path = Path(text)
     if text.startswith(('http://', 'https://')):
-        path = output / 'teacher' / text.rsplit('/', 1)[-1]
+        path = output / 'teacher' / (PurePosixPath(urllib.parse.urlsplit(text).path).name or 'teacher.pth')
         ensure_file(path, '-t', url=text)
     elif not path.exists() and text.removesuffix('.pth') in MODELS:
         path = fetch_one(text, output / 'teacher')

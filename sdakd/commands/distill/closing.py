@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import platform
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +120,9 @@ def picture(measured: Measured, path: Path) -> None:
     sheet = Image.new('RGB', (max(strip.width for strip in strips), len(strips) * (side + label + gap)), 'white')
     for number, strip in enumerate(strips):
         sheet.paste(strip, (0, number * (side + label + gap)))
-    sheet.save(path)
+    data = io.BytesIO()
+    sheet.save(data, 'PNG')
+    write(path, data.getvalue())
 
 
 def card(path: Path, teacher: Opened, student: Opened, measured: Measured, training: str, held_out: int) -> None:
@@ -182,7 +184,7 @@ def close(
     """
     measured = measure(models, folder / 'data/held_out', teacher.scale, folder / 'results')
     student = folder / 'student.pth'
-    shutil.copyfile(models[STUDENT], student)
+    write(student, Path(models[STUDENT]).read_bytes())
     write_tables(folder, 'table', HEADER, measured.rows)
     picture(measured, folder / 'comparison.png')
     report([folder / 'results'], folder / 'report.html', student=STUDENT)

@@ -9,12 +9,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from sdakd.commands.prepare.pairs import pairs
 from sdakd.commands.prepare.subimages import subimages
 from sdakd.compat import UserError
-from sdakd.files.images import Pass, UnusableError, by_stem, is_made, list_images, read_image, stem, write_png
+from sdakd.files.images import (
+    Pass,
+    UnusableError,
+    by_stem,
+    is_made,
+    list_images,
+    open_image,
+    read_image,
+    stem,
+    write_png,
+)
 
 LARGEST = 480  # pixels: sides of what is cut out of the middle of a photograph that is held out
 MOST_PARTS = 20_000  # about 7 GB; more photographs than make so many are left out, by lot
@@ -93,9 +101,9 @@ class Source:
 def _size(path: str) -> tuple[int, int] | None:
     """Width and height, as the file's header says; None where it cannot be read, which whoever decodes it says."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.size
-    except (OSError, Image.DecompressionBombError):
+    except (OSError, UnusableError):
         return None
 
 

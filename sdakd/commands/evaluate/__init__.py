@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sdakd import __version__, compat
 from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError, near
+from sdakd.files.limits import MAX_PIXELS, limited
 from sdakd.progress import Progress, say
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--noise', choices=NOISE, help='noise that GCFSR adds: random, as in its own validation, or fixed, the same '
         'for every network (default: {default})')  # fmt: skip
     add('--seed', type=number, help='of random noise (default: {default})')
+    add(
+        '--max-pixels', type=number, metavar='PIXELS', help='images of more pixels are not decoded (default: {default})'
+    )
     no_images = 'do not save the enlarged images (sdakd report shows them)'
     add('--no_images', dest='images', action='store_false', help=no_images)
 
@@ -307,6 +311,7 @@ class Results(Outcome):
             )
 
 
+@limited
 def evaluate(
     models: Sequence[str],
     data: Sequence[str],
@@ -325,6 +330,7 @@ def evaluate(
     noise: str = 'none',
     seed: int = 0,
     images: bool = True,
+    max_pixels: int = MAX_PIXELS,
 ) -> Results:
     """Measures models on test sets, against the ground truth and against the teacher.
 
@@ -347,6 +353,7 @@ def evaluate(
         noise: What GCFSR adds: ``none``, ``random`` or ``fixed``.
         seed: Of random noise.
         images: Whether the enlarged images are written to ``output``.
+        max_pixels: Images of more pixels are not decoded.
 
     Returns:
         All measurements; its ``check()`` raises a UserError if images could not be used.

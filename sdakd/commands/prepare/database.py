@@ -14,6 +14,7 @@ from sdakd import compat
 from sdakd.commands.prepare.jobs import Made, add_job, apart, job, made
 from sdakd.compat import UserError
 from sdakd.files.images import Pass, by_stem, encode_png, list_images, read_image, stem
+from sdakd.files.limits import MAX_PIXELS
 
 LMDB_LEVEL = 1  # PNG compression inside a database, BasicSR's default
 LMDB_ROOM = 1 << 30  # bytes; the map grows when they are used up
@@ -69,13 +70,14 @@ def keys_of(names: Iterable[str], folder: str) -> dict[str, str]:
 
 
 @job
-def lmdb(images: str, output: str, *, workers: int | None = None) -> Made:
+def lmdb(images: str, output: str, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> Made:
     """Packs images into an LMDB database for BasicSR's datasets.
 
     Args:
         images: Folder of images, with its sub-folders.
         output: The database, ``NAME.lmdb``. A finished one of the same images is kept.
         workers: Processes; default: one per core.
+        max_pixels: Images of more pixels are not decoded.
 
     Raises:
         UserError: No images, a name that is no key, or a database of other images.

@@ -18,6 +18,7 @@ from sdakd.commands.prepare.identities import PARTS, assign
 from sdakd.commands.prepare.jobs import RECORD, Made, add_job, apart, claim, job, made
 from sdakd.compat import UserError
 from sdakd.files.images import Pass, UnusableError, by_stem, is_made, list_images, read_image, stem, write_png
+from sdakd.files.limits import MAX_PIXELS
 
 SIZES = tuple(1 << power for power in range(5, 11))
 
@@ -114,6 +115,7 @@ def faces(
     test: int | None = None,
     lmdb: bool = False,
     workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Made:
     """Crops aligned faces of one size, in parts that share no identity.
 
@@ -127,6 +129,7 @@ def faces(
         validation, test: How many identities of the list to hold out; default: what the list says, or 0.
         lmdb: Whether every part is also packed into a database.
         workers: Processes; default: one per core.
+        max_pixels: Images of more pixels are not decoded.
 
     Raises:
         UserError: No images, a size that is none, a faulty list, facexlib or its weights missing, or a folder that was

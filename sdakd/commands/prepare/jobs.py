@@ -17,6 +17,7 @@ import lmdb
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
 from sdakd.files.images import Pass, cores, write
+from sdakd.files.limits import MAX_PIXELS, pixel_limit
 
 RECORD = '.sdakd_prepare.json'  # what an output folder was made of; BasicSR's folder scan passes over dot-files
 
@@ -111,7 +112,8 @@ def job(function: Callable[..., Made]) -> Callable[..., Made]:
         if options.get('workers') is not None:
             options['workers'] = whole(options['workers'], '--workers', 1)
         try:
-            return function(images, output, **options)
+            with pixel_limit(options.get('max_pixels', MAX_PIXELS)):
+                return function(images, output, **options)
         except (OSError, lmdb.Error) as error:
             where, what = getattr(error, 'filename', None) or output, getattr(error, 'strerror', None) or error
             raise UserError(where, f'{what}; mend that and give the same command again to go on.') from None
@@ -136,4 +138,7 @@ def add_job(jobs: Any, name: str, function: Callable[..., Made], description: st
     add('-i', '--input', dest='images', help='folder of images, with its sub-folders', **given)
     add('-o', '--output', help=output)
     add('--workers', type=number, help='processes (default: one per core)')
+    add(
+        '--max-pixels', type=number, metavar='PIXELS', help='images of more pixels are not decoded (default: {default})'
+    )
     return add

@@ -12,6 +12,7 @@ from typing import Any
 from sdakd.commands.prepare.jobs import Made, add_job, apart, job, made
 from sdakd.compat import UserError
 from sdakd.files.images import Pass, UnusableError, by_stem, list_images, read_image, write
+from sdakd.files.limits import MAX_PIXELS
 
 
 def _check(line: str, root: str, lq_root: str | None) -> bool:
@@ -56,6 +57,7 @@ def meta(
     root: str | Sequence[str] | None = None,
     check: bool = False,
     workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Made:
     """Writes a meta-info file: a line per image, or per GT/LQ pair.
 
@@ -66,6 +68,7 @@ def meta(
         root: ``dataroot_gt``, which holds all images; default: the folder of the images, or what several share.
         check: Decode every image, and leave out what cannot be used.
         workers: Processes; default: one per core.
+        max_pixels: Images of more pixels are not decoded.
 
     Raises:
         UserError: No images, images without a partner, a name that BasicSR cannot read, or another file of this name.

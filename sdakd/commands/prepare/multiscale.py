@@ -11,6 +11,7 @@ from PIL import Image
 
 from sdakd.commands.prepare.jobs import Made, add_job, apart, claim, job, made
 from sdakd.files.images import Pass, by_stem, is_made, list_images, read_image, stem, write_png
+from sdakd.files.limits import MAX_PIXELS
 
 MULTISCALE = ((3, 4), (1, 2), (1, 3))  # Real-ESRGAN's factors for T0, T1, T2
 SHORTEST = 400  # pixels of T3's shortest side
@@ -40,13 +41,14 @@ def _downscale(name: str, source: str, output: str) -> bool:
 
 
 @job
-def multiscale(images: str, output: str, *, workers: int | None = None) -> Made:
+def multiscale(images: str, output: str, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> Made:
     """Makes Real-ESRGAN's copies at 3/4, 1/2, 1/3 and with a shortest side of 400 pixels.
 
     Args:
         images: Folder of images, with its sub-folders.
         output: Folder of ``NAMET0.png`` to ``NAMET3.png``.
         workers: Processes; default: one per core.
+        max_pixels: Images of more pixels are not decoded.
 
     Raises:
         UserError: No images, or a folder that holds something else.

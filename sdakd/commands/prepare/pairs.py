@@ -11,6 +11,7 @@ from sdakd import compat
 from sdakd.commands.interface import number, one_of, whole
 from sdakd.commands.prepare.jobs import Made, add_job, apart, claim, job, made
 from sdakd.files.images import Pass, by_stem, list_images
+from sdakd.files.limits import MAX_PIXELS
 from sdakd.shipped import option_file
 
 DEGRADATIONS = ('bicubic', 'realesrgan')
@@ -27,6 +28,7 @@ def pairs(
     per_image: int = 1,
     seed: int = 0,
     workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Made:
     """Synthesises LQ/GT pairs once.
 
@@ -39,6 +41,7 @@ def pairs(
         per_image: Degradations of every image, ``NAME_1`` to ``NAME_N``.
         seed: Of the degradation.
         workers: Processes; default: one per core.
+        max_pixels: Images of more pixels are not decoded.
 
     Raises:
         UserError: No images, settings that do not go together, or a folder that was made with others.

@@ -12,6 +12,7 @@ from typing import Any
 from sdakd.commands.interface import number, whole
 from sdakd.commands.prepare.jobs import Made, add_job, apart, claim, job, made
 from sdakd.files.images import Pass, UnusableError, by_stem, is_made, list_images, read_image, stem, write_png
+from sdakd.files.limits import MAX_PIXELS
 
 
 def cut_positions(length: int, crop_size: int, step: int, thresh_size: int) -> list[int]:
@@ -61,6 +62,7 @@ def subimages(
     flat: bool = False,
     only: Sequence[str] | None = None,
     workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Made:
     """Cuts images into overlapping crops.
 
@@ -74,6 +76,7 @@ def subimages(
         flat: Puts all into one folder, as ``SUB_NAME_s001.png``: BasicSR's data sets of pairs look into no sub-folder.
         only: The images to cut, as paths in the folder; default: all.
         workers: Processes; default: one per core.
+        max_pixels: Images of more pixels are not decoded.
 
     Raises:
         UserError: No images, or a folder that holds something else or was made with other settings.

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from sdakd import compat
 from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError, near
 from sdakd.files.images import ENDINGS, UnusableError, by_stem, list_images, stem, write
+from sdakd.files.limits import MAX_PIXELS, limited
 from sdakd.files.pictures import Picture, eight_bits, encode, ending_of, first_line, read
 from sdakd.files.results import output_folder
 from sdakd.progress import Progress, say
@@ -70,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--alpha_upsampler', choices=ALPHA, help=alpha)
     gpu = 'which GPU (default: the first, where there is one)'
     add('-g', '--gpu-id', dest='gpu', type=number, metavar='NUMBER', help=gpu)
+    add(
+        '--max-pixels', type=number, metavar='PIXELS', help='images of more pixels are not decoded (default: {default})'
+    )
     threads = 'threads of the CPU (default: auto, OMP_NUM_THREADS or what is measured to be the fastest)'
     add('--threads', type=_auto, metavar='NUMBER', help=threads)
 
@@ -194,6 +197,7 @@ def _face_enhancer(upscaler, outscale: float):
     import torch
     import torchvision
 
+    from sdakd_arch.weights import tensors_only
     from sdakd_arch.zoo import ensure_file
 
     try:
@@ -214,11 +218,13 @@ def _face_enhancer(upscaler, outscale: float):
         ensure_file(FACE_FOLDER / name, '--face_enhance', 'leave the flag out', url)
     try:
         path = str(FACE_FOLDER / 'GFPGANv1.3.pth')
-        return GFPGANer(path, upscale=outscale, bg_upsampler=upscaler, device=upscaler.device)
+        with tensors_only('--face_enhance'):
+            return GFPGANer(path, upscale=outscale, bg_upsampler=upscaler, device=upscaler.device)
     except Exception as error:  # a file that is cut off, or of another network
+        reason = error.sentence.rstrip('.') if isinstance(error, UserError) else first_line(error)
         raise UserError(
             '--face_enhance',
-            f'a file in {FACE_FOLDER} cannot be used ({first_line(error)}); remove it to have it downloaded again.',
+            f'a file in {FACE_FOLDER} cannot be used ({reason}); remove it to have it downloaded again.',
         ) from None
 
 
@@ -263,6 +269,7 @@ def open_upscaler(
     return Upscaler(opened, tile, tile_pad, pre_pad, half, device)
 
 
+@limited
 def upscale(
     images: str | Path,
     output: str | Path,
@@ -280,6 +287,7 @@ def upscale(
     face_enhance: bool = False,
     alpha_upsampler: str = 'realesrgan',
     gpu: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     threads: int | None = None,
 ) -> Upscaled:
     """Enlarges an image, or a folder of images with its sub-folders.
@@ -301,6 +309,7 @@ def upscale(
         face_enhance: Whether GFPGAN restores faces.
         alpha_upsampler: How alpha is enlarged: ``realesrgan`` (by the model) or ``bicubic``.
         gpu: Number of the GPU; default: the first one, where there is one.
+        max_pixels: Images of more pixels are not decoded.
         threads: Threads of the CPU; default: what ``OMP_NUM_THREADS`` says, or what is found to be the fastest.
 
     Returns:
@@ -316,7 +325,6 @@ def upscale(
     one_of(alpha_upsampler, ALPHA, '--alpha_upsampler')
     if '/' in suffix or os.sep in suffix:
         raise UserError('--suffix', f'{suffix} is no part of a file name; folders are given with -o.')
-    Image.MAX_IMAGE_PIXELS = None  # a user's own panorama is not an attack
     folder, results = _inputs(images, output, suffix, ext)
     single = Path(images).is_file()
     try:
