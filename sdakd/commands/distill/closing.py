@@ -160,8 +160,8 @@ open as well; `export/` has it for other programs.
 
 ## Limits
 
-It imitates its teacher on inputs like those it was trained on, as closely as the table says, and has seen no others. A longer
-training on more photographs brings it closer.
+It imitates its teacher on inputs like those it was trained on, as closely as the table says, and has seen no others. A
+longer training on more photographs brings it closer.
 
 {licence}
 """
