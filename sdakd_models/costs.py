@@ -10,10 +10,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from basicsr.data import build_dataset
-from basicsr.utils.registry import MODEL_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 from torch.utils.data import default_collate
 
+from sdakd.progress import Progress
 from sdakd_arch.width import lookup
 from sdakd_models.rehearsal import untouched
 from sdakd_models.sdakd_model import SDAKDModel
@@ -74,13 +74,15 @@ def measure(opt: Mapping) -> Costs:
     for stage in small['train']['stages'].values():
         stage['iters'] = LONG
     with untouched(small['num_gpu'] > 0):
-        dataset = build_dataset(small['datasets']['train'])
+        options = small['datasets']['train']
+        dataset = lookup(DATASET_REGISTRY, options['type'], 'datasets:train:type')(options)
         begun = time.perf_counter()
         batches = [default_collate([dataset[random.randrange(len(dataset))] for _ in range(batch)]) for _ in range(3)]
         load = (time.perf_counter() - begun) / len(batches)
         model = lookup(MODEL_REGISTRY, small['model_type'], 'model_type')(small)
         steps, adding = {}, 0.0
-        for name, end, stage in zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True):
+        stages = list(zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True))
+        for name, end, stage in Progress('timing', len(stages), 'stages').over(stages):
             steps[name], adding = _stage(model, batches, end - stage.iters + 2, reuse, adding)
         memory = torch.cuda.max_memory_allocated() if small['num_gpu'] else None
         del model

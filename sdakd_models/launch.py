@@ -134,6 +134,9 @@ def check_options(
             with mistakes.collect():
                 keep_connector(opt)
             cast = check_run(opt, mistakes, quiet=opt['rank'] > 0)
+            state = opt['path'].get('resume_state')
+            if mistakes.found and state and not os.path.isfile(state):  # alone, it is told where the state is loaded
+                mistakes.add('path:resume_state', f'the file {state} does not exist.')
     if opt['dist'] and opt['rank'] == 0:
         torch.distributed.barrier()
     if is_train:

@@ -41,23 +41,24 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
     """
     cls = lookup(MODEL_REGISTRY, opt['model_type'], 'model_type')
     with untouched(opt['num_gpu'] > 0):
-        small = shrunk(opt, cast or Cast(Scenario.read(opt), 'meta'))
-        model = cls(small)
-        batch = cls.noise_batch(model.scenario, small['datasets']['train']['batch_size_per_gpu'])
-        stages = list(zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True))
-        for name, end, stage in Progress('rehearsal', len(stages), 'stages').over(stages):
-            try:
-                model.feed_data(batch)
-                model.optimize_parameters(end - stage.iters + 1)
-            except UserError:
-                raise
-            except Exception as error:  # of whatever a loss, a term or an architecture does
-                reason = ' '.join(str(error).split())[:200] or type(error).__name__
-                what = f'the term {model.at_work!r}' if model.at_work else 'the backward pass or the update'
-                raise UserError(
-                    f'train:stages:{name}: a rehearsal of the first step fails in {what} '
-                    f'({type(error).__name__}: {reason.rstrip(".")}); correct it, or take it out of the stage.'
-                ) from error
+        with on_one_thread():
+            small = shrunk(opt, cast or Cast(Scenario.read(opt), 'meta'))
+            model = cls(small)
+            batch = cls.noise_batch(model.scenario, small['datasets']['train']['batch_size_per_gpu'])
+            stages = list(zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True))
+            for name, end, stage in Progress('rehearsal', len(stages), 'stages').over(stages):
+                try:
+                    model.feed_data(batch)
+                    model.optimize_parameters(end - stage.iters + 1)
+                except UserError:
+                    raise
+                except Exception as error:  # of whatever a loss, a term or an architecture does
+                    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+                    what = f'the term {model.at_work!r}' if model.at_work else 'the backward pass or the update'
+                    raise UserError(
+                        f'train:stages:{name}: a rehearsal of the first step fails in {what} '
+                        f'({type(error).__name__}: {reason.rstrip(".")}); correct it, or take it out of the stage.'
+                    ) from error
         if begins:
             with Progress('the best number of threads'):
                 settle_threads(opt, model)
@@ -88,6 +89,17 @@ def shrunk(opt: Mapping, cast: Cast) -> dict:
             if side == whole:
                 raise
     return small
+
+
+@contextlib.contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Small tensors gain nothing by more threads, which wait for each other where other programs keep cores busy."""
+    most = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(most)
 
 
 @contextlib.contextmanager

@@ -41,12 +41,14 @@ def _fetch_discriminator(scenario: Scenario, entry: DiscriminatorBlock) -> None:
         raise UserError(where, 'it names the student, but there is no network_g.')
     if entry.weights and not (entry.name == 'student' and scenario.resumes):
         ensure_file(entry.weights, entry.key('weights'))
-    elif not entry.learns:
+    elif not entry.learns and scenario.whole:
         raise entry.error('a discriminator that does not learn needs its file.', 'weights')
 
 
 def _fetch_student(scenario: Scenario) -> None:
-    trains, train, path = scenario.plan.trains_student, scenario.train, scenario.path
+    train, path = scenario.train, scenario.path
+    stages = zip(scenario.plan.names, scenario.plan.stages, strict=True)
+    trains = any(stage.lr_g is not None for name, stage in stages if name in scenario.sound)
     if scenario.network_g is None:
         if trains:
             raise UserError('network_g: the key is missing.')
@@ -121,6 +123,9 @@ def check_crop(scenario: Scenario, cast: Cast) -> None:
             with mistakes.collect():
                 _check_discriminator(scenario, discriminator)
         for name in sorted(scenario.terms.keys() & TERMS.keys()):
+            looked_at = scenario.discriminators.get(getattr(scenario.terms[name].options, 'discriminator', None))
+            if looked_at is not None and mistakes.about(looked_at.key('network')):
+                continue
             with mistakes.collect():
                 cast.term(name).check(scenario, cast)
 
@@ -155,9 +160,11 @@ def check(scenario: Scenario, mistakes: Mistakes) -> Cast | None:
     if cast is None:
         return None
     scenario = cast.scenario
-    with mistakes.collect():
+    with mistakes.collect() as wrong:
         check_scales(scenario, cast)
-    if 'scale' in scenario.file and not mistakes.about('scale', *SIZES):
+    if wrong:  # who is right is not known, and nothing is measured by it
+        scenario.file.pop('scale', None)
+    if 'scale' in scenario.file and not mistakes.about(*SIZES):
         with mistakes.collect():
             check_crop(scenario, cast)
     return cast

@@ -6,6 +6,7 @@ A subject's ``check`` raises all that it finds (:class:`sdakd.compat.Mistakes`);
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from sdakd.compat import Mistakes
 from sdakd_metrics.set_metrics import check_set_size
@@ -31,6 +32,8 @@ def check_run(opt: dict, mistakes: Mistakes, quiet: bool = False) -> Cast | None
     for subject in (keys, stages):
         with mistakes.collect():
             subject.check(scenario)
+    sound = frozenset(name for name in scenario.sound if not mistakes.about(f'train:stages:{name}'))
+    scenario = replace(scenario, sound=sound)
     with mistakes.collect():
         networks.fetch(scenario)
     cast = None
@@ -45,7 +48,7 @@ def check_run(opt: dict, mistakes: Mistakes, quiet: bool = False) -> Cast | None
             cast = networks.check(scenario, mistakes)
     with mistakes.collect():
         validation.check(scenario)
-    shallow = quiet or 'scale' not in opt or mistakes.about('scale')
+    shallow = quiet or 'scale' not in opt
     images: dict[str, int] = {}
     for phase in scenario.datasets:
         with mistakes.collect():

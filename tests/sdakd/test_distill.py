@@ -192,6 +192,23 @@ def test_mistakes_are_one_sentence(world, tmp_path, change, sentence):
     assert not (tmp_path / 'out/distill.yml').exists()
 
 
+def test_what_has_no_plan_yet_takes_other_arguments(world, tmp_path):
+    given = {'teacher': world / 'teacher_x4.pth', 'output': tmp_path / 'out', 'degradation': 'bicubic'}
+    record = tmp_path / 'out/distill.json'
+    with pytest.raises(UserError, match='--time'):
+        sdakd.distill(**given, photographs=world / 'photos', time='2s')
+    first = json.loads(record.read_text())
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out/data/train').rglob('*.png')}
+    with pytest.raises(UserError, match='--time'):
+        sdakd.distill(**given, photographs=world / 'photos', time='3s')
+    second = json.loads(record.read_text())
+    assert second['photographs'] == first['photographs'] and second['asked']['time'] == 3
+    assert parts == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out/data/train').rglob('*.png')}
+    with pytest.raises(UserError, match='--time'):
+        sdakd.distill(**given, photographs=world / 'photos', time='3s', seed=5)
+    assert json.loads(record.read_text())['photographs'] != first['photographs']
+
+
 def test_a_folder_among_the_photographs_is_refused(world):
     with pytest.raises(UserError, match='-o: .* lies in the folder of the inputs .-d '):
         sdakd.distill(world / 'teacher_x4.pth', world / 'photos', world / 'photos/out', degradation='bicubic', iters=60)

@@ -567,7 +567,8 @@ def test_command_line(experiment, tmp_path):
     command = [sys.executable, '-W', 'ignore', '-m', 'sdakd.cli', 'report', '-o', str(page), '-i']
     failed = subprocess.run([*command, str(tmp_path / 'a')], capture_output=True, text=True)
     assert failed.returncode == 2 and page.read_text() == 'old'
-    assert failed.stderr.startswith('Error: ') and failed.stderr.count('\n') == 1 and 'make it again' in failed.stderr
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith('Error: ') and 'make it again' in last and 'Traceback' not in failed.stderr
     done = subprocess.run([*command, str(experiment)], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(f'{page}: run run & <b>')
     assert page.read_text().startswith('<!doctype html>') and sorted(p.name for p in tmp_path.iterdir()) == [

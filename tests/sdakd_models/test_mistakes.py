@@ -136,6 +136,7 @@ ALONE = [  # changes; the places of which the start complains, in order
     # blocks of the wrong kind
     ({'network_g': 'RRDBNet', 'path': 3, 'logger': [1]}, ['network_g', 'path', 'logger']),
     ({'teacher': 3, 'discriminators': 3, 'teachers': 3}, ['teacher', 'discriminators', 'teachers']),
+    ({'path/resume_state': '/none.state', 'val/val_freq': 0}, ['path:resume_state', 'val:val_freq']),
     # independent ones of networks, taps and margins
     ({'network_d/type': 'UNet', 'train/feature_opt/layers': ['bodi.7']},
      ['network_d:type', 'train:feature_opt:layers']),
@@ -215,7 +216,7 @@ def test_every_key_of_a_block_is_read():
 
 
 YAML_ALONE = {
-    'missing': ([], '-opt: bad.yml cannot be read (No such file or directory).'),
+    'missing': ([], '-opt: bad.yml cannot be read (No such file or directory)'),
     'broken': (['a: [1'], 'bad.yml: broken YAML in line 2: '),
     'twice': (['scale: 4', 'scale: 2'], "bad.yml: broken YAML in line 2: the key 'scale' stands in line 1 already"),
     'circle': (['extends: bad.yml'], 'bad.yml: extends: files extend each other in a circle, bad.yml -> bad.yml.'),

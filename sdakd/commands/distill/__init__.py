@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 import urllib.parse
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 DEGRADATIONS = ('realesrgan', 'bicubic', 'none')
 RECORD = 'distill.json'
+OF_DATA = ('data', 'degradation', 'seed', 'photos-validation')  # arguments that the prepared photographs rest on
 KEPT = ('teacher', 'photographs')  # that may be in the folder before
 STARTS = 20  # seconds in which a training starts
 LEAST = 60  # iterations, below which nothing is learned
@@ -258,6 +260,8 @@ class Work:
     def claim(self) -> None:
         """Makes the folder, or finds that it is this very distillation's.
 
+        One that has no plan yet takes other arguments; of its photographs, what still holds is kept.
+
         Raises:
             UserError: It holds something else, or one with other arguments.
         """
@@ -270,14 +274,19 @@ class Work:
                 old = found['asked']
             except (ValueError, KeyError, TypeError):
                 raise UserError('-o', f'{path} is damaged; delete {self.folder}, or give another folder.') from None
+            changed = [key for key, value in self.asked.items() if old.get(key) != value]
             for key, value in self.asked.items():
-                if old.get(key) != value:
+                if key in changed and 'plan' in found:
                     raise UserError(
                         '-o',
                         f'{self.folder} holds a distillation with {key} {old.get(key)}, and now it is {value}; give '
                         'another folder, or delete this one.',
                     )
-            self.record = found
+            self.record = found | {'asked': self.asked}
+            if set(changed) & {'teacher', *OF_DATA}:
+                self.record.pop('photographs', None)
+                shutil.rmtree(self.folder / 'data', ignore_errors=True)
+            self._save()
             return
         there = [entry for entry in self.folder.glob('*') if entry.name not in KEPT] if self.folder.is_dir() else []
         if there:
@@ -439,9 +448,10 @@ class Work:
     def _show_plan(self, baseline: bool) -> None:
         from sdakd.commands.distill import recipe
         from sdakd.files.results import table
+        from sdakd_arch.threads import threads_of
 
         plan = self.record['plan']
-        where = f'{plan["threads"]} threads' if plan['threads'] else 'GPU'
+        where = threads_of(plan['threads']) if plan['threads'] else 'GPU'
         memory = f', {plan["memory"] / 2**30:.1f} GiB' if plan['memory'] else ''
         crops = f'{plan["batch"]} crops of {plan["crop"]}x{plan["crop"]} pixels'
         say(f'Plan: {where}, {plan["precision"]}, batches of {crops}{memory}')

@@ -160,7 +160,8 @@ open as well; `export/` has it for other programs.
 
 ## Limits
 
-It does what its teacher does on inputs like those it was trained on, and a little less of it. It has seen no others.
+It imitates its teacher on inputs like those it was trained on, as closely as the table says, and has seen no others. A
+longer training on more photographs brings it closer.
 
 {licence}
 """
