@@ -43,8 +43,8 @@ class Sample:
         self.root = root
         torch.manual_seed(3)
         self.generators, self.discriminators = {}, {}
-        for name in ('demo_sdakd', 'demo_no_teacher'):
-            models = root / 'experiments' / name / 'models'
+        for name in ('distill', 'no_teacher'):
+            models = root / 'demo/experiments' / name / 'models'
             models.mkdir(parents=True)
             self.generators[name] = SRVGGNetCompact(num_feat=4, num_conv=2).eval()
             self.discriminators[name] = judge = UNetDiscriminatorSN(3, num_feat=4)
@@ -52,11 +52,11 @@ class Sample:
                 judge(torch.rand(1, 3, 32, 32))
             judge.eval()
             torch.save({'params_ema': self.generators[name].state_dict()}, models / 'net_g_latest.pth')
-            torch.save({'params': self.discriminators[name].state_dict()}, models / 'net_d_latest.pth')
+            torch.save({'params': self.discriminators[name].state_dict()}, models / 'net_d_image_latest.pth')
         (root / 'sdakd/pretrained').mkdir(parents=True)
         self.generators['teacher'] = SRVGGNetCompact(num_feat=8, num_conv=2).eval()
         save_file(self.generators['teacher'].state_dict(), root / 'sdakd/pretrained/demo_teacher_x4.safetensors')
-        data = root / 'demo/data/val_x4'
+        data = root / 'demo/data/held_out'
         self.gt, self.lq = {}, {}
         for name, other in (('chelsea', 'chelsea'), ('motorcycle', 'rocket')):
             self.gt[name] = cv2.resize(photographs[other], (416, 320), interpolation=cv2.INTER_CUBIC)
@@ -152,7 +152,7 @@ def test_figure2_by_the_real_command(sample, tmp_path):
     check_figure(tmp_path / 'out', 'figure2', 3.5, [BLUE, VERMILLION])
     content = json.loads((tmp_path / 'out/figure2.json').read_text())
     flat = {}
-    for run, found in zip(('demo_sdakd', 'demo_no_teacher'), content['runs'], strict=True):
+    for run, found in zip(('distill', 'no_teacher'), content['runs'], strict=True):
         images = {name: sample.logits(run, run, name) for name in ('chelsea', 'motorcycle')}
         flat[run] = values = np.concatenate([image.ravel() for image in images.values()])
         assert found['values'] == values.size == 2 * 320 * 416
@@ -165,14 +165,14 @@ def test_figure2_by_the_real_command(sample, tmp_path):
     assert content['overlaps'][0]['overlap'] == pytest.approx(overlap(*flat.values()), abs=2e-3)
     rows = read_csv(tmp_path / 'out/figure2.csv')
     assert [row['Run'] for row in rows] == ['SDAKD student', 'student without teacher']
-    assert float(rows[0]['Mean']) == pytest.approx(flat['demo_sdakd'].mean(), rel=6e-3)
+    assert float(rows[0]['Mean']) == pytest.approx(flat['distill'].mean(), rel=6e-3)
 
 
 def test_figure3_shows_the_outputs_on_one_image(sample, call, tmp_path):
     call('figure3_discriminators', '-opt', CONFIGS / 'figure3_demo.yml', '-o', tmp_path)
     check_figure(tmp_path, 'figure3', 7.16, [BLUE, VERMILLION])
     row = json.loads((tmp_path / 'figure3.json').read_text())['rows'][0]
-    maps = [sample.logits(judge, 'demo_sdakd', 'chelsea') for judge in ('demo_sdakd', 'demo_no_teacher')]
+    maps = [sample.logits(judge, 'distill', 'chelsea') for judge in ('distill', 'no_teacher')]
     for found, values in zip(row['discriminators'], maps, strict=True):
         assert found['mean'] == pytest.approx(values.mean(), abs=1e-6)
         assert found['p95'] == pytest.approx(np.quantile(values, 0.95), abs=1e-5)
@@ -226,11 +226,11 @@ def test_discriminator_takes_every_size(sample, modules):
     """The U-Net halves the image three times: what is not a multiple of 8 is padded, which changes nothing far away."""
     from discriminators import open_discriminator
 
-    judge = open_discriminator(str(sample.root / 'experiments/demo_sdakd/models/net_d_latest.pth'), '')
+    judge = open_discriminator(str(sample.root / 'demo/experiments/distill/models/net_d_image_latest.pth'), '')
     image = torch.from_numpy(sample.gt['chelsea']).permute(2, 0, 1)[None].float() / 255
     logits = judge(image[..., :315, :413])
     with torch.no_grad():
-        whole = sample.discriminators['demo_sdakd'](image)[0, 0].numpy()
+        whole = sample.discriminators['distill'](image)[0, 0].numpy()
     assert logits.shape == (315, 413)
     np.testing.assert_allclose(logits[:200, :300], whole[:200, :300], atol=1e-5)
 
@@ -266,7 +266,7 @@ def test_figure4_crops_are_the_networks_outputs(sample, call, tmp_path):
         place = slice(top, top + 96), slice(left, left + 96)
         expected = {'Input': np.kron(sample.lq[name], np.ones((4, 4, 1), np.uint8)), 'Ground_truth': sample.gt[name]}
         expected['made_before'] = 255 - sample.gt[name]
-        for label, run in (('Teacher', 'teacher'), ('SDAKD_1_4', 'demo_sdakd'), ('No_teacher_1_4', 'demo_no_teacher')):
+        for label, run in (('Teacher', 'teacher'), ('SDAKD_1_4', 'distill'), ('No_teacher_1_4', 'no_teacher')):
             output = sample.generated(run, name)[0].clamp(0, 1).permute(1, 2, 0).numpy()
             expected[label] = np.round(output * 255).astype(np.uint8)
         for label, whole in expected.items():
@@ -418,9 +418,9 @@ def test_miniature_tables_read_what_evaluate_writes(sample, call, tmp_path, monk
 
     monkeypatch.chdir(sample.root)
     models = ['teacher=sdakd/pretrained/demo_teacher_x4.safetensors']
-    models += [f'{name}=experiments/{run}/models/net_g_latest.pth' for name, run in
-               (('sdakd', 'demo_sdakd'), ('no_feature', 'demo_no_teacher'))]  # fmt: skip
-    data = ['-d', 'demo/data/val_x4/gt:demo/data/val_x4/lq', '--metrics', 'psnr', '--no_images', '-o', 'results/demo']
+    models += [f'{name}=demo/experiments/{run}/models/net_g_latest.pth' for name, run in
+               (('sdakd', 'distill'), ('no_feature', 'no_teacher'))]  # fmt: skip
+    data = ['-d', 'demo/data/held_out/gt:demo/data/held_out/lq', '--metrics', 'psnr', '--no_images', '-o', 'results/demo']
     assert cli.main(['evaluate', '-m', *models, *data]) == 0
     for table, count in (('table_fid', 3), ('table_ablation', 2)):
         call(table, '-opt', CONFIGS / f'{table}_demo.yml', '-o', tmp_path)
@@ -474,7 +474,7 @@ def test_full_size_files_name_checkpoints_that_their_option_files_write(path):
     found = re.findall(r'experiments/(\w+)/models/net_(\w+)_latest\.pth', path.read_text())
     assert found or 'demo' in path.stem
     for name, player in found:
-        if name.startswith('demo'):
+        if 'demo' in path.stem:
             continue
         (file,) = (ROOT / 'options').rglob(f'{name}.yml')
         options = read_run(file)
@@ -485,9 +485,9 @@ def test_full_size_files_name_checkpoints_that_their_option_files_write(path):
         assert player in learning, (name, player)
 
 
-D = 'experiments/demo_sdakd/models/net_d_latest.pth'
-G = 'experiments/demo_sdakd/models/net_g_latest.pth'
-LQ, GT = 'demo/data/val_x4/lq/chelsea.png', 'demo/data/val_x4/gt/chelsea.png'
+D = 'demo/experiments/distill/models/net_d_image_latest.pth'
+G = 'demo/experiments/distill/models/net_g_latest.pth'
+LQ, GT = 'demo/data/held_out/lq/chelsea.png', 'demo/data/held_out/gt/chelsea.png'
 RUN = {'label': 'a', 'generator': G, 'discriminator': D}
 ROW = {'lq': LQ, 'gt': GT, 'crop': [0, 0, 8, 8]}
 MISTAKES = [
@@ -502,7 +502,7 @@ MISTAKES = [
     ('figure2', {'runs': [{**RUN, 'discriminator': 'bad/nan.pth'}]}, 'bad/nan.pth: .*not finite'),
     ('figure2', {'inputs': 'bad'}, 'inputs: bad/broken.png is damaged or no image'),
     ('figure2', {'inputs': 'nothing'}, 'inputs: nothing is no folder'),
-    ('figure2', {'inputs': 'experiments'}, 'inputs: experiments holds only files of other kinds'),
+    ('figure2', {'inputs': 'demo/experiments'}, 'inputs: demo/experiments holds only files of other kinds'),
     ('figure2', {'images': 0}, 'images: expected `int` >= 1'),
     ('figure2', {'output': ''}, 'output: no folder is named'),
     ('figure2', {'output': LQ}, f'{LQ} cannot be written to'),
@@ -512,7 +512,7 @@ MISTAKES = [
     ('figure4', {'rows': [{**ROW, 'gt': LQ, 'lq': GT}]}, 'has 104x80 pixels .* 416x320'),
     ('figure4', {'models': [{'label': 'a'}]}, 'give either weights, a generator, or images'),
     ('figure4', {'models': [{'label': 'Input', 'weights': G}]}, "two entries are called 'Input'"),
-    ('figure4', {'models': [{'label': 'a', 'images': 'demo/data/val_x4/lq'}]}, '104x80 pixels, not 416x320'),
+    ('figure4', {'models': [{'label': 'a', 'images': 'demo/data/held_out/lq'}]}, '104x80 pixels, not 416x320'),
     ('figure4', {'models': [{'label': 'a', 'images': 'bad'}]}, 'bad holds 0 images called chelsea, not one'),
 ]
 
