@@ -179,7 +179,7 @@ class Checkout:
     def _told(self, verb: str, names: list[str]) -> list[str]:
         """What was done to files: every one of them if asked for, then how many of which kind."""
         shims = sum(name in SHIMS for name in names)
-        kinds = [(shims, 'shim', 'basicsr/'), (len(names) - shims, 'option file', 'options/')]
+        kinds = [(shims, 'shim', 'basicsr/'), (sum(name.endswith('.yml') for name in names), 'option file', 'options/')]
         counted = ' and '.join(f'{n} {kind}{"s" * (n > 1)} in {place}' for n, kind, place in kinds if n)
         listed = [f'{verb} {name}' for name in names] if self.verbose else []
         return [*listed, f'{verb} {counted}.'] if names else []

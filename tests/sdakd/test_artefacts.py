@@ -420,7 +420,15 @@ def test_miniature_tables_read_what_evaluate_writes(sample, call, tmp_path, monk
     models = ['teacher=sdakd/pretrained/demo_teacher_x4.safetensors']
     models += [f'{name}=demo/experiments/{run}/models/net_g_latest.pth' for name, run in
                (('sdakd', 'distill'), ('no_feature', 'no_teacher'))]  # fmt: skip
-    data = ['-d', 'demo/data/held_out/gt:demo/data/held_out/lq', '--metrics', 'psnr', '--no_images', '-o', 'results/demo']
+    data = [
+        '-d',
+        'demo/data/held_out/gt:demo/data/held_out/lq',
+        '--metrics',
+        'psnr',
+        '--no_images',
+        '-o',
+        'results/demo',
+    ]
     assert cli.main(['evaluate', '-m', *models, *data]) == 0
     for table, count in (('table_fid', 3), ('table_ablation', 2)):
         call(table, '-opt', CONFIGS / f'{table}_demo.yml', '-o', tmp_path)

@@ -217,16 +217,16 @@ def test_a_newer_plugin_updates_what_is_unchanged(bare, sdakd, monkeypatch):
     (bare / 'options/sub/gone_too.yml').write_text('name: mine too\n')
     status, out = sdakd(bare, '--check')
     assert status == 1 and out.startswith(f'out of date: run `sdakd link {bare}` (') and out.count('\n') == 1
-    assert 'options/demo.yml' in out and SHIMS[0] in out and mine.name not in out
+    assert 'options/distill.yml' in out and SHIMS[0] in out and mine.name not in out
 
     status, out = sdakd(bare, '--verbose')
     kept = 'kept options/sdakd_realesrgan_x4.yml, which has been changed since it was written\n'
     assert status == 0 and kept in out
-    for line in ('updated options/demo.yml', f'updated {SHIMS[2]}', 'removed options/sub/deep/gone.yml',
+    for line in ('updated options/distill.yml', f'updated {SHIMS[2]}', 'removed options/sub/deep/gone.yml',
                  'removed 1 option file in options/.'):  # fmt: skip
         assert f'{line}\n' in out
     content = tree(bare)
-    assert content['options/demo.yml'] == OPTIONS['options/demo.yml'].read_bytes()
+    assert content['options/distill.yml'] == OPTIONS['options/distill.yml'].read_bytes()
     assert content[SHIMS[2]] == now()[SHIMS[2]] and content['options/sub/gone_too.yml'] == b'name: mine too\n'
     assert mine.read_text() == 'name: mine\n'
     status, out = sdakd(bare)
@@ -247,7 +247,7 @@ def test_what_others_have_written_stays(kind, bare, sdakd, monkeypatch):
         name = SHIMS[1]
         (bare / name).write_text('import my_loss\n')
     elif kind == 'dangling link':
-        name = 'options/demo.yml'
+        name = 'options/distill.yml'
         (bare / name).symlink_to(bare / 'nowhere.yml')
     elif kind == 'folder':
         name = SHIMS[0]
@@ -269,7 +269,7 @@ def test_what_others_have_written_stays(kind, bare, sdakd, monkeypatch):
 
 
 def test_a_copy_by_hand_stays(bare, sdakd):
-    shutil.copy(ROOT / 'options/demo.yml', bare / 'options/demo.yml')
+    shutil.copy(ROOT / 'options/distill.yml', bare / 'options/distill.yml')
     before = tree(bare)
     sdakd(bare)
     sdakd(bare, '--remove')

@@ -80,8 +80,8 @@ def test_commands_take_a_name(tmp_path, parse, photographs, monkeypatch):
         parse('demo_teacher', tmp_path)
     assert error.value.where == f'{FILES["demo_teacher"]}: datasets:train:dataroot_gt'
     with pytest.raises(UserError) as error:
-        sdakd.compare('smoke', dry_run=True)
-    assert error.value.where.startswith(f'{FILES["compare/smoke"]}: ')
+        sdakd.compare('crd_ablations', dry_run=True)  # its data are the user's own
+    assert error.value.where.startswith(f'{FILES["compare/crd_ablations"]}: ')
     (tmp_path / 'photos').mkdir()
     cv2.imwrite('photos/coffee.png', photographs['coffee'])
     pairs('photos', 'pairs', degradation='realesrgan', opt='sdakd_realesrgan_x2')

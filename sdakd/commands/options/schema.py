@@ -20,7 +20,7 @@ import sdakd_models  # noqa: F401  registers everything
 from sdakd.commands.compare.config import Config
 from sdakd.commands.prepare.synthesis import PUBLISHED
 from sdakd_models.checks.degradation import DEGRADATION
-from sdakd_models.options import DiscriminatorBlock, TeacherBlock, Train
+from sdakd_models.options import DiscriminatorBlock, Logger, TeacherBlock, Train
 from sdakd_models.reference import first, own_terms
 from sdakd_models.stages import Stage
 
@@ -74,17 +74,6 @@ class Validation(Struct):
     noise: Annotated[Literal['none', 'random', 'fixed'], Meta(description='What generators of faces add.')]
 
 
-class Logger(Struct):
-    """What is logged and saved, and how often."""
-
-    print_freq: Annotated[float, Meta(ge=1, description='Iterations between two lines of the log.')]
-    save_checkpoint_freq: Annotated[
-        float, Meta(ge=1, description='Iterations between two checkpoints; the end of every stage has one as well.')
-    ]
-    use_tb_logger: Annotated[bool, Meta(description='Log for TensorBoard.')]
-    wandb: Annotated[dict, Meta(description='Weights & Biases: project, resume_id.')]
-
-
 class OptionFile(Struct):
     """The option file of a run: BasicSR's keys and those of this plugin."""
 
@@ -108,6 +97,9 @@ class OptionFile(Struct):
     val: Validation
     logger: Logger
     dist_params: Annotated[dict, Meta(description='Of distributed training: backend, port.')]
+    num_threads: Annotated[
+        int | Literal['auto'], Meta(description='Threads of a training on the CPU; auto, the default, measures them.')
+    ]
     find_unused_parameters: Annotated[bool, Meta(description="Of torch's DistributedDataParallel.")]
     high_order_degradation: Annotated[bool, Meta(description='False: the data set brings its own inputs.')]
     l1_gt_usm: Annotated[bool, Meta(description='Sharpen the target of pixel losses.')]
