@@ -14,6 +14,7 @@ from basicsr.models import build_model
 from basicsr.utils.registry import LOSS_REGISTRY
 
 from sdakd.compat import UserError
+from sdakd_arch import weights
 from sdakd_models import launch
 from sdakd_models.cast import Cast
 from sdakd_models.rehearsal import rehearse, shrunk, untouched
@@ -173,8 +174,8 @@ def test_a_discriminator_of_one_size_sees_that_size(world):
 
 def test_a_file_is_read_once(world, parse, monkeypatch):
     """The check, the rehearsal and the model share the teacher's tensors; a file that changes is read again."""
-    read, load = [], torch.load
-    monkeypatch.setattr(torch, 'load', lambda path, *a, **k: read.append(str(path)) or load(path, *a, **k))
+    read, load = [], weights._load
+    monkeypatch.setattr(weights, '_load', lambda path, *a, **k: read.append(str(path)) or load(path, *a, **k))
     file = world.write(world.options())
     build_model(parse(file, world.root))
     assert read == [str(world.root / 'teacher.pth')]
