@@ -1,4 +1,4 @@
-"""`sdakd demo`: `sdakd distill` in six minutes, with a teacher of this project on photographs that scikit-image ships."""
+"""`sdakd demo`: `sdakd distill` in six minutes, with a teacher of this project and photographs of scikit-image."""
 
 from __future__ import annotations
 
