@@ -104,7 +104,9 @@ def picture(measured: Measured, path: Path) -> None:
         box = (left, top, left + across, top + down)
         ImageDraw.Draw(whole).rectangle(box, outline=(255, 60, 0), width=3)
         whole.thumbnail((side * 3 // 2, side))
-        cells = [(photograph, whole)]
+        first = Image.new('RGB', (side * 3 // 2, side), 'white')  # crops of all photographs stand in columns
+        first.paste(whole)
+        cells = [(photograph, first)]
         for name, image in versions.items():
             crop = cv2.resize(
                 image[top : top + down, left : left + across], (side, side), interpolation=cv2.INTER_NEAREST
