@@ -105,7 +105,8 @@ the decoder's modulated convolutions (GCFSR). Networks of different depth or arc
 A term is heard by the size of its gradient, which its weight does not tell. `share_<term>` in the log is the norm of
 the term's gradient over the student's parameters, divided by the sum of these norms over all terms; it is measured in
 the first and the 100th iteration of a stage and every `share_freq` iterations. A term that needs a teacher, or a
-discriminator other than the student's, is named in a warning when it has less than 5 % or more than 90 %.
+discriminator other than the student's, is named in a warning when it has less than 5 %, or more
+than 90 % where other kinds of terms are on as well.
 
 Instead of its `loss_weight`, any term's block, `gan_opt` included, may hold `share: 0.3`. The run then looks for the
 weight that gives the term this part of the gradient of all terms but GAN losses with a weight, which come on top: the

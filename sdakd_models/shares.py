@@ -129,7 +129,9 @@ class Shares:
         if len(self.measured) == 1 or (moment.step == 1 and moment.stage.iters > 1):
             return
         for term, share in self.measured.items():
-            if term in self.own and not LEAST <= share <= MOST and (moment.name, term) not in self.warned:
+            # where all terms are a method's own, there is nobody else to be heard
+            most = MOST if any(other not in self.own for other in self.measured) else 1.0
+            if term in self.own and not LEAST <= share <= most and (moment.name, term) not in self.warned:
                 self.warned.add((moment.name, term))
                 get_root_logger().warning(
                     f"The term {term} has {share:.1%} of the student's gradient in the stage {moment.name}: "

@@ -226,6 +226,15 @@ def warnings_of(world, parse, options):
     return call
 
 
+def test_where_all_terms_need_the_teacher_none_drowns_the_rest(options, warnings_of):
+    options['train'] |= {'share_freq': 2, 'output_opt': {'type': 'L1Loss', 'loss_weight': 1e4}}
+    options['train']['stages'] = {
+        name: stage | {'terms': ['output', 'feature']} for name, stage in options['train']['stages'].items()
+    }
+    named = [line for line in warnings_of(25, 30) if 'gradient' in line]
+    assert len(named) == 1 and named[0].startswith('The term feature') and 'hardly heard' in named[0]
+
+
 @pytest.mark.parametrize(('weight', 'words'), [(1e-7, 'hardly heard'), (1e4, 'hardly anything else is heard')])
 def test_a_method_that_is_not_heard_or_drowns_the_rest_is_named_once_a_stage(options, warnings_of, weight, words):
     options['train']['feature_opt']['loss_weight'] = weight
