@@ -64,6 +64,7 @@ class Measured:
         return (
             f'The student {faster}has {student["parameters"]:,d} parameters, its teacher {teacher["parameters"]:,d}. '
             f"Its images are {near:.1f} dB from the teacher's; bicubic interpolation is {bicubic:.1f} dB from them."
+            + ('' if near > bicubic else ' It has not learned enough yet: give it more time.')
         )
 
 
