@@ -84,7 +84,7 @@ _DISCRIMINATORS = """\
 | `gan` | `train:gan_opt` | The verdict of the student discriminator (`network_d`). |
 | `gan:<name>` | its `gan_opt`, or `train:gan_opt` | The verdict of an entry of `discriminators`. |
 
-A term goes from all stages with one line: `perceptual_opt: ~`. Logged are `l_g_<term>`, those of perceptual
+One line takes a term out of all stages: `perceptual_opt: ~`. The log has `l_g_<term>`, for perceptual
 backbones with the backbone's name (`l_g_percep_vgg16`), and for every discriminator `l_d_real`, `l_d_fake`,
 `out_d_real` and `out_d_fake`, with `_<name>` for entries of `discriminators`. One with
 `real: teacher` also logs `out_d_overlap_<name>`: how much its outputs on the teacher's images and on the ground truth
