@@ -298,8 +298,8 @@ def _realesrgan() -> Iterator[Finding]:
     if _found('realesrgan'):
         yield Finding('Real-ESRGAN', 'ok', f'realesrgan {_version("realesrgan")}'.strip())
     else:
-        remedy = 'for its degradation in trainings pip install --no-build-isolation --no-deps realesrgan'
-        yield Finding('Real-ESRGAN', 'note', 'not installed', remedy)
+        what = "not installed, and not needed: its degradation is BasicSR's"
+        yield Finding('Real-ESRGAN', 'ok', what)
 
 
 def _extras() -> Iterator[Finding]:
