@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -161,8 +161,17 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_whole(content: object, path: str | os.PathLike) -> None:
-    """``torch.save`` to a temporary file beside ``path``, renamed when complete: a reader never meets half a file."""
+def save_whole(content: object, path: str | os.PathLike, ready: Callable[[str], None] | None = None) -> None:
+    """``torch.save`` to a temporary file beside ``path``, renamed when complete: a reader never meets half a file.
+
+    Args:
+        content: What to save.
+        path: Its place.
+        ready: Called with the temporary file's path when that is complete, before it is renamed.
+    """
     path = Path(path)
     with replacing(path, path.with_name(f'.{path.name}.{os.getpid()}.partial')) as file:
         torch.save(content, file)
+        if ready is not None:
+            file.flush()
+            ready(file.name)

@@ -109,7 +109,7 @@ def train(world, parse, options, steps=60):
         model.optimize_parameters(iteration)
     model.save(0, steps)
     drawn = random.random(), np.random.rand(), torch.rand(1).item()
-    files = sorted(folder.rglob(f'*{steps}.*'))
+    files = sorted(folder.rglob(f'*{steps}.[ps]*'))
     saved = {file.name: torch.load(file, weights_only=True) for file in files}
     assert saved[f'{steps}.state'].pop('clock')['seconds']  # how long steps have taken
     return saved, drawn
