@@ -114,8 +114,9 @@ class SDAKDModel(Checkpoints, SRModel):
         if Loop.latest is not None:
             self.loop, Loop.latest.model = Loop.latest, self
         main = self.opt['rank'] == 0
-        if 'threads' in self.opt:
-            get_root_logger().info(self.opt['threads'])
+        for fact in ('threads', 'room'):
+            if fact in self.opt:
+                get_root_logger().info(self.opt[fact])
         if main and not self.scenario.resumes and self.teachers and self.has_borders:
             with Progress("teachers' answers to crops, against those in context"):
                 check_context(self.cast, self.run)

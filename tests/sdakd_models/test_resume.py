@@ -1,5 +1,9 @@
 """A run that was stopped anywhere and goes on ends in the same bits as one that was not."""
 
+import logging
+import re
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -233,8 +237,35 @@ def test_pools_of_older_checkpoints_go(world, runs):
     assert not any(name.startswith(('3', '6')) for name in states)
 
 
+@pytest.mark.parametrize('kind', ['paired', 'degraded'])
+def test_the_room_that_checkpoints_take_is_told_ahead(world, runs, parse, kind):
+    """Against the files of a run; networks this small are a third headers."""
+    options = scenario(world, kind)
+    options['network_g']['num_feat'], options['network_d']['num_feat'] = 32, 32
+    opt = parse(world.write(options), world.root)
+    one, all_ = re.match(r'A checkpoint takes about ([\d.]+ \wiB), 6 that stay ([\d.]+ \wiB) of', opt['room']).groups()
+    runs(world.root / 'run.yml')
+    folder = world.root / 'experiments/run'
+    files = [path for path in folder.rglob('*') if path.suffix in ('.pth', '.state') and 'latest' not in path.name]
+    last = sum(path.stat().st_size for path in files if re.match(r'(.*_)?12[._]', path.name))
+    units = {'KiB': 2**10, 'MiB': 2**20}
+    told = [float(number) * units[unit] for number, unit in map(str.split, (one, all_))]
+    states = len(list(folder.glob('training_states/*.state')))
+    assert told[0] == pytest.approx(last, rel=0.1) and states <= 6
+    # what has not learned yet has no moments
+    assert told[1] / 3 < sum(path.stat().st_size for path in files) < 1.05 * told[1]
+
+
+def test_a_full_disk_is_told_before_the_start(world, parse, monkeypatch):
+    usage = shutil.disk_usage(world.root)
+    monkeypatch.setattr('shutil.disk_usage', lambda _: usage._replace(free=100_000))
+    with pytest.raises(UserError, match='path:experiments_root: two checkpoints take .* has 98 KiB left'):
+        parse(world.write(scenario(world, 'paired')), world.root)
+    assert not (world.root / 'experiments').exists()
+
+
 def test_the_loader_of_a_run_with_nothing_left_is_empty(world, parse):
     opt = parse(world.write(scenario(world, 'paired')), world.root)
     Loop.latest.iteration = opt['train']['total_iter']
-    loader, draws, validations, _, total = create_train_val_dataloader(opt, __import__('logging').getLogger())
+    loader, draws, validations, _, total = create_train_val_dataloader(opt, logging.getLogger())
     assert list(loader) == [] == list(draws) and len(validations) == 1 and total == 3 * STAGE
