@@ -26,9 +26,9 @@ def cache_folder() -> Path:
 class Remembered:
     """Findings by the name, size and time of change of files, kept beyond the process.
 
-    A line is a finding with its checksum, behind a line break of its own: damaged lines, and one that a process could
-    not finish, are passed over, and processes that write at the same time add their lines one behind the other. Where
-    the folder cannot be written, the process alone remembers.
+    A line is what was written at one time, with its checksum, behind a line break of its own: damaged lines, and one
+    that a process could not finish, are passed over, and processes that write at the same time add their lines one
+    behind the other. Where the folder cannot be written, the process alone remembers.
 
     Args:
         what: What the findings depend on besides the file, such as the version of the decoder; they get a file of their
@@ -38,9 +38,8 @@ class Remembered:
     def __init__(self, *what: object) -> None:
         self.path = cache_folder() / 'images' / f'{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}.jsonl'
         self._known: dict[str, list] = _unwritten.get(self.path, {})
-        self._new: list[bytes] = []
-        lines = self._read()
-        if lines > 2 * len(self._known):
+        self._new: dict[str, list] = {}
+        if self._read() > 2 * len(self._known):
             self._shorten()
 
     def get(self, name: str, stamp: Stamp) -> object | None:
@@ -53,42 +52,42 @@ class Remembered:
         # who has just been changed may be changed again without the clock having moved
         if 0 <= time.time_ns() - stamp[1] < (FINE if stamp[1] % 1_000_000_000 else COARSE):
             return
-        self._known[name] = [*stamp, found]
-        self._new.append(_line(name, self._known[name]))
+        self._known[name] = self._new[name] = [*stamp, found]
 
     def write(self) -> None:
         """Appends what was added since the last call."""
         if not self._new:
             return
-        data, self._new = b'\n' + b''.join(self._new), []
+        line, self._new = _line(self._new), {}
         try:
             if no_file(self.path) not in (None, 'does not exist'):
                 raise OSError
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, 'ab', buffering=0) as file:
-                file.write(data)
+                file.write(b'\n' + line)
         except OSError:
             _unwritten[self.path] = self._known
 
     def _read(self) -> int:
-        """Reads what is there; returns the number of lines."""
+        """Reads what is there; returns the number of findings, and of lines that are none."""
         count = 0
         if no_file(self.path) is None:
             with contextlib.suppress(OSError), open(self.path, 'rb') as file:
                 for line in file:
-                    with contextlib.suppress(ValueError, TypeError):
-                        if len(line) > 9 and int(line[:8], 16) == zlib.crc32(line[9:]):
-                            name, size, changed, found = json.loads(line[9:])
-                            self._known[name] = [size, changed, found]
-                    count += len(line) > 1
+                    try:
+                        found = json.loads(line[9:]) if int(line[:8], 16) == zlib.crc32(line[9:]) else {}
+                    except ValueError:
+                        found = {}
+                    self._known.update(found)
+                    count += max(len(found), len(line) > 1)
         return count
 
     def _shorten(self) -> None:
-        """Leaves out lines that later ones replace, and damaged ones."""
+        """Leaves out findings that later ones replace, and damaged lines."""
         with contextlib.suppress(OSError), replacing(self.path, self.path.with_suffix(f'.{os.getpid()}.part')) as file:
-            file.writelines(_line(name, known) for name, known in self._known.items())
+            file.write(_line(self._known))
 
 
-def _line(name: str, known: list) -> bytes:
-    content = json.dumps([name, *known]).encode() + b'\n'
+def _line(findings: dict[str, list]) -> bytes:
+    content = json.dumps(findings).encode() + b'\n'
     return b'%08x ' % zlib.crc32(content) + content
