@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
@@ -21,6 +21,7 @@ from PIL import Image
 from sdakd.compat import UserError, no_file
 from sdakd.progress import Progress
 from sdakd_data.remembered import Remembered, Stamp
+from sdakd_data.teacher_cache import key_of
 
 PNG = b'\x89PNG\r\n\x1a\n'
 KINDS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP')  # Pillow would hand PostScript to another program
@@ -30,7 +31,7 @@ WRITING = 10.0  # seconds between two times that findings are written
 logging.getLogger('PIL').setLevel(logging.WARNING)
 Image.MAX_IMAGE_PIXELS = None  # only headers are read by Pillow; OpenCV has a limit
 
-Size = tuple[int, int, int]  # height, width, channels
+Size = tuple[int, int, int] | tuple[int, int, int, str]  # height, width, channels; key
 
 
 def most_pixels() -> int:
@@ -47,13 +48,14 @@ class Decoder:
     Args:
         backend: ``io_backend`` as the data set completes it, with ``db_paths`` and ``client_keys`` for LMDB.
         roots: The folders or databases of its images by side, ``gt`` and ``lq``.
+        keyed: The sides of which :func:`sdakd_data.teacher_cache.key_of` is wanted, behind the size of an image.
         where: Key of the option file to name in an error.
 
     Raises:
         UserError: A database cannot be opened.
     """
 
-    def __init__(self, backend: Mapping, roots: Mapping[str, object], where: str) -> None:
+    def __init__(self, backend: Mapping, roots: Mapping[str, object], where: str, keyed: Collection[str] = ()) -> None:
         backend = dict(backend)
         self.kind = backend.pop('type')
         try:
@@ -61,8 +63,10 @@ class Decoder:
         except Exception as error:  # lmdb's exceptions are its own
             raise UserError(where, f'the images cannot be opened ({str(error).rstrip(".")}).') from None
         self.databases = dict(getattr(self.client.client, '_client', {})) if self.kind == 'lmdb' else {}
-        self._room = _Room(ROOM)
-        self.memories = {side: Remembered('decoded', 1, cv2.__version__, str(root)) for side, root in roots.items()}
+        self._room, self._keyed = _Room(ROOM), keyed
+        self.memories = {
+            side: Remembered('decoded', 1, cv2.__version__, str(root), side in keyed) for side, root in roots.items()
+        }
 
     def close(self) -> None:
         """Closes databases, which lmdb opens only once in a process: the data loader comes next."""
@@ -101,7 +105,9 @@ class Decoder:
                 image = imfrombytes(content)
         except cv2.error as error:
             return f'cannot be decoded ({error.err})', False
-        return ('is damaged or no image' if image is None else image.shape), True
+        if image is None:
+            return 'is damaged or no image', True
+        return (*image.shape, key_of(image)) if side in self._keyed else image.shape, True
 
     def sizes(self, images: Iterable[tuple[str, str]], total: int, what: str) -> Iterator[Size | str]:
         """The sizes of images as they are decoded, or what is wrong with them, in their order.
@@ -115,7 +121,8 @@ class Decoder:
             what: For the progress line.
 
         Returns:
-            ``(height, width, channels)`` or the end of a sentence, such as ``is empty``.
+            ``(height, width, channels)``, with the key behind it where it is wanted, or the end of a sentence, such as
+            ``is empty``.
         """
         threads = cv2.getNumThreads()
         cv2.setNumThreads(0)  # an image per thread is what keeps cores busy

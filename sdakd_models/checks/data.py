@@ -49,7 +49,8 @@ def check(scenario: Scenario, phase: str, shallow: bool = False) -> int:
     if count == 0:
         raise UserError(f'{where}: no image was found in {options.get("meta_info") or options.get("dataroot_gt")}.')
     if not shallow:
-        images.check(where, options, scenario.scale, dataset)
+        cached = phase == 'train' and any(entry.cache for entry in scenario.teachers.values())
+        images.check(where, options, scenario.scale, dataset, keyed=('lq',) * cached)
     return count
 
 

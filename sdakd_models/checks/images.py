@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -18,7 +18,7 @@ NAMED = 3  # images that a sentence names; the others are counted, and listed in
 CUT = 24  # pixels that a ground truth of validation may be larger: it is cut, and 24 is a multiple of all usual scales
 
 
-def check(where: str, options: Mapping, scale: int, dataset: Dataset) -> None:
+def check(where: str, options: Mapping, scale: int, dataset: Dataset, keyed: Collection[str] = ()) -> None:
     """Decodes every image of a data set that has ``paths``, as BasicSR's do, and compares sizes.
 
     Args:
@@ -26,6 +26,7 @@ def check(where: str, options: Mapping, scale: int, dataset: Dataset) -> None:
         options: Its options.
         scale: Of the run.
         dataset: It, with ``paths``: paths or keys of its images, or mappings of ``gt_path`` and ``lq_path`` to them.
+        keyed: The sides whose keys in a teacher's cache will be wanted.
 
     Raises:
         UserError: Images that cannot be decoded, pairs whose sizes do not differ by the scale, images smaller than the
@@ -36,7 +37,7 @@ def check(where: str, options: Mapping, scale: int, dataset: Dataset) -> None:
         return
     single = 'gt' if options.get('dataroot_gt') else 'lq'
     backend = getattr(dataset, 'io_backend_opt', None) or options.get('io_backend') or {'type': 'disk'}
-    decoder = Decoder(backend, {side: options.get(f'dataroot_{side}') for side in ('gt', 'lq')}, where)
+    decoder = Decoder(backend, {side: options.get(f'dataroot_{side}') for side in ('gt', 'lq')}, where, keyed)
     with contextlib.closing(decoder):
         total = sum(len(sides) for sides in _items(paths, single))
         images = (image for sides in _items(paths, single) for image in sides.items())
@@ -78,9 +79,9 @@ def _check_sizes(
     faults: _Faults, options: Mapping, scale: int, images: Mapping[str, str], sizes: Mapping[str, Size]
 ) -> None:
     """The sizes of one item: faces of one size, pairs that differ by the scale, crops that fit."""
-    shown = {side: f'{width}x{height}' for side, (height, width, _) in sizes.items()}
+    shown = {side: f'{width}x{height}' for side, (height, width, *_) in sizes.items()}
     side, train, crop = options.get('out_size'), options['phase'] == 'train', options.get('gt_size', 0)
-    for name, (height, width, _) in sizes.items():
+    for name, (height, width, *_) in sizes.items():
         if side is not None and (height, width) != (side, side):
             faults.add(
                 'face',

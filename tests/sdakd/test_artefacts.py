@@ -507,7 +507,11 @@ MISTAKES = [
     ('figure2', {'runs': [{**RUN, 'discriminator': G}]}, r'runs\[0\]:discriminator: .*holds SRVGGNetCompact'),
     ('figure2', {'runs': [{**RUN, 'discriminator': 'bad/code.pth'}]}, 'could run code'),
     ('figure2', {'runs': [{**RUN, 'discriminator': 'bad/text.pth'}]}, 'bad/text.pth cannot be read as a weights file'),
-    ('figure2', {'runs': [{**RUN, 'discriminator': 'bad/nan.pth'}]}, r'bad/nan.pth is damaged .*conv9.bias is not finite'),
+    (
+        'figure2',
+        {'runs': [{**RUN, 'discriminator': 'bad/nan.pth'}]},
+        'bad/nan.pth is damaged .*conv9.bias is not',
+    ),
     ('figure2', {'runs': [{**RUN, 'discriminator': 'bad/huge.pth'}]}, 'bad/huge.pth: .*outputs that are not finite'),
     ('figure2', {'inputs': 'bad'}, 'inputs: bad/broken.png is damaged or no image'),
     ('figure2', {'inputs': 'nothing'}, 'inputs: nothing is no folder'),
