@@ -31,6 +31,7 @@ def check(where: str, options: Mapping, scale: int, dataset: Dataset, keyed: Col
     Raises:
         UserError: Images that cannot be decoded, pairs whose sizes do not differ by the scale, images smaller than the
             crop, faces of another size: a sentence for each fault, which names the first images.
+        KeyboardInterrupt: It was interrupted; what is known by then is remembered.
     """
     paths = getattr(dataset, 'paths', None)
     if not paths:
@@ -38,7 +39,7 @@ def check(where: str, options: Mapping, scale: int, dataset: Dataset, keyed: Col
     single = 'gt' if options.get('dataroot_gt') else 'lq'
     backend = getattr(dataset, 'io_backend_opt', None) or options.get('io_backend') or {'type': 'disk'}
     decoder = Decoder(backend, {side: options.get(f'dataroot_{side}') for side in ('gt', 'lq')}, where, keyed)
-    with contextlib.closing(decoder):
+    with contextlib.closing(decoder), _interruptible():
         total = sum(len(sides) for sides in _items(paths, single))
         images = (image for sides in _items(paths, single) for image in sides.items())
         number = decoder.memories[single].path.stem[:8]
@@ -52,6 +53,14 @@ def check(where: str, options: Mapping, scale: int, dataset: Dataset, keyed: Col
                 if not bad:
                     _check_sizes(faults, options, scale, sides, found)
     faults.tell()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt('give the same command again, images that were decoded are not decoded again') from None
 
 
 def _items(paths: list, single: str) -> Iterator[dict[str, str]]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 
 import cv2
 import lmdb
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from basicsr.data import build_dataset
 
-from sdakd.compat import UserError
+from sdakd.compat import UserError, exit_with_sentence
 
 
 def told(world, parse, options=None):
@@ -151,3 +152,27 @@ def test_what_opencv_does_not_decode_is_told_with_its_remedy(world, parse, monke
     first = told(world, parse)[0]
     assert 'has 64x128 pixels, more than the 4,000 that OpenCV decodes; cut it into smaller ones, or set' in first
     assert 'the same holds for' in first and 'listed in' in first
+
+
+def test_an_interruption_is_a_sentence_and_the_next_start_goes_on(world, parse, monkeypatch, capsys):
+    """Ctrl-C at the 200th of 316 images."""
+    more(world, 150)
+    decoded, decode = [], cv2.imdecode
+
+    def interrupted(data, flag):
+        decoded.append(1)
+        if len(decoded) == 200:
+            os.kill(os.getpid(), signal.SIGINT)
+        return decode(data, flag)
+
+    monkeypatch.setattr(cv2, 'imdecode', interrupted)
+    options = world.options()
+    del options['datasets']['val']
+    with pytest.raises(KeyboardInterrupt, match='give the same command again') as caught:
+        parse(world.write(options), world.root / 'root')
+    with pytest.raises(SystemExit) as left:
+        exit_with_sentence(caught.type, caught.value, None)
+    assert left.value.code == 130 and capsys.readouterr().err.startswith('\nInterrupted: give the same command again')
+    begun = len(decoded)
+    parse(world.write(options), world.root / 'root')
+    assert 200 <= begun < 316 and len(decoded) < 316 + 150  # a few were on their way
