@@ -166,6 +166,7 @@ def test_an_interruption_is_a_sentence_and_the_next_start_goes_on(world, parse, 
         return decode(data, flag)
 
     monkeypatch.setattr(cv2, 'imdecode', interrupted)
+    monkeypatch.setattr('sdakd_data.decoded._cores', lambda: 2)
     options = world.options()
     del options['datasets']['val']
     with pytest.raises(KeyboardInterrupt, match='give the same command again') as caught:
