@@ -19,6 +19,7 @@ from sdakd_models.players import Discriminator, Player
 from sdakd_models.scenario import Scenario
 from sdakd_models.stages import Moment, Plan
 
+DIVERGED = ', as its weights have diverged'
 WILD = 1000.0  # what no image in [0, 1] comes near, be it normalised: who gives such values is about to overflow
 
 
@@ -96,8 +97,8 @@ def blame(
         remedy = 'correct the files that networks start from, or the term' if rehearsed else remedy
     if rehearsed:
         return UserError(
-            f'train:stages:{moment.name}: the loss {loss} is {value} in a rehearsal of the first step: {culprit}; '
-            f'{remedy}.'
+            f'train:stages:{moment.name}: the loss {loss} is {value} in a rehearsal of the first step: '
+            f'{culprit.removesuffix(DIVERGED)}; {remedy}.'
         )
     return UserError(
         f'the loss {loss} became {value} at iteration {iteration:,d} (stage {moment.name}, step {moment.step:,d}): '
@@ -115,14 +116,14 @@ def _origin(model: Trained, bad: Collection[str], contexts: Mapping[str, Context
     for name, context in contexts.items():
         if fault := _fault(context.made('student')):
             who = 'the student' if name == 'student' else f'{name}, which learns along,'
-            return f'what {who} makes of good images is {fault}, as its weights have diverged', 'lr_g'
+            return f'what {who} makes of good images is {fault}{DIVERGED}', 'lr_g'
     for each in model.discriminators.values():
         names = {f'{name}{each.suffix}' for name in ('l_d_real', 'l_d_fake', 'l_d_r1', 'l_g_gan')}
         if any(name in names or name.startswith(f'l_t_gan_{each.name}') for name in bad):
             what = f'the discriminator {each.name} gives values that are not finite for good images'
             if each.player is None:
                 return what, f'take another file for {each.facts.key("weights")}'
-            return f'{what}, as its weights have diverged', 'lr_d'
+            return f'{what}{DIVERGED}', 'lr_d'
     return 'all images are good, and the loss itself overflows', 'lr_g'
 
 
@@ -151,7 +152,7 @@ def _teacher(model: Trained, name: str, fault: str) -> tuple[str, str]:
     entry = model.scenario.teachers[name]
     what = f'what {"the teacher" if name == "teacher" else f"the teacher {name}"} makes of good images is {fault}'
     if entry.cotrain is not None:
-        return f'{what}, as its weights have diverged', 'lr_g'
+        return f'{what}{DIVERGED}', 'lr_g'
     if name in model.answers:
         return f'{what} in the folder {entry.cache}', 'delete that folder to have it made again'
     if model.scenario.train.precision == 'bf16' and not _fault(_in_float32(model, name)):
