@@ -18,6 +18,7 @@ from sdakd.compat import UserError
 from sdakd_arch.weights import load_into, read_weights, save_whole
 from sdakd_data.randomness import random_state, seed_all, set_random_state
 from sdakd_models.cotraining import CotrainedTeacher
+from sdakd_models.finite import check_networks
 from sdakd_models.manifest import Manifest, is_pool
 from sdakd_models.threads import resume_threads
 
@@ -48,14 +49,7 @@ class Checkpoints:
         Raises:
             UserError: The run ended before its last stage did, or weights are not finite; nothing is written then.
         """
-        for player in self.players:
-            for name, parameter in player.bare.named_parameters():
-                if not torch.isfinite(parameter).all():
-                    raise UserError(
-                        f'{name} of the network {player.name} is not finite at iteration {self.last_iter:,d} (stage '
-                        f'{self.plan.at(self.last_iter).name}): lower its learning rate or set grad_clip in that '
-                        f'stage, and continue from the last checkpoint in {self.path.get("models")} with --auto_resume.'
-                    )
+        check_networks(self)
         if current_iter == -1 and self.last_iter < self.plan.total_iter:
             raise UserError(
                 f'the run ended at iteration {self.last_iter:,d} of {self.plan.total_iter:,d}: its data loader has no '

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -15,7 +15,6 @@ from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
-from sdakd.compat import UserError
 from sdakd.progress import Progress
 from sdakd_arch.inference.tiling import run_tiled
 from sdakd_arch.weights import describe, infer_network
@@ -30,6 +29,7 @@ from sdakd_models.checkpoints import Checkpoints
 from sdakd_models.clock import Clock
 from sdakd_models.context import Context
 from sdakd_models.context_error import check_context
+from sdakd_models.finite import blame
 from sdakd_models.kept import Kept
 from sdakd_models.loop import Loop
 from sdakd_models.reader import forget_states
@@ -92,6 +92,7 @@ class SDAKDModel(Checkpoints, SRModel):
         self.stops = False  # whether some process was asked to stop, as all of them know since the last step
         self.validated = 0  # the last iteration with a validation of all sets
         self.answers: dict[str, Answer] = {}  # of teachers to the current batch, where they are known without running
+        self.sources: Sequence[str] = ()  # of the images that were last taken
         self.pool: ReusingPool | None = None
         if self.train_options.pool_reuse > 1:
             size, reuse = self.opt['queue_size'], self.train_options.pool_reuse
@@ -195,6 +196,7 @@ class SDAKDModel(Checkpoints, SRModel):
         """Makes a batch of the loader the current one; with a pool, its pairs are larger than crops."""
         super().feed_data(data)
         self.answers = answers_in(data, self.device)
+        self.sources = data.get('gt_path') or data.get('lq_path') or ()
 
     def draw(self, batch: int) -> None:
         """Takes a batch from the pool of reused pairs as the current one."""
@@ -276,7 +278,7 @@ class SDAKDModel(Checkpoints, SRModel):
                 self.model_ema(decay=min(self.train_options.ema_decay, (1 + current_iter) / (10 + current_iter)))
             self.output = context.student.detach()
         self.last_iter = current_iter
-        self._report(moment, current_iter, log)
+        self._report(moment, current_iter, log, {'student': context, **contexts})
         self.clock.lap(current_iter)
 
     def weighted(self, term: str, value: torch.Tensor) -> torch.Tensor:
@@ -303,7 +305,13 @@ class SDAKDModel(Checkpoints, SRModel):
             for player in self.players:
                 player.forget()
 
-    def _report(self, moment: Moment, current_iter: int, log: Mapping[str, torch.Tensor]) -> None:
+    def _report(
+        self,
+        moment: Moment,
+        current_iter: int,
+        log: Mapping[str, torch.Tensor],
+        contexts: Mapping[str, Context],
+    ) -> None:
         """Averages the logged values over processes, with one synchronisation, and stops on NaN or infinity."""
         values = torch.stack([value.detach().float().mean() for value in log.values()])
         if self.opt['dist']:
@@ -314,19 +322,8 @@ class SDAKDModel(Checkpoints, SRModel):
             values = values[:-1] / self.opt['world_size']
         values = OrderedDict(zip(log, values.tolist(), strict=True))
         bad = [name for name, value in values.items() if value != value or abs(value) == float('inf')]
-        if bad and self.opt.get('rehearsal'):
-            raise UserError(
-                f'train:stages:{moment.name}: the loss {bad[0]} is {values[bad[0]]} in a rehearsal of the first step; '
-                'correct the files that networks start from, or the term.'
-            )
         if bad:
-            side = 'g' if bad[0].startswith(('l_g_', 'l_t_')) else 'd'
-            raise UserError(
-                f'the loss {bad[0]} became {values[bad[0]]} at iteration {current_iter:,d} (stage {moment.name}, step '
-                f'{moment.step:,d}): lower train:stages:{moment.name}:lr_{side} or '
-                f'set grad_clip there, and continue from the last checkpoint in {self.path.get("models")} '
-                f'with --auto_resume.'
-            )
+            raise blame(self, moment, current_iter, bad[0], values[bad[0]], contexts, log)
         shares = self.shares.log() if self.shares is not None else {}
         self.log_dict = OrderedDict(stage=StageMark(self.plan, moment), **values, **shares)
 

@@ -31,6 +31,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _cache(tmp_path_factory):
+    """What is remembered beyond a process is remembered in the tests' own folder."""
+    os.environ['XDG_CACHE_HOME'] = str(tmp_path_factory.mktemp('cache'))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
