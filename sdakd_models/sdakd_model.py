@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import partial
 
 import torch
-from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, tensor2img
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
 from sdakd.compat import UserError
 from sdakd.progress import Progress
-from sdakd_arch.inference.tiling import run_tiled
 from sdakd_arch.weights import describe, infer_network
 from sdakd_arch.width import build, scale_of
 from sdakd_data.answers import Answer
@@ -34,10 +31,11 @@ from sdakd_models.reader import forget_states
 from sdakd_models.scenario import Scenario
 from sdakd_models.shares import Shares
 from sdakd_models.stages import Moment, StageMark
+from sdakd_models.validation import Validation
 
 
 @MODEL_REGISTRY.register()
-class SDAKDModel(Checkpoints, SRModel):
+class SDAKDModel(Checkpoints, Validation, SRModel):
     """Distils a super-resolution GAN into a narrow student in stages, on paired data.
 
     The option file adds ``teacher:``, ``train:stages:`` and, where wanted, ``discriminators:`` to BasicSR's keys; see
@@ -50,7 +48,6 @@ class SDAKDModel(Checkpoints, SRModel):
 
     has_borders = True  # training images are crops, whose borders teachers answer to with artefacts of padding
     discriminators_first = False  # Real-ESRGAN's order: the generator is updated before its discriminator
-    progress: Progress | None = None  # of a validation
     at_work = ''  # the term that a step is computing, for the sentence of a rehearsal
 
     def __init__(self, opt: Mapping) -> None:
@@ -311,88 +308,3 @@ class SDAKDModel(Checkpoints, SRModel):
             )
         shares = self.shares.log() if self.shares is not None else {}
         self.log_dict = OrderedDict(stage=StageMark(self.plan, moment), **values, **shares)
-
-    # ----------------------------------------------------------------------------------------------------- validation
-
-    @torch.no_grad()
-    def upscale(self, network: nn.Module) -> torch.Tensor:
-        """What a generator makes of ``self.lq`` in validation; ``(N, 3, H, W)`` in [0, 1], in tiles where wanted."""
-        val = self.opt.get('val') or {}
-        return run_tiled(network, self.lq, self.scale, val.get('tile') or 0, val.get('tile_pad', 10))
-
-    def test(self) -> None:
-        """Runs the averaged student on ``self.lq``, in tiles where ``val:tile`` says so."""
-        network = getattr(self, 'net_g_ema', self.bare_student)
-        network.eval()
-        self.output = self.upscale(network)
-        if network is self.bare_student:
-            network.train(self.opt['is_train'])
-
-    def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> None:
-        """BasicSR's; after the first set the best checkpoint is kept, and teachers that learn are shown if better."""
-        if not self.is_train:
-            return super().validation(dataloader, current_iter, tb_logger, save_img)
-        with self.clock.aside('validation'):
-            self._validate(dataloader, current_iter, tb_logger, save_img)
-
-    def _validate(self, dataloader, current_iter, tb_logger, save_img) -> None:
-        super().validation(dataloader, current_iter, tb_logger, save_img)
-        first = next((phase for phase in self.opt['datasets'] if phase.startswith('val')), None)
-        if dataloader.dataset.opt['name'] != self.opt['datasets'][first]['name']:
-            return
-        if (by := self.scenario.best_by) is not None and self.opt['rank'] == 0:
-            self.consider_best(float(self.metric_results[by]), self._lower(by))
-        for teacher in self.cotrained:
-            if self.opt['rank'] == 0:
-                metric = self.opt['val']['metrics'][teacher.metric]
-                measure = partial(self._measure, dataloader=dataloader, metric=metric)
-                teacher.consider(measure, self._lower(teacher.metric), current_iter)
-            if self.opt['dist']:
-                for tensor in teacher.shown.state_dict().values():
-                    torch.distributed.broadcast(tensor, 0)
-            self.save_again(teacher, current_iter)
-
-    def _lower(self, metric: str) -> bool:
-        """Whether a lower value of one of ``val:metrics`` is the better one."""
-        return self.opt['val']['metrics'][metric].get('better', 'higher') == 'lower'
-
-    @torch.no_grad()
-    def _measure(self, network: nn.Module, dataloader, metric: Mapping) -> float:
-        """A validation metric of a generator on a set: what BasicSR's validation computes of the student."""
-        total, count = 0.0, 0
-        self.is_train = False  # no degradation of validation images
-        name = dataloader.dataset.opt['name']
-        for data in Progress(f'validation of a teacher on {name}', len(dataloader), 'images').over(dataloader):
-            self.feed_data(data)
-            images = {'img': tensor2img([self.upscale(network).cpu()])}
-            if 'gt' in data:
-                images['img2'] = tensor2img([self.gt.cpu()])
-            total = total + calculate_metric(images, metric)
-            count += 1
-        self.is_train = True
-        return float(total / count)
-
-    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
-        """BasicSR's validation, with the first images of every set in TensorBoard (``val:tb_images``, default 3)."""
-        self._images = None
-        if tb_logger is not None:
-            name = dataloader.dataset.opt['name']
-            self._images = (tb_logger, name, current_iter, iter(range(self.opt['val'].get('tb_images', 3))))
-        training, self.is_train = self.is_train, False  # its images are no training pairs
-        with Progress(f'validation of {dataloader.dataset.opt["name"]}', len(dataloader), 'images') as self.progress:
-            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
-        self.is_train, self._images = training, None
-
-    def get_current_visuals(self) -> OrderedDict:
-        """The current images on the CPU: ``lq``, ``result`` and, where there is one, ``gt``."""
-        visuals = super().get_current_visuals()
-        if self.progress is not None:
-            self.progress.step()
-        if getattr(self, '_images', None) is not None:
-            tb_logger, name, current_iter, numbers = self._images
-            number = next(numbers, None)
-            if number is not None:
-                for kind, image in visuals.items():
-                    rgb = tensor2img([image], rgb2bgr=False)
-                    tb_logger.add_image(f'{name}/{number}/{kind}', rgb, current_iter, dataformats='HWC')
-        return visuals
