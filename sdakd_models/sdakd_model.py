@@ -27,6 +27,7 @@ from sdakd_models.clock import Clock
 from sdakd_models.context import Context
 from sdakd_models.context_error import check_context
 from sdakd_models.kept import Kept
+from sdakd_models.processes import meet
 from sdakd_models.reader import forget_states
 from sdakd_models.scenario import Scenario
 from sdakd_models.shares import Shares
@@ -109,6 +110,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
             with Progress("teachers' answers to crops, against those in context"):
                 check_context(self.cast, self.run)
         fill(self.scenario.datasets.get('train') or {}, self.teachers, self.cast.fingerprints, main)
+        meet()
         forget_states()
 
     def _log_cast(self) -> None:

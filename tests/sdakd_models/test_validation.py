@@ -62,9 +62,7 @@ def on_two_processes(world, opt, *arguments):
     with context.Manager() as manager:
         results = manager.dict()
         processes = [
-            context.Process(
-                target=_join, args=(rank, world.root / 'meeting', copy.deepcopy(opt), results, *arguments)
-            )
+            context.Process(target=_join, args=(rank, world.root / 'meeting', copy.deepcopy(opt), results, *arguments))
             for rank in range(2)
         ]
         for process in processes:
