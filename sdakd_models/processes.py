@@ -84,7 +84,7 @@ class _Others:
     def __init__(self) -> None:
         self.store = _get_default_store()
         self.rank, self.number = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.leaving = threading.Event()
+        self.ending = threading.Lock()  # held by the thread that ends this process
         own = {'pid': os.getpid(), 'host': platform.node(), 'place': _place()}
         self.store.set(f'sdakd/process/{self.rank}', json.dumps(own))
         self.peers: list[_Peer] = []
@@ -130,10 +130,14 @@ class _Others:
         return False
 
     def leave(self) -> None:
-        """This process ends in order; the main one, which may hold the store, after the others."""
-        if self.leaving.is_set():
-            return
-        self.leaving.set()
+        """This process ends in order."""
+        self.ending.acquire()
+        self.part()
+        with contextlib.suppress(Exception):
+            torch.distributed.destroy_process_group()
+
+    def part(self) -> None:
+        """Tells the others that it ends; the main process, which may hold the store, waits until all of them know."""
         with contextlib.suppress(Exception):
             self.store.set(f'sdakd/left/{self.rank}', '1')
             until = time.monotonic() + PATIENCE
@@ -141,7 +145,6 @@ class _Others:
                 if all(self._left(peer.rank) or (peer.near and not _runs(peer.pid)) for peer in self.peers):
                     break
                 time.sleep(POLL)
-            torch.distributed.destroy_process_group()
 
     def watch(self, woken: socket.socket) -> None:
         """What a thread does beside the training, which may be in a collective operation that never ends.
@@ -149,20 +152,19 @@ class _Others:
         Args:
             woken: Receives the numbers of signals.
         """
-        while not self.leaving.is_set():
+        while not self.ending.locked():
             numbers = woken.recv(64) if select.select([woken], [], [], PULSE)[0] else b''
-            if self.leaving.is_set():
-                return
             failure = None
             with contextlib.suppress(Exception):  # a store that has ended tells nothing
                 if not all(peer.near for peer in self.peers):
                     self.store.add(f'sdakd/beat/{self.rank}', 1)
                 failure = self.told()
-            if failure is None and (peer := self.killed()) is not None:
-                failure = self.claim(2, _killed(peer).report())
-                if failure.rank == self.rank:
-                    sys.stderr.write(f'Error: {failure.text}\n')
-            if failure is not None and not self.leaving.is_set():
+            killed = None if failure else self.killed()
+            if (failure or killed) and self.ending.acquire(blocking=False):
+                if killed:
+                    failure = self.claim(2, _killed(killed).report())
+                    if failure.rank == self.rank:
+                        sys.stderr.write(f'Error: {failure.text}\n')
                 self.end(failure)
             if signal.SIGTERM in numbers and signal.getsignal(signal.SIGTERM) is _pass:
                 os._exit(128 + signal.SIGTERM)
@@ -173,6 +175,7 @@ class _Others:
             with contextlib.suppress(Exception):
                 stream.flush()
         tell_launcher(failure.text)
+        self.part()
         if failure.rank != self.rank:
             time.sleep(PULSE)  # a launcher shows what the first one that ends has said
         os._exit(failure.status)
@@ -257,9 +260,9 @@ def ending_together(hook: Callable) -> Callable:
     @functools.wraps(hook)
     def end(kind: type[BaseException], error: BaseException, trace: object) -> None:
         others = _others
-        if others is None or others.leaving.is_set():
+        if others is None:
             return hook(kind, error, trace)
-        others.leaving.set()
+        others.ending.acquire()  # else the other thread ends the process
         if threading.current_thread() is threading.main_thread():
             for number in _ENDING:  # from the launcher, which ends all when one has ended
                 signal.signal(number, signal.SIG_IGN)
