@@ -35,7 +35,7 @@ PULSE = 1.0  # seconds between two looks at the others
 SILENT = 300.0  # seconds without a sign of life after which a process on another machine has ended
 PATIENCE = 5.0  # seconds in which it shows why a connection was lost
 FAILURE = 'sdakd/failure'  # key of the store
-_LOST = re.compile(r'gloo|nccl|connection|broken pipe|timed? ?out|store', re.IGNORECASE)
+_LOST = re.compile(r'\b(gloo|nccl|broken pipe|connection (closed|reset|refused))\b', re.IGNORECASE)
 _ENDING = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
 _meetings = itertools.count()  # equal on all processes: each goes through the same meetings in the same order

@@ -100,9 +100,12 @@ def test_an_error_of_one_process(world, options, pair):
     assert 'Traceback' not in quiet and 'Error' not in quiet
 
 
-@pytest.mark.parametrize('lost', [0, 1])
-def test_a_process_that_is_killed(world, options, pair, lost):
+@pytest.mark.parametrize(('lost', 'far'), [(0, False), (1, False), (1, True)])
+def test_a_process_that_is_killed(world, options, pair, monkeypatch, lost, far):
     """Without a launcher that would end the other one; with the main process, the store is lost as well."""
+    if far:  # as on another machine, where nobody sees whether it runs
+        monkeypatch.setattr(processes, '_place', lambda: os.environ['RANK'])
+        monkeypatch.setattr(processes, 'SILENT', 3.0)
 
     def tell(model, iteration):
         if iteration == 3:
