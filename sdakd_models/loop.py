@@ -19,6 +19,7 @@ from basicsr.utils import get_root_logger
 
 from sdakd.compat import UserError, exit_with_sentence
 from sdakd_data.draws import Drawn, Draws, SampleError, training_loader
+from sdakd_models.processes import ending_together
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -61,7 +62,7 @@ class Loop:
             for number in SIGNALS:
                 if number != getattr(signal, 'SIGHUP', None) or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                     signal.signal(number, self._hear)
-        sys.excepthook = last_words
+        sys.excepthook = ending_together(last_words)
 
     def _hear(self, number: int, frame: object) -> None:
         if self.wanted is not None:
@@ -86,6 +87,15 @@ class Loop:
         if self.agreed():
             self.leave()
 
+    def interrupt(self) -> None:
+        """In the middle of a validation, which may take long: a run of one process stops; it validates again later.
+
+        Raises:
+            Stopped: The run is saved.
+        """
+        if self.wanted is not None and not self.model.opt['dist']:
+            self.leave()
+
     def agreed(self) -> bool:
         """Whether all processes know that the run is to stop; each of them hears signals at another time."""
         return self.model.stops if self.model.opt['dist'] else self.wanted is not None
@@ -101,8 +111,6 @@ class Loop:
             _say(f'Stopped {said}')
         if self.tb_logger is not None:
             self.tb_logger.close()
-        if self.model.opt['dist']:
-            torch.distributed.destroy_process_group()
         # a process that has heard nothing itself stops as the others do
         raise Stopped(128 + (self.wanted or signal.SIGTERM))
 

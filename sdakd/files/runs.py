@@ -27,6 +27,7 @@ import yaml
 
 from sdakd.compat import UserError
 from sdakd.files.images import write
+from sdakd.lock import check_free
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATION = re.compile(rb'\[epoch: *\d+, iter: *([\d,]+)')
@@ -150,6 +151,7 @@ class Run:
             keep: File descriptors that it inherits.
         """
         if self.record.starts and not any((self.experiment / 'training_states').glob('*.state')):
+            check_free(self.experiment)
             shutil.rmtree(self.experiment, ignore_errors=True)  # it had not come to its first checkpoint
         self.write_options()
         command = self.command()
