@@ -89,7 +89,7 @@ class Training:
 
     def kill(self) -> None:
         """SIGKILL for all its processes; torchrun's are in sessions of their own."""
-        own = _descendants(self.process.pid)
+        own = descendants(self.process.pid)
         for pid in (self.process.pid, *own):
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -98,7 +98,7 @@ class Training:
         self.process.wait()
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in Path('/proc').glob('[0-9]*/stat'):
         try:
