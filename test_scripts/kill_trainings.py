@@ -124,6 +124,12 @@ def differences(one, other, where=''):
     return [] if (torch.equal(one, other) if tensors else one == other) else [where]
 
 
+def leaves(content) -> int:
+    """How many tensors and plain values a nested content holds."""
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else None
+    return 1 if inner is None else sum(map(leaves, inner))
+
+
 def end_of(folder: Path) -> dict:
     """All that a run has left at its end, but for times."""
     files = [*folder.glob('models/net_*_latest.pth'), *folder.glob(f'training_states/{3 * STAGE}*.[ps]*')]
@@ -169,8 +175,8 @@ def kill_and_resume(rng: random.Random, name: str, kills: int, degraded: bool, w
             raise SystemExit(''.join(last.lines[-20:]))
         ends = [end_of(world.root / 'experiments' / each) for each in runs]
         found = differences(*ends)
-        entries = sum(map(len, ends[0].values()))
-        print(f'{name}: {landed} of {kills} kills met a running training; of {entries} entries {len(found)} differ.')
+        entries = leaves(ends[0])
+        print(f'{name}: {landed} of {kills} kills met a running training; of {entries:,d} tensors and values {len(found)} differ.')
         sys.stdout.write(''.join(f'  {where}\n' for where in found[:10]))
         return not found and landed == kills
 

@@ -84,9 +84,8 @@ def main() -> int:
             )
         for name, column in (('open files', 3), ('threads', 4), ('processes', 5)):
             values = table[:, column]
-            print(
-                f'{name}: {values[0]:.0f} at first, {values[-1]:.0f} at last, {values.min():.0f} to {values.max():.0f}'
-            )
+            first, last, least, most = values[0], values[-1], values.min(), values.max()
+            print(f'{name}: {first:.0f} at first, {last:.0f} at last, {least:.0f} to {most:.0f}')
     return 0
 
 
