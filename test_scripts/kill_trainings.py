@@ -176,7 +176,8 @@ def kill_and_resume(rng: random.Random, name: str, kills: int, degraded: bool, w
         ends = [end_of(world.root / 'experiments' / each) for each in runs]
         found = differences(*ends)
         entries = leaves(ends[0])
-        print(f'{name}: {landed} of {kills} kills met a running training; of {entries:,d} tensors and values {len(found)} differ.')
+        print(f'{name}: {landed} of {kills} kills met a running training.')
+        print(f'{name}: of {entries:,d} tensors and values at the end, {len(found)} differ.')
         sys.stdout.write(''.join(f'  {where}\n' for where in found[:10]))
         return not found and landed == kills
 

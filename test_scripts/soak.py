@@ -2,10 +2,10 @@
 
     python test_scripts/soak.py --iters 5000
 
-One process of BasicSR's loop with two that load images: three stages, pairs that are degraded while training and reused,
-a checkpoint every 100 iterations, a validation every 250. Twice a second all processes are looked at; the first fifth
-is left out, in which memory pools fill. Prints the slope of the memory in MiB per 1,000 iterations (least squares, with
-its standard error) and the numbers of open files, threads and processes. Needs Linux.
+One process of BasicSR's loop with two that load images: three stages, pairs that are degraded while training and
+reused, a checkpoint every 100 iterations, a validation every 200. Twice a second all processes are looked at; the first
+fifth is left out, in which memory pools fill. Prints the slope of the memory in MiB per 1,000 iterations (least
+squares, with its standard error) and the numbers of open files, threads and processes. Needs Linux.
 """
 
 from __future__ import annotations
