@@ -15,7 +15,10 @@ from torch.utils.data import DataLoader, Subset
 
 from sdakd.progress import Progress
 from sdakd_arch.inference.tiling import run_tiled
+from sdakd_data.randomness import aside
 from sdakd_models.processes import gather, spread
+
+VALIDATION = 2  # what a seed is for, beside those of sdakd_data.draws
 
 
 class Validation:
@@ -39,8 +42,16 @@ class Validation:
         """BasicSR's; after the first set the best checkpoint is kept, and teachers that learn are shown if better."""
         if not self.is_train:
             return super().validation(dataloader, current_iter, tb_logger, save_img)
-        with self.clock.aside('validation'):
+        if current_iter == self.validated:
+            return None  # BasicSR's loop validates once more at its end
+        sets = [options['name'] for phase, options in self.opt['datasets'].items() if phase.startswith('val')]
+        # a set is degraded alike in all validations, and training goes on as if there had been none
+        with self.clock.aside('validation'), aside(self.opt['manual_seed'], VALIDATION, device=self.device):
             self._validate(dataloader, current_iter, tb_logger, save_img)
+        if dataloader.dataset.opt['name'] == sets[-1]:
+            self.validated = current_iter
+            self.note_validation()
+        return None
 
     def _validate(self, dataloader, current_iter, tb_logger, save_img) -> None:
         super().validation(dataloader, current_iter, tb_logger, save_img)
@@ -52,7 +63,6 @@ class Validation:
         for teacher in self.cotrained:
             measure = partial(self._measure, dataloader=dataloader, metric=teacher.metric)
             teacher.consider(measure, self._lower(teacher.metric), current_iter)
-            self.save_again(teacher, current_iter)
 
     def _lower(self, metric: str) -> bool:
         """Whether a lower value of one of ``val:metrics`` is the better one."""
@@ -142,6 +152,8 @@ class Validation:
             for name, options in metrics.items():
                 sums[name] = sums[name] + calculate_metric(compared, options)
             images += 1
+            if self.loop is not None:
+                self.loop.interrupt()
         self.is_train = training
         return self._means(sums, images)
 
