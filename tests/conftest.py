@@ -177,6 +177,9 @@ class Forked:
 
     def _train(self, root, flags, change, environment) -> int:
         import atexit
+        import logging
+
+        from basicsr.utils.logger import initialized_logger
 
         import basicsr.train
         import sdakd_models  # noqa: F401
@@ -186,6 +189,8 @@ class Forked:
             os.dup2(number, stream)
         sys.stdout, sys.stderr = (open(stream, 'w', buffering=1) for stream in (1, 2))
         os.environ.update(environment)
+        logging.getLogger('basicsr').handlers.clear()
+        initialized_logger.clear()
         sys.argv, sys.excepthook = ['train.py', *flags], sys.__excepthook__
         at_end = []
         atexit.register = lambda function, *given: at_end.append((function, given))  # those of the tests are no concern
