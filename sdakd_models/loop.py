@@ -19,7 +19,7 @@ from basicsr.utils import get_root_logger
 
 from sdakd.compat import UserError, exit_with_sentence
 from sdakd_data.draws import Drawn, Draws, SampleError, training_loader
-from sdakd_models.processes import ending_together
+from sdakd_models.processes import ending_together, is_ending
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -65,6 +65,8 @@ class Loop:
         sys.excepthook = ending_together(last_words)
 
     def _hear(self, number: int, frame: object) -> None:
+        if is_ending():
+            return  # a launcher ends all when one has failed
         if self.wanted is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
