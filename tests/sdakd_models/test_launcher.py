@@ -96,7 +96,8 @@ def test_an_error_of_one_process(world, options, pair):
     main, second = pair(options, on_rank(1, 'optimize_parameters', fail))
     quiet, loud = main.wait(), second.wait()
     assert main.status == second.status == 1
-    assert 'ValueError: a fault of the program' in loud and 'Traceback' in loud
+    assert 'failed (ValueError: a fault of the program)' in loud and 'Traceback' not in loud
+    assert 'Traceback' in next((world.root / 'experiments').rglob('error_1.log')).read_text()
     assert 'Traceback' not in quiet and 'Error' not in quiet
 
 
