@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sdakd import stops
 from sdakd.commands.distill import Distilled, distill
 from sdakd.commands.interface import Flags, number
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--seed', type=number, help='of all random numbers (default: {default})')
 
 
+@stops.leaving('give the same command again to go on')
 def demo(
     output: str | Path = 'demo',
     *,

@@ -35,13 +35,15 @@ class Flags:
     """Adds the arguments of a function to a parser, one by one.
 
     Args:
-        parser: Of the command. It gets ``function`` among its values, and every argument by its name.
+        parser: Of the command. It gets ``function`` among its values, every argument by its name, and --debug.
         function: What the command calls; it returns an :class:`Outcome`.
     """
 
     def __init__(self, parser: argparse.ArgumentParser, function: Callable[..., Outcome]) -> None:
         self.parser, self.parameters = parser, inspect.signature(function).parameters
         parser.set_defaults(function=function)
+        shows = 'show where an unexpected error comes from (also: SDAKD_DEBUG=1)'
+        parser.add_argument('--debug', action='store_true', default=argparse.SUPPRESS, help=shows)
 
     def __call__(self, *names: str, help: str, to: Any = None, **options: Any) -> None:
         """Adds a flag; ``dest`` is the argument's name. It is required if the argument has no default.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdakd import __version__, compat
+from sdakd import __version__, compat, stops
 from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError
 from sdakd.progress import Progress
@@ -316,6 +316,7 @@ def _precisions(names: Sequence[str] | None, device: str) -> tuple[list[str], li
     return list(DTYPES), []
 
 
+@stops.leaving('nothing was written; give the same command again')
 def bench(
     models: Sequence[str],
     output: str | Path | None = None,

@@ -18,7 +18,7 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from sdakd import compat
+from sdakd import compat, stops
 from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError
 from sdakd.progress import duration, sign
@@ -97,6 +97,7 @@ class Distilled(Outcome):
         return '\n'.join(['', table(self.rows[0], self.rows[1:]), self.facts, *self.notes, *lines, ''])
 
 
+@stops.leaving('give the same command again to go on')
 def distill(
     teacher: str | Path,
     photographs: str | Path,

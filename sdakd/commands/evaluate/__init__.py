@@ -412,15 +412,8 @@ def evaluate(
             results.write_tables(
                 output, FACTORS, *factor_table(contents, contenders, columns)[1], intervals_note(contents)
             )
-    except OSError as error:
-        raise UserError(
-            '-o',
-            f'{error.filename or output} cannot be written ({error.strerror or error}); mend that and give the same '
-            'command again.',
-        ) from None
     except KeyboardInterrupt:
         done = ', '.join(f'x{factor}' for factor in sections)
-        raise KeyboardInterrupt(
-            f'only the results of {done} were written' if done else 'no results were written'
-        ) from None
+        kept = f'only the results of {done} were written' if done else 'no results were written'
+        raise KeyboardInterrupt(f'{kept}; give the same command again') from None
     return Results(sections, output, images, plans)
