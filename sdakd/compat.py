@@ -419,10 +419,10 @@ REMEDIES = {
     errno.ENAMETOOLONG: 'choose a shorter name',
     errno.ELOOP: 'remove the link that leads to itself',
     errno.ENOENT: 'see that it exists',
-    errno.ENOTDIR: 'remove the file that stands where a folder is wanted, or choose another place',
-    errno.EEXIST: 'remove what has that name, or choose another one',
-    errno.EISDIR: 'remove the folder of that name, or choose another name',
-    errno.ENOTEMPTY: 'remove the folder of that name, or choose another name',
+    errno.ENOTDIR: 'remove the file that stands in the way or choose another place',
+    errno.EEXIST: 'remove the file that stands in the way or choose another place',
+    errno.EISDIR: 'remove the folder of that name or choose another one',
+    errno.ENOTEMPTY: 'remove the folder of that name or choose another one',
 }
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -496,9 +496,9 @@ def replacing(path: str | os.PathLike, part: Path | None = None) -> Iterator[Bin
     """
     path = Path(path)
     part = part or part_of(path)
-    if not path.is_symlink() and (reason := no_file(path) or '').startswith('is '):
-        raise UserError(str(path), f'it {reason}; remove it, or write to another place.')
     try:
+        if not path.is_symlink() and (reason := no_file(path) or '').startswith('is '):
+            raise UserError(str(path), f'it {reason}; remove it, or write to another place.')
         path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)
         try:

@@ -242,7 +242,8 @@ def _folder(folder: Path) -> Iterator[Path]:
             try:
                 work.mkdir(parents=True)
             except OSError as error:
-                raise UserError('-o', f'{folder} cannot be written to ({error.strerror or error}).') from None
+                reason = error.strerror or error
+                raise UserError('-o', f'{folder} cannot be written to ({reason}); choose another folder.') from None
             yield work
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -14,12 +14,13 @@ from typing import Any
 import lmdb as _lmdb
 
 from sdakd.commands.prepare.jobs import Made, add_job, apart, job, made
-from sdakd.compat import UserError, reserve
+from sdakd.compat import UserError, of_system, reserve
 from sdakd.files.images import Pass, by_stem, encode_png, list_images, read_image, stem, write
 from sdakd.files.limits import MAX_PIXELS
 
 LMDB_LEVEL = 1  # PNG compression inside a database, BasicSR's default
 LMDB_ROOM = 1 << 30  # bytes; the map grows when they are used up
+LMDB_LEAST = 1 << 16  # bytes of an empty database, and more
 LMDB_BATCH = 64 << 20  # bytes that are written at a time
 
 
@@ -96,7 +97,11 @@ def lmdb(images: str, output: str, *, workers: int | None = None, max_pixels: in
     every = Pass('lmdb', images, workers)
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed: a database is made in one go
     try:
-        partial.mkdir(parents=True)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise of_system(error, place, 'it cannot be written') or error from None
+        reserve(place, LMDB_LEAST)
         with contextlib.closing(every.over(functools.partial(_encode, source=images), keys.values())) as encoded:
             _fill(partial, place, encoded)
         if every.counts['done']:

@@ -390,7 +390,8 @@ def upscale(
         except FullError:
             raise
         except Exception as error:  # the model, a codec or a name may fail one image: the others go on
-            reason = error.reason if isinstance(error, UnusableError) else f'cannot be upscaled ({first_line(error)})'
+            what = error.sentence.rstrip('.') if isinstance(error, UserError) else first_line(error)
+            reason = error.reason if isinstance(error, UnusableError) else f'cannot be upscaled ({what})'
             failed.append(f'{source} {reason}')
             if single:
                 raise UserError('-i', f'{images} {reason}.') from None
