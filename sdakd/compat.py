@@ -46,7 +46,8 @@ class UserError(Exception):
         self.sentence = sentence.replace('?.', '?')  # where it ends in the question of near()
 
     def __str__(self) -> str:
-        return f'{self.where}: {self.sentence}' if self.where else self.sentence
+        text = f'{self.where}: {self.sentence}' if self.where else self.sentence
+        return text.replace('\n', '\\n')  # of a name or a value that somebody has written
 
     @property
     def mistakes(self) -> tuple[UserError, ...]:
@@ -253,6 +254,9 @@ class Parser(argparse.ArgumentParser):
         return namespace, unknown
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
+        if value == '' and action.default is None:  # such as an unset variable of a shell
+            flag = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
+            raise UserError(flag, 'it has an empty value; write one, or leave it out.')
         if action.choices is None or value in action.choices:
             return
         if not action.option_strings:

@@ -304,7 +304,8 @@ class Pass:
         """Yields the name and what ``work`` returned (false: an output was kept) for every image that could be used."""
         names = list(names)
         with Progress(self.job, len(names), 'images') as progress:
-            for name, result, error in _in_order(functools.partial(_attempt, work), names, self.workers):
+            workers = min(self.workers, max(len(names), 1))
+            for name, result, error in _in_order(functools.partial(_attempt, work), names, workers):
                 progress.step()
                 if error is None:
                     self.counts['done' if result else 'kept'] += 1
