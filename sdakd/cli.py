@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         return train(os.getcwd())
 
     sys.excepthook = functools.partial(_exit_with_sentence, argv)
+    if hasattr(sys.stdout, 'reconfigure'):  # a file's name may be no text, and a terminal may know no ±
+        sys.stdout.reconfigure(errors='backslashreplace')
     with stops.heard() as came:
         try:
             try:

@@ -24,6 +24,7 @@ from typing import BinaryIO
 
 OLDEST_TORCH = (2, 1)
 MOST_SHOWN = 20  # mistakes; who has mended them sees the rest
+_ENDLESS = re.compile(r'\S{1000,}')
 
 
 class UserError(Exception):
@@ -47,7 +48,8 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         text = f'{self.where}: {self.sentence}' if self.where else self.sentence
-        return text.replace('\n', '\\n')  # of a name or a value that somebody has written
+        # names and values are shown as somebody has written them, but for line breaks and what is endless
+        return _ENDLESS.sub(lambda found: f'{found[0][:300]}...{found[0][-100:]}', text.replace('\n', '\\n'))
 
     @property
     def mistakes(self) -> tuple[UserError, ...]:

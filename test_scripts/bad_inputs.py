@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import common  # noqa: F401  makes BasicSR importable
+import common
 import cv2
 import numpy as np
 
@@ -121,6 +121,11 @@ class Case:
 
 # what is right after all: (command, flag, kind), where an empty text stands for any
 LEGAL = {
+    ('prepare subimages', '--thresh_size', 'zero'),
+    ('prepare subimages', '--thresh_size', 'a long number'),
+    ('prepare subimages', '--step', 'a long number'),
+    ('', '--workers', 'a long number'),
+    ('', '--max-pixels', 'a long number'),
     ('prepare meta', '--input', 'grey of one pixel'),
     ('prepare lmdb', '--input', 'grey of one pixel'),
 }
@@ -356,6 +361,7 @@ def main() -> int:
     parser.add_argument('--verbose', action='store_true', help='show what every case says')
     arguments = parser.parse_args()
     compat.import_basicsr()
+    sys.path.append(common.ROOT)
     chosen = [case for case in cases() if arguments.command in (None, case.command)][:: arguments.every]
     figures: dict[str, Counter] = {}
     faults = []
