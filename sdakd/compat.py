@@ -11,11 +11,13 @@ import gc
 import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import re
 import stat
 import sys
 import tempfile
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +27,7 @@ from typing import BinaryIO
 OLDEST_TORCH = (2, 1)
 MOST_SHOWN = 20  # mistakes; who has mended them sees the rest
 _ENDLESS = re.compile(r'\S{1000,}')
+WAITING = 30  # seconds until the main process has told a mistake that all processes find
 
 
 class UserError(Exception):
@@ -200,11 +203,17 @@ def in_order_of(options: Mapping, error: UserError) -> UserError:
 
 @contextlib.contextmanager
 def one_voice() -> Iterator[None]:
-    """In distributed training the main process speaks; the others end in silence with the same exit status."""
+    """Before the processes of a distributed training know each other, the main one speaks, and the others are silent.
+
+    A launcher ends all as soon as one has ended: the others wait for it, so that the main process can speak.
+    """
     try:
         yield
     except UserError:
-        if int(os.environ.get('RANK', 0)) > 0:
+        rank = os.environ.get('RANK') or (os.environ.get('SLURM_PROCID') if 'slurm' in sys.argv else None)
+        torch = sys.modules.get('torch')
+        if int(rank or 0) > 0 and not (torch and torch.distributed.is_initialized()):
+            time.sleep(WAITING)
             raise SystemExit(2) from None
         raise
 
@@ -234,13 +243,31 @@ def meant(given: Mapping, known: Iterable[str], cutoff: float = 0.5) -> dict:
 
 
 def exit_with_sentence(error_type: type[BaseException], error: BaseException, traceback) -> None:
-    """An excepthook: a :class:`UserError` becomes its sentence and exit status 2, anything else stays as it was."""
+    """An excepthook: a :class:`UserError` becomes its sentence and exit status 2, anything else stays as it was.
+
+    So does an interruption whose text says what is left to do: exit status 130.
+    """
+    if issubclass(error_type, KeyboardInterrupt) and error.args:
+        sys.stderr.write(f'\nInterrupted: {error}.\n')
+        raise SystemExit(130)
     if issubclass(error_type, UserError):
         sys.stdout.flush()
         sys.stderr.write(f'Error: {error.report()}\n')
         sys.stderr.flush()
+        tell_launcher(error.report())
         raise SystemExit(2)
+    if issubclass(error_type, KeyboardInterrupt):
+        sys.stderr.write('\nInterrupted.\n')
+        raise SystemExit(130)
     sys.__excepthook__(error_type, error, traceback)
+
+
+def tell_launcher(text: str) -> None:
+    """Has torchrun, if it has started this process, show a text as the cause at the end of its own report."""
+    if file := os.environ.get('TORCHELASTIC_ERROR_FILE'):
+        more = {'py_callstack': text, 'timestamp': str(int(time.time()))}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({'message': {'message': text, 'extraInfo': more}}), encoding='utf-8')
 
 
 class Parser(argparse.ArgumentParser):

@@ -63,8 +63,8 @@ def fill(
     """Computes what the caches of a run lack; called once, when its teachers are there and no step has been made.
 
     Every process goes through the images in an order of its own and leaves out what another one has made since, be it
-    of this run or of another run. They share the work and end together, sooner than a collective operation gives up
-    waiting. What is there is kept: filling may be interrupted at any time.
+    of this run or of another run. They share the work and end at nearly the same time. What is there is kept: filling
+    may be interrupted at any time.
 
     Raises:
         UserError: The folder cannot be written, or a value is beyond float16.
@@ -73,10 +73,11 @@ def fill(
         return
     pairs = CachedPairedDataset(options)
     numbers = random.SystemRandom().sample(range(len(pairs)), len(pairs))  # seeded generators are left alone
+    keys = [key for _, _, key in pairs.inputs()]
     for name, cache in pairs.caches.items():
         network = teachers[name]
         cache.claim(fingerprints[name], options['scale'])
-        wanted = [number for number in numbers if cache.missing(key_of(pairs.read(number, 'lq')))]
+        wanted = [number for number in numbers if cache.missing(keys[number])]
         get_root_logger().info(
             f'{cache.where}: {len(pairs) - len(wanted):,d} of {len(pairs):,d} answers are in {cache.folder}'
             f'{", the others are computed now" if wanted else ""}.'
@@ -88,8 +89,6 @@ def fill(
                 _fill_one(cache, pairs.read(number, 'lq'), network, taps)
         taps.close()
     pairs.close()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def _fill_one(cache: TeacherCache, image: np.ndarray, network: nn.Module, taps: FeatureTaps) -> None:

@@ -8,6 +8,7 @@ resuming works from any folder and without a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import functools
@@ -23,20 +24,25 @@ from pathlib import Path
 import basicsr.utils.options
 import torch
 import yaml
-from basicsr.utils import MessageLogger, check_resume, set_random_seed
+from basicsr.utils import check_resume, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from sdakd.compat import Mistakes, UserError, exit_with_sentence, in_order_of, meant, one_voice
+from sdakd.lock import check_free, hold
 from sdakd.option_files import arguments, model_type, read_options, read_yaml
 from sdakd.shipped import without_schema_line
 from sdakd_arch.weights import read_weights
 from sdakd_arch.width import lookup
+from sdakd_models import processes
 from sdakd_models.checks.keys import BLOCKS, KNOWN_TOP_LEVEL, SLIP, check_top_level
 from sdakd_models.checks.paths import resolve_paths
 from sdakd_models.checks.run import check_run
 from sdakd_models.clock import TrainingLog
+from sdakd_models.loop import Loop, create_train_val_dataloader
+from sdakd_models.manifest import check_whole, newest_whole, seed_of
 from sdakd_models.options import modernise, read_train
+from sdakd_models.processes import meet, spread
 from sdakd_models.reader import complete
 from sdakd_models.registry import term_options
 from sdakd_models.rehearsal import rehearse
@@ -44,6 +50,7 @@ from sdakd_models.sdakd_model import SDAKDModel
 
 _original = basicsr.utils.options.parse_options
 _copy_opt_file = basicsr.utils.options.copy_opt_file
+_of_basicsr: dict[str, Callable] = {}  # what this plugin's runs put something else in the place of
 
 
 def _belongs_to_another() -> bool:
@@ -64,13 +71,16 @@ def parse_options(root_path: str, is_train: bool = True):
         UserError: All that a user has to mend; on the main process only, a sentence each, with the file's name.
     """
     if _belongs_to_another():
-        _replace_everywhere('copy_opt_file', _copy_opt_file)
-        _replace_everywhere('MessageLogger', MessageLogger)
+        for name, function in list(_of_basicsr.items()):
+            if name != 'parse_options':
+                _replace_everywhere(name, function)
         return _original(root_path, is_train)
     sys.excepthook = exit_with_sentence
     args = arguments()
-    _replace_everywhere('load_resume_state', load_resume_state)
+    _replace_everywhere('load_resume_state', functools.partial(begin, file=args.opt, change_stages=args.change_stages))
     _replace_everywhere('MessageLogger', TrainingLog)
+    _replace_everywhere('create_train_val_dataloader', create_train_val_dataloader)
+    Loop.latest = Loop()
     with one_voice():
         opt, left = read_options(args.opt, args.force_yml or ())
         written, mistakes = opt, Mistakes()
@@ -122,6 +132,8 @@ def check_options(
             for key, value in meant(opt, KNOWN_TOP_LEVEL, SLIP).items():
                 opt.setdefault(key, value)
         _complete(opt, auto_resume, debug, root_path, is_train, mistakes)
+        if is_train and begins and opt['rank'] == 0:
+            check_free(opt['path']['experiments_root'])
         resolve_paths(opt, root_path)
         if opt['path'].get('resume_state') and (old := modernise(opt)) and opt['rank'] == 0:
             logging.getLogger('basicsr').warning(
@@ -129,7 +141,7 @@ def check_options(
                 f'{", ".join(old)}.'
             )
         if opt['rank'] > 0:  # the others wait for the main process: it downloads what is missing and reports mistakes
-            torch.distributed.barrier()
+            meet()
         if is_train:
             with mistakes.collect():
                 keep_connector(opt)
@@ -137,8 +149,8 @@ def check_options(
             state = opt['path'].get('resume_state')
             if mistakes.found and state and not os.path.isfile(state):  # alone, it is told where the state is loaded
                 mistakes.add('path:resume_state', f'the file {state} does not exist.')
-    if opt['dist'] and opt['rank'] == 0:
-        torch.distributed.barrier()
+    if opt['rank'] == 0:
+        meet()
     if is_train:
         rehearse(opt, cast, begins)
 
@@ -197,10 +209,18 @@ def _distribute(opt: dict, launcher: str, file: str, mistakes: Mistakes) -> None
             )
     if mistakes.about('num_gpu', '--launcher pytorch'):
         opt |= {'num_gpu': 0, 'dist': False}  # for the other checks
-    elif opt['dist'] and opt['num_gpu'] == 0:
-        torch.distributed.init_process_group('gloo')
     elif opt['dist']:
-        init_dist(launcher, **(opt.get('dist_params') or {}))
+        wanted = ('backend', 'port') if launcher == 'slurm' else ('backend',)
+        params = {key: value for key, value in (opt.get('dist_params') or {}).items() if key in wanted}
+        try:
+            if opt['num_gpu'] == 0:
+                torch.distributed.init_process_group('gloo')
+            else:
+                init_dist(launcher, **params)
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = ' '.join(str(error).split())[:200].rstrip('.')
+            raise UserError(f'--launcher {launcher}', f'the processes do not find each other ({reason}).') from None
+        processes.start()
     opt['rank'], opt['world_size'] = get_dist_info()
 
 
@@ -245,9 +265,6 @@ def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_trai
     opt['logger'] = {'print_freq': 100, 'save_checkpoint_freq': 5000, 'use_tb_logger': False} | (
         opt.get('logger') or {}
     )
-    if opt.get('manual_seed') is None:
-        opt['manual_seed'] = random.randint(1, 10000)
-    set_random_seed(opt['manual_seed'] + opt['rank'])
     opt['is_train'], opt['auto_resume'] = is_train, auto_resume
     if debug and not opt['name'].startswith('debug'):
         opt['name'] = 'debug_' + opt['name']
@@ -273,25 +290,69 @@ def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_trai
                 opt['val']['val_freq'] = 8
         if auto_resume:
             states = [p for p in Path(path['training_states']).glob('*.state') if p.stem.isdigit()]
-            path['resume_state'] = str(max(states, key=lambda p: int(p.stem))) if states else None
+            path['resume_state'] = None
+            with mistakes.collect():
+                state = newest_whole(states)
+                path['resume_state'] = str(state) if state else None
             # BasicSR would look under the current folder, and start afresh where it finds nothing
             opt['auto_resume'] = False
     else:
         root = os.path.join(root_path, 'results', opt['name'])
         path.update(results_root=root, log=root, visualization=os.path.join(root, 'visualization'))
+    if opt.get('manual_seed') is None:
+        state = path.get('resume_state')
+        opt['manual_seed'] = _seed(state if isinstance(state, str) else None)
+    set_random_seed(opt['manual_seed'] + opt['rank'])
 
 
-def load_resume_state(opt: dict) -> dict | None:
-    """Loads the training state to continue from, on the CPU: loading it into optimizers moves it where they are.
+def _seed(state: str | None) -> int:
+    """The seed of a run whose options leave it open: as before where it goes on, and one for all processes."""
+    seed = random.randint(1, 10000)
+    with contextlib.suppress(UserError):  # a damaged manifest is told where the state is loaded
+        seed = (state and seed_of(state)) or seed
+    return spread(seed)
+
+
+def begin(opt: dict, file: str, change_stages: bool = False) -> dict | None:
+    """What BasicSR's loop calls before it creates or archives anything: takes the folder, and loads the state.
+
+    Args:
+        opt: The options.
+        file: Where they come from.
+        change_stages: Whether the stages may be others than the run's so far.
 
     Raises:
-        UserError: The file is missing, cannot be read, or lies beyond the end of the run.
+        UserError: Another process trains in the folder, or the state cannot be loaded.
+    """
+    if opt['rank'] == 0:
+        try:
+            reason = hold(opt['path']['experiments_root'])
+        except UserError as error:
+            raise error.within(file) from None
+        if reason:
+            logging.getLogger('basicsr').warning(
+                f'{opt["path"]["experiments_root"]} cannot be locked ({reason}): start no other run of this name.'
+            )
+    return load_resume_state(opt, change_stages)
+
+
+def load_resume_state(opt: dict, change_stages: bool = False) -> dict | None:
+    """Loads the training state to continue from, on the CPU: loading it into optimizers moves it where they are.
+
+    Args:
+        opt: The completed options.
+        change_stages: Whether the stages may be others than the run's so far.
+
+    Raises:
+        UserError: The file is missing, cannot be read or lies beyond the end of the run, its checkpoint is not whole,
+            or the stages have changed.
     """
     path = opt['path'].get('resume_state')
     if not path:
         return None
     if not os.path.isfile(path):
         raise UserError(f'path:resume_state: the file {path} does not exist.')
+    check_whole(path)
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
         iteration = state['iter']
@@ -301,11 +362,17 @@ def load_resume_state(opt: dict) -> dict | None:
             f'path:resume_state: {path} cannot be read as a training state ({reason[0][:200]}); delete it to continue '
             'from the one before.'
         ) from None
-    total = read_train(opt, term_options()).plan().total_iter
-    if iteration > total:
+    plan = read_train(opt, term_options()).plan()
+    if iteration > plan.total_iter:
         raise UserError(
-            f'path:resume_state: {path} is at iteration {iteration:,d}, beyond the {total:,d} of the stages.'
+            f'path:resume_state: {path} is at iteration {iteration:,d}, beyond the {plan.total_iter:,d} of the stages.'
         )
+    if 'plan' in state and not change_stages and (change := plan.change(state['plan'])):
+        raise UserError(
+            f'train:stages{change}; resume with the stages of that run, or accept the change with --change_stages.'
+        )
+    if Loop.latest is not None:
+        Loop.latest.iteration, Loop.latest.epoch = iteration, state['epoch']
     check_resume(opt, iteration)
     return state
 
@@ -315,6 +382,7 @@ def _replace_everywhere(name: str, function: Callable) -> None:
     for module in ('basicsr.utils.options', 'basicsr.train', '__main__'):
         module = sys.modules.get(module)
         if module is not None and hasattr(module, name):
+            _of_basicsr.setdefault(name, getattr(module, name))
             setattr(module, name, function)
 
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 
 import torch
-from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, tensor2img
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
-from sdakd.compat import UserError
 from sdakd.progress import Progress
-from sdakd_arch.inference.tiling import run_tiled
 from sdakd_arch.weights import describe, infer_network
 from sdakd_arch.width import build, scale_of
 from sdakd_data.answers import Answer
@@ -29,15 +25,19 @@ from sdakd_models.checkpoints import Checkpoints
 from sdakd_models.clock import Clock
 from sdakd_models.context import Context
 from sdakd_models.context_error import check_context
+from sdakd_models.finite import blame
 from sdakd_models.kept import Kept
+from sdakd_models.loop import Loop
+from sdakd_models.processes import meet
 from sdakd_models.reader import forget_states
 from sdakd_models.scenario import Scenario
 from sdakd_models.shares import Shares
 from sdakd_models.stages import Moment, StageMark
+from sdakd_models.validation import Validation
 
 
 @MODEL_REGISTRY.register()
-class SDAKDModel(Checkpoints, SRModel):
+class SDAKDModel(Checkpoints, Validation, SRModel):
     """Distils a super-resolution GAN into a narrow student in stages, on paired data.
 
     The option file adds ``teacher:``, ``train:stages:`` and, where wanted, ``discriminators:`` to BasicSR's keys; see
@@ -50,7 +50,6 @@ class SDAKDModel(Checkpoints, SRModel):
 
     has_borders = True  # training images are crops, whose borders teachers answer to with artefacts of padding
     discriminators_first = False  # Real-ESRGAN's order: the generator is updated before its discriminator
-    progress: Progress | None = None  # of a validation
     at_work = ''  # the term that a step is computing, for the sentence of a rehearsal
 
     def __init__(self, opt: Mapping) -> None:
@@ -84,7 +83,11 @@ class SDAKDModel(Checkpoints, SRModel):
         frequencies = {'saving': self.opt['logger']['save_checkpoint_freq'], 'validation': self.scenario.val_freq}
         self.clock = Clock(self.plan, {kind: every for kind, every in frequencies.items() if every})
         self.kept = Kept(self.scenario.logger.keep_last, self.plan.ends)
+        self.loop: Loop | None = None  # BasicSR's, where it trains this model
+        self.stops = False  # whether some process was asked to stop, as all of them know since the last step
+        self.validated = 0  # the last iteration with a validation of all sets
         self.answers: dict[str, Answer] = {}  # of teachers to the current batch, where they are known without running
+        self.sources: Sequence[str] = ()  # of the images that were last taken
         self.pool: ReusingPool | None = None
         if self.train_options.pool_reuse > 1:
             size, reuse = self.opt['queue_size'], self.train_options.pool_reuse
@@ -104,14 +107,17 @@ class SDAKDModel(Checkpoints, SRModel):
 
     def _begin(self) -> None:
         """What a run does before its first step, once everyone is there."""
-        Clock.latest = self.clock
+        if Loop.latest is not None:
+            self.loop, Loop.latest.model = Loop.latest, self
         main = self.opt['rank'] == 0
-        if 'threads' in self.opt:
-            get_root_logger().info(self.opt['threads'])
+        for fact in ('threads', 'room'):
+            if fact in self.opt:
+                get_root_logger().info(self.opt[fact])
         if main and not self.scenario.resumes and self.teachers and self.has_borders:
             with Progress("teachers' answers to crops, against those in context"):
                 check_context(self.cast, self.run)
         fill(self.scenario.datasets.get('train') or {}, self.teachers, self.cast.fingerprints, main)
+        meet()
         forget_states()
 
     def _log_cast(self) -> None:
@@ -186,6 +192,7 @@ class SDAKDModel(Checkpoints, SRModel):
         """Makes a batch of the loader the current one; with a pool, its pairs are larger than crops."""
         super().feed_data(data)
         self.answers = answers_in(data, self.device)
+        self.sources = data.get('gt_path') or data.get('lq_path') or ()
 
     def draw(self, batch: int) -> None:
         """Takes a batch from the pool of reused pairs as the current one."""
@@ -200,7 +207,13 @@ class SDAKDModel(Checkpoints, SRModel):
         return self.gt
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """Sets every player's rate from the stage; BasicSR's schedulers and its own warm-up are not used."""
+        """Begins an iteration: every player's rate is its stage's; BasicSR's schedulers and warm-up are not used.
+
+        Raises:
+            Stopped: The run was asked to stop, and is saved.
+        """
+        if self.loop is not None:
+            self.loop.between()
         for player in self.players:
             player.set_learning_rate(self.plan.learning_rate(current_iter, player.side))
 
@@ -261,7 +274,7 @@ class SDAKDModel(Checkpoints, SRModel):
                 self.model_ema(decay=min(self.train_options.ema_decay, (1 + current_iter) / (10 + current_iter)))
             self.output = context.student.detach()
         self.last_iter = current_iter
-        self._report(moment, current_iter, log)
+        self._report(moment, current_iter, log, {'student': context, **contexts})
         self.clock.lap(current_iter)
 
     def weighted(self, term: str, value: torch.Tensor) -> torch.Tensor:
@@ -288,111 +301,24 @@ class SDAKDModel(Checkpoints, SRModel):
             for player in self.players:
                 player.forget()
 
-    def _report(self, moment: Moment, current_iter: int, log: Mapping[str, torch.Tensor]) -> None:
+    def _report(
+        self,
+        moment: Moment,
+        current_iter: int,
+        log: Mapping[str, torch.Tensor],
+        contexts: Mapping[str, Context],
+    ) -> None:
         """Averages the logged values over processes, with one synchronisation, and stops on NaN or infinity."""
         values = torch.stack([value.detach().float().mean() for value in log.values()])
         if self.opt['dist']:
+            wanted = self.loop is not None and self.loop.wanted is not None
+            values = torch.cat([values, values.new_tensor([float(wanted)])])
             torch.distributed.all_reduce(values)
-            values /= self.opt['world_size']
+            self.stops = values[-1] > 0
+            values = values[:-1] / self.opt['world_size']
         values = OrderedDict(zip(log, values.tolist(), strict=True))
         bad = [name for name, value in values.items() if value != value or abs(value) == float('inf')]
-        if bad and self.opt.get('rehearsal'):
-            raise UserError(
-                f'train:stages:{moment.name}: the loss {bad[0]} is {values[bad[0]]} in a rehearsal of the first step; '
-                'correct the files that networks start from, or the term.'
-            )
         if bad:
-            side = 'g' if bad[0].startswith(('l_g_', 'l_t_')) else 'd'
-            raise UserError(
-                f'the loss {bad[0]} became {values[bad[0]]} at iteration {current_iter:,d} (stage {moment.name}, step '
-                f'{moment.step:,d}): lower train:stages:{moment.name}:lr_{side} or '
-                f'set grad_clip there, and continue from the last checkpoint in {self.path.get("models")} '
-                f'with --auto_resume.'
-            )
+            raise blame(self, moment, current_iter, bad[0], values[bad[0]], contexts, log)
         shares = self.shares.log() if self.shares is not None else {}
         self.log_dict = OrderedDict(stage=StageMark(self.plan, moment), **values, **shares)
-
-    # ----------------------------------------------------------------------------------------------------- validation
-
-    @torch.no_grad()
-    def upscale(self, network: nn.Module) -> torch.Tensor:
-        """What a generator makes of ``self.lq`` in validation; ``(N, 3, H, W)`` in [0, 1], in tiles where wanted."""
-        val = self.opt.get('val') or {}
-        return run_tiled(network, self.lq, self.scale, val.get('tile') or 0, val.get('tile_pad', 10))
-
-    def test(self) -> None:
-        """Runs the averaged student on ``self.lq``, in tiles where ``val:tile`` says so."""
-        network = getattr(self, 'net_g_ema', self.bare_student)
-        network.eval()
-        self.output = self.upscale(network)
-        if network is self.bare_student:
-            network.train(self.opt['is_train'])
-
-    def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> None:
-        """BasicSR's; after the first set the best checkpoint is kept, and teachers that learn are shown if better."""
-        if not self.is_train:
-            return super().validation(dataloader, current_iter, tb_logger, save_img)
-        with self.clock.aside('validation'):
-            self._validate(dataloader, current_iter, tb_logger, save_img)
-
-    def _validate(self, dataloader, current_iter, tb_logger, save_img) -> None:
-        super().validation(dataloader, current_iter, tb_logger, save_img)
-        first = next((phase for phase in self.opt['datasets'] if phase.startswith('val')), None)
-        if dataloader.dataset.opt['name'] != self.opt['datasets'][first]['name']:
-            return
-        if (by := self.scenario.best_by) is not None and self.opt['rank'] == 0:
-            self.consider_best(float(self.metric_results[by]), self._lower(by))
-        for teacher in self.cotrained:
-            if self.opt['rank'] == 0:
-                metric = self.opt['val']['metrics'][teacher.metric]
-                measure = partial(self._measure, dataloader=dataloader, metric=metric)
-                teacher.consider(measure, self._lower(teacher.metric), current_iter)
-            if self.opt['dist']:
-                for tensor in teacher.shown.state_dict().values():
-                    torch.distributed.broadcast(tensor, 0)
-            self.save_again(teacher, current_iter)
-
-    def _lower(self, metric: str) -> bool:
-        """Whether a lower value of one of ``val:metrics`` is the better one."""
-        return self.opt['val']['metrics'][metric].get('better', 'higher') == 'lower'
-
-    @torch.no_grad()
-    def _measure(self, network: nn.Module, dataloader, metric: Mapping) -> float:
-        """A validation metric of a generator on a set: what BasicSR's validation computes of the student."""
-        total, count = 0.0, 0
-        self.is_train = False  # no degradation of validation images
-        name = dataloader.dataset.opt['name']
-        for data in Progress(f'validation of a teacher on {name}', len(dataloader), 'images').over(dataloader):
-            self.feed_data(data)
-            images = {'img': tensor2img([self.upscale(network).cpu()])}
-            if 'gt' in data:
-                images['img2'] = tensor2img([self.gt.cpu()])
-            total = total + calculate_metric(images, metric)
-            count += 1
-        self.is_train = True
-        return float(total / count)
-
-    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
-        """BasicSR's validation, with the first images of every set in TensorBoard (``val:tb_images``, default 3)."""
-        self._images = None
-        if tb_logger is not None:
-            name = dataloader.dataset.opt['name']
-            self._images = (tb_logger, name, current_iter, iter(range(self.opt['val'].get('tb_images', 3))))
-        training, self.is_train = self.is_train, False  # its images are no training pairs
-        with Progress(f'validation of {dataloader.dataset.opt["name"]}', len(dataloader), 'images') as self.progress:
-            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
-        self.is_train, self._images = training, None
-
-    def get_current_visuals(self) -> OrderedDict:
-        """The current images on the CPU: ``lq``, ``result`` and, where there is one, ``gt``."""
-        visuals = super().get_current_visuals()
-        if self.progress is not None:
-            self.progress.step()
-        if getattr(self, '_images', None) is not None:
-            tb_logger, name, current_iter, numbers = self._images
-            number = next(numbers, None)
-            if number is not None:
-                for kind, image in visuals.items():
-                    rgb = tensor2img([image], rgb2bgr=False)
-                    tb_logger.add_image(f'{name}/{number}/{kind}', rgb, current_iter, dataformats='HWC')
-        return visuals

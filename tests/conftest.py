@@ -31,19 +31,30 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _cache(tmp_path_factory):
+    """What is remembered beyond a process is remembered in the tests' own folder."""
+    os.environ['XDG_CACHE_HOME'] = str(tmp_path_factory.mktemp('cache'))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope='session')
-def photographs() -> dict[str, np.ndarray]:
-    """Crops of 128 x 128 pixels from photographs, RGB, uint8, by name."""
+def crops_of_photographs() -> dict[str, np.ndarray]:
+    """Crops of 128 x 128 pixels, RGB, uint8, by name."""
     from skimage import data
 
     corners = {'astronaut': (60, 170), 'chelsea': (60, 120), 'coffee': (100, 240), 'rocket': (150, 260)}
     crops = {name: getattr(data, name)()[top : top + 128, left : left + 128] for name, (top, left) in corners.items()}
     return {name: np.ascontiguousarray(crop) for name, crop in crops.items()}
+
+
+@pytest.fixture(scope='session')
+def photographs() -> dict[str, np.ndarray]:
+    """What :func:`crops_of_photographs` returns."""
+    return crops_of_photographs()
 
 
 @pytest.fixture(scope='session')
@@ -142,6 +153,91 @@ def world(tmp_path, photographs) -> World:
 def shared_world(tmp_path_factory, photographs) -> World:
     """A small run that the tests of a module only read."""
     return World(tmp_path_factory.mktemp('world'), photographs)
+
+
+class Forked:
+    """A training in a forked process, which need not import anything anew.
+
+    Args:
+        root: Receives ``experiments/``.
+        log: Receives what it prints.
+        flags: Of the command line.
+        change: Called in the process before it begins, such as to break something.
+        environment: Variables in addition to those that are there.
+    """
+
+    def __init__(self, root, log, *flags, change=lambda: None, **environment) -> None:
+        self.log, self.status = log, None
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os._exit(self._train(root, flags, change, environment))
+            finally:
+                os._exit(99)
+
+    def _train(self, root, flags, change, environment) -> int:
+        import basicsr.train
+        import sdakd_models  # noqa: F401
+
+        number = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(number, stream)
+        sys.stdout, sys.stderr = (open(stream, 'w', buffering=1) for stream in (1, 2))
+        os.environ.update(environment)
+        sys.argv, sys.excepthook = ['train.py', *flags], sys.__excepthook__
+        change()
+        try:
+            basicsr.train.train_pipeline(str(root))
+        except SystemExit as end:
+            return end.code
+        except BaseException:
+            try:
+                sys.excepthook(*sys.exc_info())
+            except SystemExit as end:
+                return end.code
+            return 1
+        return 0
+
+    def wait(self, seconds: float = 120) -> str:
+        """Waits for its end, sets ``status`` and returns what it has printed; fails where it hangs."""
+        import time
+
+        until = time.monotonic() + seconds
+        while self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > until:
+                self.kill()
+                raise AssertionError(f'it hangs: {self.printed()}')
+            time.sleep(0.02)
+        return self.printed()
+
+    def kill(self) -> None:
+        """SIGKILL, and waits."""
+        import signal
+
+        os.kill(self.pid, signal.SIGKILL)
+        self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text() if self.log.exists() else ''
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """Starts trainings as :class:`Forked`; those that are left are killed."""
+    started = []
+
+    def start(root, *flags, **more):
+        started.append(Forked(root, tmp_path / f'printed{len(started)}.txt', *flags, **more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.status is None:
+            one.kill()
 
 
 @pytest.fixture

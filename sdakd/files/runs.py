@@ -30,6 +30,7 @@ import yaml
 from sdakd import stops
 from sdakd.compat import UserError
 from sdakd.files.images import write
+from sdakd.lock import check_free
 from sdakd.progress import say
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,6 +156,7 @@ class Run:
             keep: File descriptors that it inherits.
         """
         if self.record.starts and not any((self.experiment / 'training_states').glob('*.state')):
+            check_free(self.experiment)
             shutil.rmtree(self.experiment, ignore_errors=True)  # it had not come to its first checkpoint
         self.write_options()
         command = self.command()

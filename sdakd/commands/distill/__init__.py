@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DEGRADATIONS = ('realesrgan', 'bicubic', 'none')
 RECORD = 'distill.json'
 OF_DATA = ('data', 'degradation', 'seed', 'photos-validation')  # arguments that the prepared photographs rest on
-KEPT = ('teacher', 'photographs')  # that may be in the folder before
+KEPT = ('teacher', 'photographs', '.lock')  # that may be in the folder before
 STARTS = 20  # seconds in which a training starts
 LEAST = 60  # iterations, below which nothing is learned
 STEP = 0.5  # seconds of a step on a processor for which the batch is chosen
@@ -145,6 +145,8 @@ def distill(
     compat.import_basicsr()
     from sdakd.commands.distill.photographs import Source
     from sdakd.commands.prepare.jobs import apart
+    from sdakd.files.results import output_folder
+    from sdakd.files.runs import alone_in
     from sdakd_arch.width import fraction
 
     ratio = fraction(width, '-w')
@@ -170,12 +172,14 @@ def distill(
         'photos-validation': measured and [os.path.realpath(part) for part in (measured.gt, measured.lq) if part],
     }
     work = Work(Path(output), opened, ratio, arch, degradation, seed, precision, asked)
-    work.claim()
-    work.prepare(source, measured)
-    work.make_plan(seconds, iters, baseline)
-    if plan:
-        return Distilled(work.folder, {}, [], '', [])
-    return work.train_and_close(baseline)
+    work.check_folder()
+    with alone_in(output_folder(work.folder), '-o'):
+        work.claim()
+        work.prepare(source, measured)
+        work.make_plan(seconds, iters, baseline)
+        if plan:
+            return Distilled(work.folder, {}, [], '', [])
+        return work.train_and_close(baseline)
 
 
 def read_time(text: str | float) -> float:
@@ -258,16 +262,26 @@ class Work:
 
     # -------------------------------------------------------------------------------------------------- the folder
 
+    def check_folder(self) -> None:
+        """Creates nothing.
+
+        Raises:
+            UserError: It holds something else than a distillation.
+        """
+        there = [entry for entry in self.folder.glob('*') if entry.name not in KEPT] if self.folder.is_dir() else []
+        if there and not (self.folder / RECORD).is_file():
+            raise UserError(
+                '-o', f'{self.folder} holds {there[0].name} and no distillation; give a new or empty folder.'
+            )
+
     def claim(self) -> None:
-        """Makes the folder, or finds that it is this very distillation's.
+        """Makes the folder this distillation's, or finds that it is already.
 
         One that has no plan yet takes other arguments; of its photographs, what still holds is kept.
 
         Raises:
-            UserError: It holds something else, or one with other arguments.
+            UserError: It holds one with other arguments.
         """
-        from sdakd.files.results import output_folder
-
         path = self.folder / RECORD
         if path.is_file():
             try:
@@ -287,14 +301,6 @@ class Work:
             if set(changed) & {'teacher', *OF_DATA}:
                 self.record.pop('photographs', None)
                 shutil.rmtree(self.folder / 'data', ignore_errors=True)
-            self._save()
-            return
-        there = [entry for entry in self.folder.glob('*') if entry.name not in KEPT] if self.folder.is_dir() else []
-        if there:
-            raise UserError(
-                '-o', f'{self.folder} holds {there[0].name} and no distillation; give a new or empty folder.'
-            )
-        output_folder(self.folder)
         self._save()
 
     def _save(self) -> None:

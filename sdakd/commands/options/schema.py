@@ -45,7 +45,7 @@ class Dataset(Struct):
     use_rot: Annotated[bool, Meta(description='Turn by 90 degrees at random.')]
     num_worker_per_gpu: Annotated[int, Meta(ge=0, description='Processes that load images.')]
     batch_size_per_gpu: Annotated[int, Meta(ge=1, description='Batch of each process.')]
-    dataset_enlarge_ratio: Annotated[int, Meta(ge=1, description='How often an epoch repeats the images.')]
+    dataset_enlarge_ratio: Annotated[int, Meta(ge=1, description='Without effect: a run is one long epoch.')]
     prefetch_mode: Annotated[Literal['cpu', 'cuda'] | None, Meta(description='Load the next batch ahead.')]
     num_prefetch_queue: Annotated[int, Meta(description='Batches ahead, for `prefetch_mode: cpu`.')]
 
