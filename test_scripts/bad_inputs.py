@@ -35,7 +35,7 @@ from sdakd.files.results import table
 PATIENCE = 30  # seconds that a case may take
 
 # of a command that found out while it worked that nothing could be used
-MAY_BE_LEFT = ('./out', './out/.sdakd_prepare.json')
+MAY_BE_LEFT = ('./out', './out/.sdakd_prepare.json', './out/distill.json', './out/.lock')
 
 # a line that each command takes
 LINES = {
@@ -121,6 +121,24 @@ class Case:
 
 # what is right after all: (command, flag, kind), where an empty text stands for any
 LEGAL = {
+    ('', '--tile', 'zero'),
+    ('', '--tile', 'a long number'),
+    ('', '--seed', 'zero'),
+    ('', '--output', 'a folder that is full'),
+    ('evaluate', '--models', 'a folder'),
+    ('evaluate', '--crop_border', 'zero'),
+    ('prepare pairs', '--seed', 'a long number'),
+    ('upscale', '--input', 'grey of one pixel'),
+    ('upscale', '--input', 'twins'),
+    ('upscale', '--outscale', 'a fraction'),
+    ('upscale', '--tile_pad', 'zero'),
+    ('upscale', '--tile_pad', 'a long number'),
+    ('upscale', '--pre_pad', 'zero'),
+    ('upscale', '--suffix', ''),
+    ('doctor', '--folder', ''),
+    ('report', '--max_images', 'a long number'),
+    ('prepare meta', '--input', 'twins'),
+    ('prepare multiscale', '--input', 'grey of one pixel'),
     ('prepare subimages', '--thresh_size', 'zero'),
     ('prepare subimages', '--thresh_size', 'a long number'),
     ('prepare subimages', '--step', 'a long number'),
@@ -281,8 +299,12 @@ class Result:
     left: list[str]
 
 
+class Late(BaseException):
+    """Nothing that a command could take for an error of its work."""
+
+
 def late(*_: object) -> None:
-    raise TimeoutError(f'more than {PATIENCE} s')
+    raise Late(f'more than {PATIENCE} s')
 
 
 def run(case: Case) -> Result:

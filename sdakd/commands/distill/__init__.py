@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from sdakd import compat, stops
-from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
+from sdakd.commands.interface import MOST_SEED, Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError
 from sdakd.progress import duration, sign
 
@@ -137,7 +137,7 @@ def distill(
         UserError: A mistake in an argument, file or photograph, or a folder that holds another distillation.
     """
     one_of(degradation, DEGRADATIONS, '--degradation')
-    seed = whole(seed, '--seed')
+    seed = whole(seed, '--seed', 0, MOST_SEED)
     if time is not None and iters is not None:
         raise UserError('--time', '--iters is given as well; leave one of them out.')
     iters = None if iters is None else whole(iters, '--iters', LEAST)

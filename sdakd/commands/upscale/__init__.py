@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from sdakd import __version__, compat, stops
-from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
+from sdakd.commands.interface import MOST_THREADS, Flags, Outcome, number, one_of, whole
 from sdakd.compat import FullError, UserError, near
 from sdakd.files.images import ENDINGS, UnusableError, by_stem, list_images, stem, write
 from sdakd.files.limits import MAX_PIXELS, limited
@@ -330,7 +330,7 @@ def upscale(
     """
     outscale, factor = _positive(outscale, '-s'), _positive(factor, '--factor')
     tile, tile_pad, pre_pad = _pixels(tile, '-t'), _pixels(tile_pad, '--tile_pad'), whole(pre_pad, '--pre_pad')
-    threads = None if threads is None else whole(threads, '--threads', 1)
+    threads = None if threads is None else whole(threads, '--threads', 1, MOST_THREADS)
     one_of(ext, EXTENSIONS, '--ext')
     one_of(alpha_upsampler, ALPHA, '--alpha_upsampler')
     if '/' in suffix or os.sep in suffix:
