@@ -283,7 +283,7 @@ class Parser(argparse.ArgumentParser):
         return namespace, unknown
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
-        if value == '' and action.default is None:  # such as an unset variable of a shell
+        if value == '' and action.type is None:  # such as an unset variable of a shell; type=str takes it
             flag = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
             raise UserError(flag, 'it has an empty value; write one, or leave it out.')
         if action.choices is None or value in action.choices:

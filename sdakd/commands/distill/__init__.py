@@ -172,7 +172,7 @@ def distill(
         'photos-validation': measured and [os.path.realpath(part) for part in (measured.gt, measured.lq) if part],
     }
     work = Work(Path(output), opened, ratio, arch, degradation, seed, precision, asked)
-    work.check_folder()
+    check_folder(work.folder)
     with alone_in(output_folder(work.folder), '-o'):
         work.claim()
         work.prepare(source, measured)
@@ -180,6 +180,17 @@ def distill(
         if plan:
             return Distilled(work.folder, {}, [], '', [])
         return work.train_and_close(baseline)
+
+
+def check_folder(folder: Path) -> None:
+    """Creates nothing.
+
+    Raises:
+        UserError: It holds something else than a distillation.
+    """
+    there = [entry for entry in folder.glob('*') if entry.name not in KEPT] if folder.is_dir() else []
+    if there and not (folder / RECORD).is_file():
+        raise UserError('-o', f'{folder} holds {there[0].name} and no distillation; give a new or empty folder.')
 
 
 def read_time(text: str | float) -> float:
@@ -261,18 +272,6 @@ class Work:
         self.discriminator = recipe.discriminator_network(self.teacher, self.ratio)
 
     # -------------------------------------------------------------------------------------------------- the folder
-
-    def check_folder(self) -> None:
-        """Creates nothing.
-
-        Raises:
-            UserError: It holds something else than a distillation.
-        """
-        there = [entry for entry in self.folder.glob('*') if entry.name not in KEPT] if self.folder.is_dir() else []
-        if there and not (self.folder / RECORD).is_file():
-            raise UserError(
-                '-o', f'{self.folder} holds {there[0].name} and no distillation; give a new or empty folder.'
-            )
 
     def claim(self) -> None:
         """Makes the folder this distillation's, or finds that it is already.

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--fp32', dest='half', action='store_const', const=False, help=fp32)
     ext = 'ending of the results; auto: that of the input, or png where it cannot hold alpha or 16 bits'
     add('--ext', choices=EXTENSIONS, help=ext)
-    add('--suffix', help='NAME.png becomes NAME_SUFFIX.png (default: {default})')
+    add('--suffix', type=str, help='NAME.png becomes NAME_SUFFIX.png (default: {default})')
     add('--face_enhance', action='store_true', help='restore faces with GFPGAN (pip install gfpgan)')
     alpha = 'how alpha is enlarged (default: {default}, by the model)'
     add('--alpha_upsampler', choices=ALPHA, help=alpha)
