@@ -80,7 +80,7 @@ def parse_options(root_path: str, is_train: bool = True):
     _replace_everywhere('load_resume_state', functools.partial(begin, file=args.opt, change_stages=args.change_stages))
     _replace_everywhere('MessageLogger', TrainingLog)
     _replace_everywhere('create_train_val_dataloader', create_train_val_dataloader)
-    Loop.latest = Loop()
+    Loop.latest = Loop(args.debug)
     with one_voice():
         opt, left = read_options(args.opt, args.force_yml or ())
         written, mistakes = opt, Mistakes()

@@ -250,6 +250,13 @@ def start() -> None:
     sys.excepthook = ending_together(exit_with_sentence)  # torch has put one of its own there
 
 
+def is_ending() -> bool:
+    """Whether a process of a distributed run has failed, so that all of them end."""
+    with contextlib.suppress(Exception):
+        return _others is not None and (_others.told() or _others.killed()) is not None
+    return False
+
+
 def ending_together(hook: Callable) -> Callable:
     """An excepthook that, in a distributed run, has the first process that fails speak, and all others end as well.
 

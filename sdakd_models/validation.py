@@ -11,7 +11,7 @@ import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import imwrite, tensor2img
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from sdakd.progress import Progress
 from sdakd_arch.inference.tiling import run_tiled
@@ -19,6 +19,28 @@ from sdakd_data.randomness import aside
 from sdakd_models.processes import gather, spread
 
 VALIDATION = 2  # what a seed is for, beside those of sdakd_data.draws
+
+
+class _Share(Dataset):
+    """Every N-th image of a set, degraded alike in all validations, whoever reads it.
+
+    Args:
+        dataset: The set.
+        first: Its first image in this share.
+        every: N.
+        seed: Of the run.
+    """
+
+    def __init__(self, dataset: Dataset, first: int, every: int, seed: int) -> None:
+        self.dataset, self.numbers, self.seed = dataset, range(first, len(dataset), every), seed
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> dict:
+        number = self.numbers[index]
+        with aside(self.seed, VALIDATION, number):
+            return self.dataset[number]
 
 
 class Validation:
@@ -45,8 +67,7 @@ class Validation:
         if current_iter == self.validated:
             return None  # BasicSR's loop validates once more at its end
         sets = [options['name'] for phase, options in self.opt['datasets'].items() if phase.startswith('val')]
-        # a set is degraded alike in all validations, and training goes on as if there had been none
-        with self.clock.aside('validation'), aside(self.opt['manual_seed'], VALIDATION, device=self.device):
+        with self.clock.aside('validation'), aside(device=self.device):  # training goes on as if there had been none
             self._validate(dataloader, current_iter, tb_logger, save_img)
         if dataloader.dataset.opt['name'] == sets[-1]:
             self.validated = current_iter
@@ -159,9 +180,8 @@ class Validation:
 
     def _share(self, dataloader: DataLoader) -> DataLoader:
         """This process's images of a set: every N-th of N processes, in their order; global random numbers stay."""
-        dataset = dataloader.dataset
         rank, processes = (self.opt['rank'], self.opt['world_size']) if self.opt['dist'] else (0, 1)
-        own = Subset(dataset, range(rank, len(dataset), processes))
+        own = _Share(dataloader.dataset, rank, processes, self.opt['manual_seed'])
         workers, pinned = dataloader.num_workers, dataloader.pin_memory
         options = {'num_workers': workers, 'pin_memory': pinned, 'collate_fn': dataloader.collate_fn}
         return DataLoader(own, batch_size=1, generator=torch.Generator(), **options)

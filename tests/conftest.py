@@ -176,6 +176,11 @@ class Forked:
                 os._exit(99)
 
     def _train(self, root, flags, change, environment) -> int:
+        import atexit
+        import logging
+
+        from basicsr.utils.logger import initialized_logger
+
         import basicsr.train
         import sdakd_models  # noqa: F401
 
@@ -184,19 +189,24 @@ class Forked:
             os.dup2(number, stream)
         sys.stdout, sys.stderr = (open(stream, 'w', buffering=1) for stream in (1, 2))
         os.environ.update(environment)
+        logging.getLogger('basicsr').handlers.clear()
+        initialized_logger.clear()
         sys.argv, sys.excepthook = ['train.py', *flags], sys.__excepthook__
+        at_end = []
+        atexit.register = lambda function, *given: at_end.append((function, given))  # those of the tests are no concern
         change()
+        status = 0
         try:
-            basicsr.train.train_pipeline(str(root))
-        except SystemExit as end:
-            return end.code
-        except BaseException:
             try:
+                basicsr.train.train_pipeline(str(root))
+            except Exception:
+                status = 1
                 sys.excepthook(*sys.exc_info())
-            except SystemExit as end:
-                return end.code
-            return 1
-        return 0
+        except SystemExit as end:
+            status = end.code
+        for function, given in reversed(at_end):
+            function(*given)
+        return status
 
     def wait(self, seconds: float = 120) -> str:
         """Waits for its end, sets ``status`` and returns what it has printed; fails where it hangs."""

@@ -96,7 +96,8 @@ def test_an_error_of_one_process(world, options, pair):
     main, second = pair(options, on_rank(1, 'optimize_parameters', fail))
     quiet, loud = main.wait(), second.wait()
     assert main.status == second.status == 1
-    assert 'ValueError: a fault of the program' in loud and 'Traceback' in loud
+    assert 'failed (ValueError: a fault of the program)' in loud and 'Traceback' not in loud
+    assert 'Traceback' in next((world.root / 'experiments').rglob('error_1.log')).read_text()
     assert 'Traceback' not in quiet and 'Error' not in quiet
 
 
@@ -123,6 +124,22 @@ def test_a_process_that_is_killed(world, options, pair, monkeypatch, lost, far):
     assert 'Traceback' not in printed
 
 
+def test_a_request_to_stop_that_one_of_them_hears(world, options, pair):
+    def tell(model, iteration):
+        if iteration == 3:
+            (world.root / 'third').touch()
+
+    both = pair(options, on_rank(0, 'optimize_parameters', tell))
+    while not (world.root / 'third').exists():
+        assert os.waitpid(both[0].pid, os.WNOHANG)[0] == 0, both[0].printed()
+        time.sleep(0.02)
+    os.kill(both[1].pid, signal.SIGTERM)
+    printed = [one.wait() for one in both]
+    assert [one.status for one in both] == [128 + signal.SIGTERM] * 2
+    assert 'Stopped after iteration ' in printed[0] and not errors(*printed) and 'Traceback' not in ''.join(printed)
+    assert len(list((world.root / 'experiments/run/training_states').glob('*.state'))) == 1
+
+
 def test_one_that_waits_outside_of_a_collective_operation_ends_too(world, options, pair):
     """In the data loader, on a disk that does not answer."""
 
@@ -142,11 +159,11 @@ def test_one_that_waits_outside_of_a_collective_operation_ends_too(world, option
 
 
 def test_what_the_main_process_does_alone_may_take_longer_than_a_collective_operation(world, options, pair):
-    """Its checks and its work before the first step, with a time limit of a second."""
+    """Its checks and its work before the first step, with a time limit of four seconds."""
     options['train']['stages']['supervised']['iters'] = 2
 
     def slow(*_):
-        time.sleep(2.5)
+        time.sleep(6)
 
     def change():
         import datetime
@@ -154,7 +171,7 @@ def test_what_the_main_process_does_alone_may_take_longer_than_a_collective_oper
         from sdakd_models import launch, sdakd_model
 
         start = torch.distributed.init_process_group
-        limit = datetime.timedelta(seconds=1.5)
+        limit = datetime.timedelta(seconds=4)
         torch.distributed.init_process_group = lambda backend: start(backend, timeout=limit)
         check, context = launch.check_run, sdakd_model.check_context
         main = os.environ['RANK'] == '0'
