@@ -18,8 +18,8 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from sdakd import compat
-from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
+from sdakd import compat, stops
+from sdakd.commands.interface import MOST_SEED, Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError
 from sdakd.progress import duration, sign
 
@@ -97,6 +97,7 @@ class Distilled(Outcome):
         return '\n'.join(['', table(self.rows[0], self.rows[1:]), self.facts, *self.notes, *lines, ''])
 
 
+@stops.leaving('give the same command again to go on')
 def distill(
     teacher: str | Path,
     photographs: str | Path,
@@ -136,7 +137,7 @@ def distill(
         UserError: A mistake in an argument, file or photograph, or a folder that holds another distillation.
     """
     one_of(degradation, DEGRADATIONS, '--degradation')
-    seed = whole(seed, '--seed')
+    seed = whole(seed, '--seed', 0, MOST_SEED)
     if time is not None and iters is not None:
         raise UserError('--time', '--iters is given as well; leave one of them out.')
     iters = None if iters is None else whole(iters, '--iters', LEAST)
@@ -171,7 +172,7 @@ def distill(
         'photos-validation': measured and [os.path.realpath(part) for part in (measured.gt, measured.lq) if part],
     }
     work = Work(Path(output), opened, ratio, arch, degradation, seed, precision, asked)
-    work.check_folder()
+    check_folder(work.folder)
     with alone_in(output_folder(work.folder), '-o'):
         work.claim()
         work.prepare(source, measured)
@@ -179,6 +180,17 @@ def distill(
         if plan:
             return Distilled(work.folder, {}, [], '', [])
         return work.train_and_close(baseline)
+
+
+def check_folder(folder: Path) -> None:
+    """Creates nothing.
+
+    Raises:
+        UserError: It holds something else than a distillation.
+    """
+    there = [entry for entry in folder.glob('*') if entry.name not in KEPT] if folder.is_dir() else []
+    if there and not (folder / RECORD).is_file():
+        raise UserError('-o', f'{folder} holds {there[0].name} and no distillation; give a new or empty folder.')
 
 
 def read_time(text: str | float) -> float:
@@ -260,18 +272,6 @@ class Work:
         self.discriminator = recipe.discriminator_network(self.teacher, self.ratio)
 
     # -------------------------------------------------------------------------------------------------- the folder
-
-    def check_folder(self) -> None:
-        """Creates nothing.
-
-        Raises:
-            UserError: It holds something else than a distillation.
-        """
-        there = [entry for entry in self.folder.glob('*') if entry.name not in KEPT] if self.folder.is_dir() else []
-        if there and not (self.folder / RECORD).is_file():
-            raise UserError(
-                '-o', f'{self.folder} holds {there[0].name} and no distillation; give a new or empty folder.'
-            )
 
     def claim(self) -> None:
         """Makes the folder this distillation's, or finds that it is already.
