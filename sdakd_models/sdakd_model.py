@@ -55,6 +55,8 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
     def __init__(self, opt: Mapping) -> None:
         BaseModel.__init__(self, opt)  # not SRModel's constructor: the cast is what it would build
         self.path = opt.get('path') or {}
+        self.loop: Loop | None = None  # BasicSR's, where it trains this model
+        self.told: set[str] = set()  # metrics of whose failure the log has told
         if self.is_train:
             self.init_training_settings()
         elif opt.get('network_g'):
@@ -83,7 +85,6 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         frequencies = {'saving': self.opt['logger']['save_checkpoint_freq'], 'validation': self.scenario.val_freq}
         self.clock = Clock(self.plan, {kind: every for kind, every in frequencies.items() if every})
         self.kept = Kept(self.scenario.logger.keep_last, self.plan.ends)
-        self.loop: Loop | None = None  # BasicSR's, where it trains this model
         self.stops = False  # whether some process was asked to stop, as all of them know since the last step
         self.validated = 0  # the last iteration with a validation of all sets
         self.answers: dict[str, Answer] = {}  # of teachers to the current batch, where they are known without running

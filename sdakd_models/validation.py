@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
-from basicsr.utils import imwrite, tensor2img
+from basicsr.utils import get_root_logger, imwrite, tensor2img
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -41,6 +44,20 @@ class _Share(Dataset):
         number = self.numbers[index]
         with aside(self.seed, VALIDATION, number):
             return self.dataset[number]
+
+
+def _measured(compared: Mapping[str, np.ndarray], options: Mapping) -> object:
+    """A metric of an image.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    with warnings.catch_warnings():  # NumPy's, about what becomes no number then
+        warnings.simplefilter('ignore', RuntimeWarning)
+        value = calculate_metric(compared, options)
+    if np.isscalar(value) and not np.isfinite(value) and not np.isposinf(value):  # PSNR of equal images is infinite
+        raise ValueError(f'it is {value}')
+    return value
 
 
 class Validation:
@@ -80,7 +97,7 @@ class Validation:
         if dataloader.dataset.opt['name'] != self.opt['datasets'][first]['name']:
             return
         if (by := self.scenario.best_by) is not None and self.opt['rank'] == 0:
-            self.consider_best(float(self.metric_results[by]), self._lower(by))
+            self.consider_best(self.metric_results.get(by, math.nan), self._lower(by))
         for teacher in self.cotrained:
             measure = partial(self._measure, dataloader=dataloader, metric=teacher.metric)
             teacher.consider(measure, self._lower(teacher.metric), current_iter)
@@ -94,7 +111,7 @@ class Validation:
         name = dataloader.dataset.opt['name']
         metrics = {metric: self.opt['val']['metrics'][metric]}
         run = partial(self.upscale, network)
-        return self._over(dataloader, f'validation of a teacher on {name}', metrics, run)[metric]
+        return self._over(dataloader, f'validation of a teacher on {name}', metrics, run).get(metric, math.nan)
 
     def dist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """BasicSR's, which leaves all images to the main process; here every process has its share."""
@@ -156,7 +173,7 @@ class Validation:
         Returns:
             The means over all images by name, the same on every process.
         """
-        sums, images = dict.fromkeys(metrics, 0), 0
+        sums, counts = dict.fromkeys(metrics, 0), dict.fromkeys(metrics, 0)
         training, self.is_train = self.is_train, False  # its images are no training pairs
         loader = self._share(dataloader)
         for data in Progress(what, len(loader), 'images').over(loader):
@@ -171,12 +188,13 @@ class Validation:
             torch.cuda.empty_cache()  # images have different sizes
             look(data['lq_path'][0], visuals, compared['img'])
             for name, options in metrics.items():
-                sums[name] = sums[name] + calculate_metric(compared, options)
-            images += 1
+                with self._told_once(name, data['lq_path'][0]):
+                    sums[name] = sums[name] + _measured(compared, options)
+                    counts[name] += 1
             if self.loop is not None:
                 self.loop.interrupt()
         self.is_train = training
-        return self._means(sums, images)
+        return self._means(sums, counts)
 
     def _share(self, dataloader: DataLoader) -> DataLoader:
         """This process's images of a set: every N-th of N processes, in their order; global random numbers stay."""
@@ -186,13 +204,31 @@ class Validation:
         options = {'num_workers': workers, 'pin_memory': pinned, 'collate_fn': dataloader.collate_fn}
         return DataLoader(own, batch_size=1, generator=torch.Generator(), **options)
 
-    @staticmethod
-    def _means(sums: Mapping[str, object], images: int) -> dict[str, float]:
+    def _means(self, sums: Mapping[str, object], counts: Mapping[str, int]) -> dict[str, float]:
         """The means of metrics from every process's sums; those of a whole set are computed here, once."""
         if not sums:
             return {}
         means: dict[str, float] = {}
-        if parts := [part for part in gather((sums, images)) if part[1]]:  # a process may have no image
-            images = sum(count for _, count in parts)
-            means = {name: float(sum(part[name] for part, _ in parts) / images) for name in sums}
+        parts = gather((sums, counts))
+        for name in sums if parts else ():
+            images = sum(count[name] for _, count in parts)
+            if images:  # a metric may take none of them
+                with self._told_once(name, 'the set'):
+                    # a process may have no image
+                    means[name] = float(sum(part[name] for part, count in parts if count[name]) / images)
         return spread(means)
+
+    @contextlib.contextmanager
+    def _told_once(self, metric: str, what: str) -> Iterator[None]:
+        """Survives a metric that cannot be computed, for which a training is too dear; one warning a run is enough."""
+        try:
+            yield
+        except Exception as error:  # of whatever a metric does
+            if metric in self.told:
+                return
+            self.told.add(metric)
+            reason = ' '.join(str(error).split())[:200].rstrip('.') or type(error).__name__
+            get_root_logger().warning(
+                f'val:metrics:{metric}: it cannot be computed for {what} ({reason}); it is the mean of the images that '
+                'allow it, in all validations of this run.'
+            )

@@ -123,3 +123,36 @@ def test_a_set_of_one_image_and_two_processes(world, parse, options):
     first, second = on_two_processes(world, opt, world.root / 'shared', 1)
     assert first[0] == second[0] == pytest.approx(alone[0], rel=1e-9)
     assert set(first[4]) == {0} and not second[4]
+
+
+def test_a_metric_that_fails_is_told_once_and_the_rest_goes_on(world, parse, caplog, tmp_path):
+    """NIQE takes blocks of 96 pixels: of 64 it makes no number, and BasicSR's run would end."""
+    options = world.options()
+    metrics = options['val']['metrics']
+    metrics['niqe'] = {'type': 'calculate_niqe', 'crop_border': 4}
+    options['logger']['keep_best'] = 'niqe'
+    options['val']['val_freq'] = 1000
+    opt = parse(world.write(options), world.root)
+    results, records, *_ = validate(opt, tmp_path / 'images')
+    del options['val']['metrics']['niqe'], options['logger']['keep_best']
+    plain, *_ = validate(parse(world.write(options), world.root), tmp_path / 'images')
+    assert results == plain and 'psnr' in results and 'niqe' not in results
+    assert caplog.text.count('val:metrics:niqe: it cannot be computed for') == 1
+
+
+def test_a_metric_is_the_mean_of_the_images_that_allow_it(world, parse, tmp_path, monkeypatch):
+    opt = parse(world.write(world.options()), world.root)
+    from sdakd_models import validation
+
+    measure, values = validation.calculate_metric, []
+
+    def some(data, options):
+        values.append(measure(data, options))
+        if len(values) % 3 == 0:
+            raise ArithmeticError('not of this one')
+        return values[-1]
+
+    monkeypatch.setattr(validation, 'calculate_metric', some)
+    results, *_ = validate(opt, tmp_path / 'images')
+    last = [value for number, value in enumerate(values, 1) if number % 3 and number > 8]
+    assert results['psnr'] == pytest.approx(np.mean(last)) and len(last) == 5
