@@ -121,6 +121,8 @@ class Case:
 
 # what is right after all: (command, flag, kind), where an empty text stands for any
 LEGAL = {
+    ('export', '--output', 'the input'),
+    ('export', '--output', 'in the input'),
     ('bench', '--output', ''),
     ('demo', '--output', 'in the input'),
     ('', '--tile', 'zero'),

@@ -342,7 +342,9 @@ def test_wrong_weights_are_caught(net, tmp_path, monkeypatch, name, damage, half
         right.write(spoilt, path, half)
 
     monkeypatch.setitem(export.FORMATS, name, dataclasses.replace(right, write=wrong))
-    with pytest.raises(UserError, match=rf'--to {name}: .*does not give what PyTorch gives .*and was deleted'):
+    # who reads weights back refuses what is not finite
+    says = 'does not give what PyTorch gives .*and was deleted|and was deleted .*is damaged'
+    with pytest.raises(UserError, match=rf'--to {name}: .*({says})'):
         run('-m', net, '--to', name, '-o', tmp_path / 'new' / 'out', *['--half'] * half)
     assert os.listdir(tmp_path) == ['in']
 

@@ -202,7 +202,7 @@ def _check(name: str, target: Path, opened: Opened) -> None:
             wanted = ' '.join(FORMATS[name].packages)
             raise UserError(f'--to {name}', f'the package {package} is not installed: pip install {wanted}.') from None
     written = (target, target.with_suffix('.bin')) if name == 'ncnn' else (target,)
-    if Path(opened.path).resolve() in [file.resolve() for file in written]:
+    if os.path.realpath(opened.path) in map(os.path.realpath, written):
         raise UserError(
             f'--to {name}', f'{target} is the model itself, which would be overwritten; give another folder.'
         )
