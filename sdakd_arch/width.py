@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdakd.compat import UserError, near
+from sdakd.compat import UserError, near, one_line
 from sdakd_arch.families import family_of
 from sdakd_arch.weights import State, describe, tensors_only
 
@@ -80,7 +81,7 @@ def lookup(registry, name: str, where: str):
         UserError: Nothing of that name is registered.
     """
     known = dict(iter(registry))
-    for key in (name, f'{name}_basicsr'):
+    for key in (name, f'{name}_basicsr') if isinstance(name, str) else ():
         if key in known:
             return known[key]
     names = {key.removesuffix('_basicsr') for key in known}
@@ -98,10 +99,23 @@ def build(network: Mapping, where: str) -> nn.Module:
         raise UserError(f'{where}: the key type is missing; name an architecture, for example RRDBNet.')
     cls = lookup(ARCH_REGISTRY, options.pop('type'), f'{where}:type')
     try:
+        if slip := unknown_argument(cls, options):
+            raise TypeError(slip)
         with tensors_only(where):  # some networks load a part of theirs from a file that an option names
             return cls(**options)
-    except (TypeError, ValueError, AssertionError, RuntimeError, UnboundLocalError) as error:
-        raise UserError(f'{where}: {cls.__name__} cannot be built from these options: {error}.') from None
+    except UserError:
+        raise
+    except Exception as error:  # of whatever an architecture does with its arguments
+        raise UserError(f'{where}: {cls.__name__} cannot be built from these options: {one_line(error)}.') from None
+
+
+def unknown_argument(cls: type, options: Mapping) -> str | None:
+    """What is wrong with the first option that a class does not take, with near names; None if it takes all."""
+    parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return None
+    slips = (f'it takes no {key!r}; {near(str(key), parameters)}' for key in options if key not in parameters)
+    return next(slips, None)
 
 
 class _BeyondError(Exception):

@@ -14,10 +14,11 @@ import torch
 from basicsr.utils import logger as basicsr_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from sdakd.compat import UserError
+from sdakd.compat import UserError, one_line
 from sdakd.progress import Progress
 from sdakd_arch.width import lookup
 from sdakd_models.cast import Cast
+from sdakd_models.checks import loading
 from sdakd_models.checks.networks import check_crop
 from sdakd_models.scenario import Scenario
 from sdakd_models.threads import settle_threads
@@ -26,7 +27,7 @@ SIDES = (8, 16, 24, 32, 48, 64)  # of the rehearsal's crops in input pixels; the
 
 
 def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
-    """Builds the model of a run and makes the first step of every stage, with learning rates of 0.
+    """Loads the first images, builds the model of a run and makes the first step of every stage, with rates of 0.
 
     The batch is noise, of at most two images, in the smallest crops that discriminators and terms take. Nothing of the
     run changes: it builds its own model afterwards, random numbers and the logger are put back.
@@ -37,12 +38,14 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
         begins: Whether the run begins after it: then the number of its threads is settled, see :mod:`.threads`.
 
     Raises:
-        UserError: A step fails; with stage and term.
+        UserError: A step fails, with stage and term; or what :func:`sdakd_models.checks.loading.check` refuses.
     """
     cls = lookup(MODEL_REGISTRY, opt['model_type'], 'model_type')
     with untouched(opt['num_gpu'] > 0):
         with on_one_thread():
-            small = shrunk(opt, cast or Cast(Scenario.read(opt), 'meta'))
+            scenario = cast.scenario if cast else Scenario.read(opt)
+            loading.check(scenario)
+            small = shrunk(opt, cast or Cast(scenario, 'meta'))
             model = cls(small)
             batch = cls.noise_batch(model.scenario, small['datasets']['train']['batch_size_per_gpu'])
             stages = list(zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True))
@@ -53,11 +56,10 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
                 except UserError:
                     raise
                 except Exception as error:  # of whatever a loss, a term or an architecture does
-                    reason = ' '.join(str(error).split())[:200] or type(error).__name__
                     what = f'the term {model.at_work!r}' if model.at_work else 'the backward pass or the update'
                     raise UserError(
                         f'train:stages:{name}: a rehearsal of the first step fails in {what} '
-                        f'({type(error).__name__}: {reason.rstrip(".")}); correct it, or take it out of the stage.'
+                        f'({type(error).__name__}: {one_line(error)}); correct it, or take it out of the stage.'
                     ) from error
         if begins:
             with Progress('the best number of threads'):

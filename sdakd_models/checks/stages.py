@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sdakd.compat import Mistakes, UserError
+from sdakd.compat import Mistakes, UserError, one_line
+from sdakd_arch.width import unknown_argument
 from sdakd_models.options import Train, gan_term
-from sdakd_models.players import make_optimizer
+from sdakd_models.players import OPTIMIZERS, make_optimizer
 from sdakd_models.registry import TERMS
 from sdakd_models.scenario import Scenario
 from sdakd_models.stages import Stage
@@ -74,10 +75,14 @@ def check_optimizers(train: Train) -> None:
     with Mistakes() as mistakes:
         for key in ('optim_g', 'optim_d'):
             kind = getattr(train, key).get('type', 'Adam')
-            if kind not in ('Adam', 'AdamW'):
+            if not isinstance(kind, str) or kind not in OPTIMIZERS:
                 mistakes.add(f'train:{key}:type', f'{kind!r} is not offered, write Adam or AdamW.')
                 continue
+            options = {name: value for name, value in getattr(train, key).items() if name != 'type'}
+            if slip := unknown_argument(OPTIMIZERS[kind], options):
+                mistakes.add(f'train:{key}', f'{slip}.')
+                continue
             try:
-                make_optimizer([nn.Parameter(torch.zeros(1))], getattr(train, key))
-            except (TypeError, ValueError, IndexError) as error:
-                mistakes.add(f'train:{key}', f'{error}.')
+                make_optimizer([nn.Parameter(torch.zeros(1))], getattr(train, key)).step()
+            except Exception as error:  # each value fails in its own way
+                mistakes.add(f'train:{key}', f'{one_line(error)}.')

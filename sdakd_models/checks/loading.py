@@ -1,0 +1,92 @@
+"""Loaders and metrics, tried on the first image of every data set: what would fail in the middle of a run fails first.
+
+Called inside of :func:`sdakd_models.rehearsal.untouched`: nobody notices the random numbers that a data set draws.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+
+import numpy as np
+import torch
+from basicsr.data import build_dataloader
+from basicsr.metrics import calculate_metric
+from basicsr.utils import tensor2img
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch.utils.data import Dataset, default_collate
+
+from sdakd.compat import Mistakes, UserError, one_line
+from sdakd_arch.width import lookup
+from sdakd_metrics.set_metrics import SetDistance
+from sdakd_models.scenario import Scenario
+
+SIDE = 256  # of what metrics are tried on, at most
+
+
+def check(scenario: Scenario) -> None:
+    """Builds the loader of every data set, loads its first image, and measures validation's by all metrics.
+
+    Raises:
+        UserError: Something of this fails, an image lacks what the model reads, or a metric is no number.
+    """
+    with Mistakes() as mistakes:
+        for phase, options in scenario.datasets.items():
+            with mistakes.collect():
+                item = _first(scenario, phase, options)
+                if phase != 'train':
+                    _measure(scenario, item)
+
+
+def _first(scenario: Scenario, phase: str, options: Mapping) -> Mapping:
+    """The first item of a data set, as a batch."""
+    where = f'datasets:{phase}'
+    options = {**options, 'type': options.get('plain', options['type'])}  # a cache may be empty
+    dataset: Dataset = lookup(DATASET_REGISTRY, options['type'], f'{where}:type')(deepcopy(options))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # such as of more processes than cores; the run says it
+            build_dataloader(dataset, options, scenario.file['num_gpu'], scenario.file.get('dist', False), None, 0)
+            batch = default_collate([dataset[0]])
+    except Exception as error:  # of whatever a data set or torch's loader does
+        raise UserError(
+            where,
+            f'its first image cannot be loaded with these options ({type(error).__name__}: {one_line(error)}); '
+            'correct them, or the image.',
+        ) from error
+    finally:
+        for owner in (dataset, getattr(dataset, 'pairs', None)):
+            client = getattr(getattr(owner, 'file_client', None) or getattr(owner, 'client', None), 'client', None)
+            for database in getattr(client, '_client', {}).values():
+                database.close()  # one is opened once in a process, and the run's loader comes next
+    wanted = {'lq', 'lq_path'}
+    if phase == 'train':
+        wanted = {'gt', 'kernel1', 'kernel2', 'sinc_kernel'} if scenario.degrades else {'gt', 'lq'}
+    missing = sorted(wanted - (batch.keys() if isinstance(batch, Mapping) else set()))
+    if missing:
+        raise UserError(
+            f'{where}:type', f'{options["type"]} gives no {", ".join(missing)}, which {scenario.model_type} reads.'
+        )
+    return batch
+
+
+def _measure(scenario: Scenario, batch: Mapping) -> None:
+    """All metrics of a validation image with a little noise against itself."""
+    whole = batch.get('gt', batch['lq'])[..., :SIDE, :SIDE]
+    noise = torch.randn(whole.shape) / 64
+    images = {'img': tensor2img([(whole + noise).clamp(0, 1)]), 'img2': tensor2img([whole])}
+    with Mistakes() as mistakes:
+        for name, metric in (scenario.val.get('metrics') or {}).items():
+            where, size = f'val:metrics:{name}', f'{whole.shape[-1]}x{whole.shape[-2]} pixels of {batch["lq_path"][0]}'
+            try:
+                with warnings.catch_warnings(), np.errstate(all='ignore'):
+                    warnings.simplefilter('ignore')
+                    found = calculate_metric(images, metric)
+                    good = isinstance(found, SetDistance) or np.isfinite(float(found))
+            except UserError:
+                raise
+            except Exception as error:  # of whatever a metric does
+                found, good = f'{type(error).__name__}: {one_line(error)}', False
+            if not good:
+                mistakes.add(where, f'it cannot measure {size} ({found}); correct it, or take it out of val:metrics.')
