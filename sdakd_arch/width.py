@@ -99,8 +99,7 @@ def build(network: Mapping, where: str) -> nn.Module:
         raise UserError(f'{where}: the key type is missing; name an architecture, for example RRDBNet.')
     cls = lookup(ARCH_REGISTRY, options.pop('type'), f'{where}:type')
     try:
-        if slip := unknown_argument(cls, options):
-            raise TypeError(slip)
+        _refuse_slips(cls, options)
         with tensors_only(where):  # some networks load a part of theirs from a file that an option names
             return cls(**options)
     except UserError:
@@ -109,13 +108,12 @@ def build(network: Mapping, where: str) -> nn.Module:
         raise UserError(f'{where}: {cls.__name__} cannot be built from these options: {one_line(error)}.') from None
 
 
-def unknown_argument(cls: type, options: Mapping) -> str | None:
-    """What is wrong with the first option that a class does not take, with near names; None if it takes all."""
+def _refuse_slips(cls: type, options: Mapping) -> None:
+    """Says what is near an argument that a class does not take; Python's own error would not."""
     parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
-    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        return None
-    slips = (f'it takes no {key!r}; {near(str(key), parameters)}' for key in options if key not in parameters)
-    return next(slips, None)
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        for key in options.keys() - parameters.keys():
+            raise TypeError(f'it takes no {key!r}; {near(str(key), parameters)}')
 
 
 class _BeyondError(Exception):

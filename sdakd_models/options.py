@@ -406,6 +406,8 @@ def read_train(opt: Mapping, term_options: Mapping[str, str], *, mistakes: Mista
                 f'the learning rate belongs to each stage (train:stages:<name>:lr_{side[-1]}).',
             )
             train[side] = {key: value for key, value in train[side].items() if key != 'lr'}
+        if isinstance(train.get(side), Mapping):
+            train[side] = {key: numeral(value) for key, value in train[side].items()}
     own_values = {key: value for key, value in train.items() if key in own}
     if isinstance(train.get('stages'), Mapping):  # YAML reads a stage called 1 as a number
         own_values['stages'] = {str(name): stage for name, stage in train['stages'].items()}

@@ -326,7 +326,8 @@ datasets:*:out_size datasets:*:factors datasets:train:meta_info datasets:train:n
 datasets:train:batch_size_per_gpu paired/datasets:train:gt_size paired/datasets:train:use_????? datasets:train:use_rot
 degraded/datasets:train:use_hflip datasets:train:blur_* datasets:train:*prob* datasets:train:kernel_list*
 datasets:train:*_range*
-paired/datasets:val paired/val paired/val:metrics paired/val:metrics:psnr val:val_freq val:metrics:*:type
+paired/datasets:val paired/val paired/val:metrics paired/val:metrics:psnr val:val_freq
+paired/logger:save_checkpoint_freq val:metrics:*:type
 val:metrics:*:crop_border *prob *prob? *_range *_range? degraded/gt_size
 """.split()
 # Keys that may be null though a deletion would be legal, or that mean something by it
@@ -352,7 +353,7 @@ CHOSEN += ['teachers:second']
 # What nobody but BasicSR's or torch's own classes can judge: no traceback, and nothing else is asked
 OPEN = """
 *network network_? *network_?:* teacher:network:* *:*:network:* *:*:network train:optim_?:*
-*name train:*_opt:* discriminators:other:gan_opt:*
+*name datasets:*:name train:*_opt:* discriminators:other:gan_opt:*
 """.split()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 
-from sdakd.compat import Mistakes, UserError, one_line
-from sdakd_arch.width import unknown_argument
+from sdakd.compat import Mistakes, UserError, near, one_line
 from sdakd_models.options import Train, gan_term
 from sdakd_models.players import OPTIMIZERS, make_optimizer
 from sdakd_models.registry import TERMS
@@ -78,9 +79,11 @@ def check_optimizers(train: Train) -> None:
             if not isinstance(kind, str) or kind not in OPTIMIZERS:
                 mistakes.add(f'train:{key}:type', f'{kind!r} is not offered, write Adam or AdamW.')
                 continue
-            options = {name: value for name, value in getattr(train, key).items() if name != 'type'}
-            if slip := unknown_argument(OPTIMIZERS[kind], options):
-                mistakes.add(f'train:{key}', f'{slip}.')
+            known = {'type', *inspect.signature(OPTIMIZERS[kind]).parameters} - {'params', 'lr'}
+            slips = [name for name in getattr(train, key) if name not in known]
+            for name in slips:
+                mistakes.add(f'train:{key}', f'{kind} takes no {name!r}; {near(str(name), known)}.')
+            if slips:
                 continue
             try:
                 make_optimizer([nn.Parameter(torch.zeros(1))], getattr(train, key)).step()
