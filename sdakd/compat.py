@@ -233,7 +233,13 @@ def meant(given: Mapping, known: Iterable[str], cutoff: float = 0.5) -> dict:
 
 
 def exit_with_sentence(error_type: type[BaseException], error: BaseException, traceback) -> None:
-    """An excepthook: a :class:`UserError` becomes its sentence and exit status 2, anything else stays as it was."""
+    """An excepthook: a :class:`UserError` becomes its sentence and exit status 2, anything else stays as it was.
+
+    So does an interruption whose text says what is left to do: exit status 130.
+    """
+    if issubclass(error_type, KeyboardInterrupt) and error.args:
+        sys.stderr.write(f'\nInterrupted: {error}.\n')
+        raise SystemExit(130)
     if issubclass(error_type, UserError):
         sys.stdout.flush()
         sys.stderr.write(f'Error: {error.report()}\n')

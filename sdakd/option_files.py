@@ -213,6 +213,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('-opt', type=str, required=True, help='option file (YAML), or the name of one that ships')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     parser.add_argument('--auto_resume', action='store_true', help='continue from the last saved state, if any')
+    parser.add_argument(
+        '--change_stages', action='store_true', help='continue although train:stages has changed since the run began'
+    )
     parser.add_argument('--debug', action='store_true', help='name the run debug_..., log, save and validate often')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
     parser.add_argument('--force_yml', nargs='+', help='change values of the option file: train:ema_decay=0.99')

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -57,7 +57,8 @@ def tensors_only(where: str) -> Iterator[None]:
     """While it lasts, whoever calls ``torch.load`` gets :func:`load_tensors`.
 
     For code of other packages that loads files itself: BasicSR's VGG and networks, torchvision's, GFPGAN, facexlib,
-    lpips and torch-fidelity. Before torch 2.6 their calls execute what a pickle asks for, and some always do.
+    lpips and torch-fidelity. Before torch 2.6 their calls execute what a pickle asks for, and some always do. A file
+    with values that are no numbers is refused (:func:`check_finite`).
 
     Args:
         where: Flag or key to name in an error.
@@ -67,13 +68,51 @@ def tensors_only(where: str) -> Iterator[None]:
     def load(file, map_location=None, pickle_module=None, **options):
         if not isinstance(file, str | os.PathLike):
             return _load(file, map_location, **{**options, 'weights_only': True})
-        return load_tensors(file, where, map_location=map_location, **options)
+        content = load_tensors(file, where, map_location=map_location, **options)
+        check_finite(content, file, where)
+        return content
 
     before, torch.load = torch.load, load
     try:
         yield
     finally:
         torch.load = before
+
+
+def first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity as float32, None where none does."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            least, most = tensor.detach().float().aminmax()  # both are NaN where one value is; no copy in memory
+            if not (torch.isfinite(least) and torch.isfinite(most)):
+                return name
+    return None
+
+
+def check_finite(content: object, path: str | os.PathLike, where: str) -> None:
+    """Checks that the weights in a file are numbers, once it is read; NaN spreads to all that a network gives.
+
+    Args:
+        content: Tensors by name, also below further names such as ``params_ema``; anything else is passed over.
+        path, where: The file and its flag or key, to name in an error.
+
+    Raises:
+        UserError: A value is NaN or infinite, or is so as float32.
+    """
+    if (name := first_not_finite(_tensors(content))) is not None:
+        raise UserError(
+            where,
+            f'{path} is damaged or was saved by a training that diverged: its tensor {name} is not finite (NaN or '
+            'infinity); take another file, such as an earlier checkpoint.',
+        )
+
+
+def _tensors(content: object, prefix: str = '') -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(content, torch.Tensor):
+        yield prefix, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _tensors(value, f'{prefix}:{key}' if prefix else str(key))
 
 
 def read_weights(path: str | os.PathLike, param_key: str | None = None, where: str = 'weights') -> State:
@@ -89,13 +128,16 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
         where: Key of the option file to name in an error.
 
     Raises:
-        UserError: Missing or unreadable file, pickled objects other than tensors, or no tensors under a known key.
+        UserError: Missing or unreadable file, pickled objects other than tensors, no tensors under a known key, or
+            values that are not finite.
     """
     path = Path(path)
     if reason := no_file(path):
         raise UserError(where, f'the file {path} {reason}.')
     if is_ncnn(path):
-        return DescribedState(*read_ncnn(path, where))
+        state = DescribedState(*read_ncnn(path, where))
+        check_finite(state, path, where)
+        return state
     if path.name.removesuffix('.part').endswith('.safetensors'):
         from safetensors.torch import load_file
 
@@ -107,9 +149,10 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
         content = load_tensors(path, where)
     if not isinstance(content, Mapping):
         raise UserError(f'{where}: {path} holds a {type(content).__name__}, not a dictionary of tensors.')
+    section = ''
     for key in (param_key, 'params_ema', 'params', 'state_dict'):
         if key in content and isinstance(content[key], Mapping):
-            content = content[key]
+            content, section = content[key], key
             break
     state = {
         key.removeprefix('module.'): (tensor.detach().float() if tensor.is_floating_point() else tensor.detach())
@@ -121,6 +164,7 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
         raise UserError(
             f'{where}: {path} holds no tensors under params_ema, params, state_dict or bare; found {found}.'
         )
+    check_finite({section: state} if section else state, path, where)
     return modern_keys(state)
 
 
@@ -161,8 +205,17 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_whole(content: object, path: str | os.PathLike) -> None:
-    """``torch.save`` to a temporary file beside ``path``, renamed when complete: a reader never meets half a file."""
+def save_whole(content: object, path: str | os.PathLike, ready: Callable[[str], None] | None = None) -> None:
+    """``torch.save`` to a temporary file beside ``path``, renamed when complete: a reader never meets half a file.
+
+    Args:
+        content: What to save.
+        path: Its place.
+        ready: Called with the temporary file's path when that is complete, before it is renamed.
+    """
     path = Path(path)
     with replacing(path, path.with_name(f'.{path.name}.{os.getpid()}.partial')) as file:
         torch.save(content, file)
+        if ready is not None:
+            file.flush()
+            ready(file.name)

@@ -73,10 +73,11 @@ def fill(
         return
     pairs = CachedPairedDataset(options)
     numbers = random.SystemRandom().sample(range(len(pairs)), len(pairs))  # seeded generators are left alone
+    keys = [key for _, _, key in pairs.inputs()]
     for name, cache in pairs.caches.items():
         network = teachers[name]
         cache.claim(fingerprints[name], options['scale'])
-        wanted = [number for number in numbers if cache.missing(key_of(pairs.read(number, 'lq')))]
+        wanted = [number for number in numbers if cache.missing(keys[number])]
         get_root_logger().info(
             f'{cache.where}: {len(pairs) - len(wanted):,d} of {len(pairs):,d} answers are in {cache.folder}'
             f'{", the others are computed now" if wanted else ""}.'

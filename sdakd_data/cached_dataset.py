@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from copy import deepcopy
 
@@ -12,8 +13,10 @@ from basicsr.utils import FileClient, imfrombytes, img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import Dataset
 
+from sdakd.compat import UserError
 from sdakd_arch.width import lookup
 from sdakd_data.answers import Answer
+from sdakd_data.decoded import Decoder
 from sdakd_data.teacher_cache import TeacherCache, blocks, joined, key_of
 
 
@@ -50,6 +53,23 @@ class CachedPairedDataset(Dataset):
             backend = dict(self.pairs.io_backend_opt)
             self.client = FileClient(backend.pop('type'), **backend)
         return imfrombytes(self.client.get(self.paths[index][f'{side}_path'], side))
+
+    def inputs(self) -> list[tuple[int, int, str]]:
+        """Height, width and key of every pair's ``lq``; what is remembered of an image is not decoded again.
+
+        No image may have been read before, or :meth:`close` must follow: lmdb opens a database once in a process.
+
+        Raises:
+            UserError: An image cannot be decoded.
+        """
+        names, where = [entry['lq_path'] for entry in self.paths], 'datasets:train'
+        decoder = Decoder(self.pairs.io_backend_opt, {'lq': self.opt['dataroot_lq']}, where, keyed=('lq',))
+        with contextlib.closing(decoder):
+            found = list(decoder.sizes((('lq', name) for name in names), len(names), 'keys of images'))
+        for name, each in zip(names, found, strict=True):
+            if isinstance(each, str):
+                raise UserError(where, f'the image {name} {each}.')
+        return [(height, width, key) for height, width, _, key in found]
 
     def close(self) -> None:
         """Closes databases: lmdb opens one only once in a process."""

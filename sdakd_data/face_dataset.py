@@ -115,11 +115,11 @@ class FaceDataset(Dataset):
             raise ValueError(f'dataroot_gt must name a folder, not {root!r}')
         if not isinstance(backend, Mapping) or backend.get('type') not in ('disk', 'lmdb'):
             raise ValueError(f'io_backend must be {{type: disk}} or {{type: lmdb}}, not {backend!r}')
-        self.backend = dict(backend)
-        if self.backend['type'] == 'lmdb':
+        self.io_backend_opt = dict(backend)
+        if self.io_backend_opt['type'] == 'lmdb':
             if not root.rstrip('/').endswith('.lmdb'):
                 raise ValueError(f'dataroot_gt must end in .lmdb for this io_backend, not {root}')
-            self.backend |= {'db_paths': [root], 'client_keys': ['gt']}
+            self.io_backend_opt |= {'db_paths': [root], 'client_keys': ['gt']}
             with open(os.path.join(root, 'meta_info.txt'), encoding='utf-8') as file:
                 self.paths = [line.split('.')[0] for line in file if line.strip()]
         else:
@@ -131,7 +131,7 @@ class FaceDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
         if self.client is None:  # in the process that reads
-            backend = dict(self.backend)
+            backend = dict(self.io_backend_opt)
             self.client = FileClient(backend.pop('type'), **backend)
         path = self.paths[index]
         image = imfrombytes(self.client.get(path, 'gt'), float32=True)

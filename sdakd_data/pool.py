@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from sdakd_data.answers import Answer
 
+LEVELS = 255  # of images in files
 ROOM = 4  # input pixels by which crops of a pair differ, down and to the right
+
+
+def packed(images: torch.Tensor) -> torch.Tensor:
+    """Images in [0, 1] as they are saved: a quarter of the size, uint8, where all values are levels of 8 bits."""
+    images = images.detach().cpu()
+    levels = (images * LEVELS).round().to(torch.uint8)
+    return levels if torch.equal(unpacked(levels), images) else images
+
+
+def unpacked(images: torch.Tensor, device: torch.device | str = 'cpu') -> torch.Tensor:
+    """What was given to :func:`packed`, in every bit."""
+    return (images.float() / LEVELS if images.dtype == torch.uint8 else images).to(device)
 
 
 @dataclass
@@ -103,6 +116,34 @@ class ReusingPool:
                 tap: self._stack(lambda entry, tap=tap: entry.answers[who].features[tap]).float() for tap in taps
             }
         return Answer(self._stack(lambda entry: entry.answers[who].image), features)
+
+    def state(self) -> dict:
+        """What a training state keeps of it: all pairs, and what the teachers have made of them."""
+        entries = [
+            {
+                'lq': packed(entry.lq),
+                'gt': packed(entry.gt),
+                'left': entry.left,
+                'answers': {who: (answer.image, dict(answer.features)) for who, answer in entry.answers.items()},
+            }
+            for entry in self.entries
+        ]
+        return {'entries': entries, 'full': self.full, 'grid': self.grid}
+
+    def load_state(self, state: Mapping, device: torch.device) -> None:
+        """Goes on with what :meth:`state` returned, unless crops or teachers have another size now."""
+        if 'entries' not in state:
+            return
+        entries = []
+        for each in state['entries']:
+            entry = _Entry(unpacked(each['lq'], device), unpacked(each['gt'], device), each['left'])
+            for who, (image, features) in each['answers'].items():
+                entry.answers[who] = Answer(image.to(device), {tap: maps.to(device) for tap, maps in features.items()})
+            entries.append(entry)
+        least = self.crop + 2 * self.margin
+        sides = [(entry.lq.shape[-1], entry.gt.shape[-1]) for entry in entries]
+        if all(lq >= least and gt == self.scale * lq for lq, gt in sides):
+            self.entries, self.full, self.grid = entries[: self.size], state['full'], state['grid']
 
     def _stack(self, part: Callable[[_Entry], torch.Tensor]) -> torch.Tensor:
         crops = []

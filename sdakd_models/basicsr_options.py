@@ -72,7 +72,11 @@ class Dataset(Block):
     type: Annotated[Text, Meta(description='Class of the data set.')] = None
     num_worker_per_gpu: Annotated[int, Meta(ge=0, description='Processes that load images, in training.')] = None
     batch_size_per_gpu: Annotated[Side, Meta(description='Batch of each process, in training.')] = None
-    dataset_enlarge_ratio: Annotated[Side, Meta(description='How often an epoch repeats the images.')] = 1
+    dataset_enlarge_ratio: Annotated[Side, Meta(description='Without effect: a run is one long epoch.')] = 1
+    on_bad_sample: Annotated[
+        Literal['stop', 'skip'],
+        Meta(description='Whether a training image that cannot be read stops the run, or the next one is taken.'),
+    ] = 'stop'
     prefetch_mode: Annotated[
         Literal['cpu', 'cuda'] | None,
         Meta(description='Load the next batch ahead: by a thread, or onto the GPU, which needs `pin_memory: true`.'),

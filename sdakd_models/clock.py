@@ -13,6 +13,7 @@ from basicsr.utils import MessageLogger
 from basicsr.utils.dist_util import master_only
 
 from sdakd.progress import Progress, duration
+from sdakd_models.loop import Loop
 from sdakd_models.stages import Plan
 
 FIRST = 3  # steps of a stage whose time tells nothing: memory is allocated, algorithms are chosen
@@ -28,8 +29,6 @@ class Clock:
         asides: What interrupts steps (``saving``, ``validation``), to how many iterations lie between two of them. It
             is done once more at the end of the run.
     """
-
-    latest: Clock | None = None  # of the run that this process makes
 
     def __init__(self, plan: Plan, asides: Mapping[str, int]) -> None:
         self.plan, self.frequencies = plan, dict(asides)
@@ -139,12 +138,15 @@ class TrainingLog(MessageLogger):
 
     def __init__(self, opt: Mapping, start_iter: int = 1, tb_logger=None) -> None:
         super().__init__(opt, start_iter, tb_logger)
-        self.clock = clock = Clock.latest
+        self.loop = Loop.latest
+        self.loop.tb_logger = tb_logger
+        self.clock = clock = self.loop.model.clock
         clock.iteration = start_iter
         eta = lambda: f'eta: {clock.eta()}'  # noqa: E731
         progress = Progress(opt['name'], self.max_iters, 'iterations', lambda: clock.iteration, eta)
         progress.__enter__()
         weakref.finalize(self, progress.close)  # BasicSR's loop does not say when it ends
+        self.loop.listen()
 
     @master_only
     def __call__(self, log_vars: dict) -> None:
@@ -154,9 +156,10 @@ class TrainingLog(MessageLogger):
             log_vars: ``epoch``, ``iter``, ``lrs``, ``time`` and ``data_time`` (seconds of an iteration), and values.
         """
         values = dict(log_vars)
-        epoch, iteration, rates = (values.pop(key) for key in ('epoch', 'iter', 'lrs'))
+        _, iteration, rates = (values.pop(key) for key in ('epoch', 'iter', 'lrs'))  # one long epoch to BasicSR
         spent, data = values.pop('time', None), values.pop('data_time', None)
         rates = ''.join(f'{rate:.3e},' for rate in rates)
+        epoch = self.loop.epoch_of(iteration)
         parts = [f'[{self.exp_name[:5]}..][epoch:{epoch:3d}, iter:{iteration:8,d}, lr:({rates})]']
         if spent is not None:
             parts.append(f'[eta: {self.clock.eta()}, time (data): {spent:.3f} ({data:.3f})]')

@@ -115,6 +115,10 @@ class Context:
         """The student's image and a teacher's, both without the border."""
         return self.inside(self.student), self.inside(self.image(teacher))
 
+    def made(self, who: str) -> list[torch.Tensor]:
+        """The image and the activations of ``'student'`` or of a teacher, where something has asked for them."""
+        return [self._images[who], *self._features.get(who, {}).values()] if who in self._images else []
+
     @property
     def student(self) -> torch.Tensor:
         """The student's image, with gradient."""

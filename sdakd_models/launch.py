@@ -8,6 +8,7 @@ resuming works from any folder and without a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import functools
@@ -23,7 +24,7 @@ from pathlib import Path
 import basicsr.utils.options
 import torch
 import yaml
-from basicsr.utils import MessageLogger, check_resume, set_random_seed
+from basicsr.utils import check_resume, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -36,6 +37,8 @@ from sdakd_models.checks.keys import settle
 from sdakd_models.checks.paths import resolve_paths
 from sdakd_models.checks.run import check_run
 from sdakd_models.clock import TrainingLog
+from sdakd_models.loop import Loop, create_train_val_dataloader
+from sdakd_models.manifest import check_whole, newest_whole, seed_of
 from sdakd_models.options import modernise, read_train
 from sdakd_models.reader import complete
 from sdakd_models.registry import term_options
@@ -44,6 +47,7 @@ from sdakd_models.sdakd_model import SDAKDModel
 
 _original = basicsr.utils.options.parse_options
 _copy_opt_file = basicsr.utils.options.copy_opt_file
+_of_basicsr: dict[str, Callable] = {}  # what this plugin's runs put something else in the place of
 
 
 def _belongs_to_another() -> bool:
@@ -64,13 +68,16 @@ def parse_options(root_path: str, is_train: bool = True):
         UserError: All that a user has to mend; on the main process only, a sentence each, with the file's name.
     """
     if _belongs_to_another():
-        _replace_everywhere('copy_opt_file', _copy_opt_file)
-        _replace_everywhere('MessageLogger', MessageLogger)
+        for name, function in list(_of_basicsr.items()):
+            if name != 'parse_options':
+                _replace_everywhere(name, function)
         return _original(root_path, is_train)
     sys.excepthook = exit_with_sentence
     args = arguments()
-    _replace_everywhere('load_resume_state', load_resume_state)
+    _replace_everywhere('load_resume_state', functools.partial(load_resume_state, change_stages=args.change_stages))
     _replace_everywhere('MessageLogger', TrainingLog)
+    _replace_everywhere('create_train_val_dataloader', create_train_val_dataloader)
+    Loop.latest = Loop()
     with one_voice():
         opt, left = read_options(args.opt, args.force_yml or ())
         written, mistakes = opt, Mistakes()
@@ -239,9 +246,6 @@ def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_trai
     opt['logger'] = {'print_freq': 100, 'save_checkpoint_freq': 5000, 'use_tb_logger': False} | (
         opt.get('logger') or {}
     )
-    if opt.get('manual_seed') is None:
-        opt['manual_seed'] = random.randint(1, 10000)
-    set_random_seed(opt['manual_seed'] + opt['rank'])
     opt['is_train'], opt['auto_resume'] = is_train, auto_resume
     if debug and not opt['name'].startswith('debug'):
         opt['name'] = 'debug_' + opt['name']
@@ -267,25 +271,50 @@ def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_trai
                 opt['val']['val_freq'] = 8
         if auto_resume:
             states = [p for p in Path(path['training_states']).glob('*.state') if p.stem.isdigit()]
-            path['resume_state'] = str(max(states, key=lambda p: int(p.stem))) if states else None
+            path['resume_state'] = None
+            with mistakes.collect():
+                state = newest_whole(states)
+                path['resume_state'] = str(state) if state else None
             # BasicSR would look under the current folder, and start afresh where it finds nothing
             opt['auto_resume'] = False
     else:
         root = os.path.join(root_path, 'results', opt['name'])
         path.update(results_root=root, log=root, visualization=os.path.join(root, 'visualization'))
+    if opt.get('manual_seed') is None:
+        state = path.get('resume_state')
+        opt['manual_seed'] = _seed(state if isinstance(state, str) else None, opt['dist'])
+    set_random_seed(opt['manual_seed'] + opt['rank'])
 
 
-def load_resume_state(opt: dict) -> dict | None:
+def _seed(state: str | None, distributed: bool) -> int:
+    """The seed of a run whose options leave it open: as before where it goes on, and one for all processes."""
+    seed = random.randint(1, 10000)
+    with contextlib.suppress(UserError):  # a damaged manifest is told where the state is loaded
+        seed = (state and seed_of(state)) or seed
+    if distributed:
+        shared = torch.tensor(seed, device='cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
+        torch.distributed.broadcast(shared, 0)
+        seed = int(shared)
+    return seed
+
+
+def load_resume_state(opt: dict, change_stages: bool = False) -> dict | None:
     """Loads the training state to continue from, on the CPU: loading it into optimizers moves it where they are.
 
+    Args:
+        opt: The completed options.
+        change_stages: Whether the stages may be others than the run's so far.
+
     Raises:
-        UserError: The file is missing, cannot be read, or lies beyond the end of the run.
+        UserError: The file is missing, cannot be read or lies beyond the end of the run, its checkpoint is not whole,
+            or the stages have changed.
     """
     path = opt['path'].get('resume_state')
     if not path:
         return None
     if not os.path.isfile(path):
         raise UserError(f'path:resume_state: the file {path} does not exist.')
+    check_whole(path)
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
         iteration = state['iter']
@@ -295,11 +324,17 @@ def load_resume_state(opt: dict) -> dict | None:
             f'path:resume_state: {path} cannot be read as a training state ({reason[0][:200]}); delete it to continue '
             'from the one before.'
         ) from None
-    total = read_train(opt, term_options()).plan().total_iter
-    if iteration > total:
+    plan = read_train(opt, term_options()).plan()
+    if iteration > plan.total_iter:
         raise UserError(
-            f'path:resume_state: {path} is at iteration {iteration:,d}, beyond the {total:,d} of the stages.'
+            f'path:resume_state: {path} is at iteration {iteration:,d}, beyond the {plan.total_iter:,d} of the stages.'
         )
+    if 'plan' in state and not change_stages and (change := plan.change(state['plan'])):
+        raise UserError(
+            f'train:stages{change}; resume with the stages of that run, or accept the change with --change_stages.'
+        )
+    if Loop.latest is not None:
+        Loop.latest.iteration, Loop.latest.epoch = iteration, state['epoch']
     check_resume(opt, iteration)
     return state
 
@@ -309,6 +344,7 @@ def _replace_everywhere(name: str, function: Callable) -> None:
     for module in ('basicsr.utils.options', 'basicsr.train', '__main__'):
         module = sys.modules.get(module)
         if module is not None and hasattr(module, name):
+            _of_basicsr.setdefault(name, getattr(module, name))
             setattr(module, name, function)
 
 

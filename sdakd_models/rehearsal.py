@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import random
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 
-import numpy as np
 import torch
 from basicsr.utils import logger as basicsr_logger
 from basicsr.utils.registry import MODEL_REGISTRY
@@ -17,6 +15,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from sdakd.compat import UserError, one_line
 from sdakd.progress import Progress
 from sdakd_arch.width import lookup
+from sdakd_data.randomness import aside
 from sdakd_models.cast import Cast
 from sdakd_models.checks import loading
 from sdakd_models.checks.networks import check_crop
@@ -113,19 +112,16 @@ def untouched(cuda: bool) -> Iterator[None]:
     """
     logger = logging.getLogger('basicsr')
     known, disabled = dict(basicsr_logger.initialized_logger), logger.disabled
-    states = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if cuda else []
+    device = torch.device('cuda', torch.cuda.current_device()) if cuda else None
     basicsr_logger.initialized_logger['basicsr'] = logger.disabled = True
     try:
-        with torch.random.fork_rng(devices):
+        with aside(device=device):
             yield
     finally:
         logger.disabled = disabled
         basicsr_logger.initialized_logger.clear()
         basicsr_logger.initialized_logger.update(known)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        if devices:
+        if cuda:
             gc.collect()  # hooks and networks hold each other
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

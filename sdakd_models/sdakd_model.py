@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -15,7 +15,6 @@ from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
-from sdakd.compat import UserError
 from sdakd.progress import Progress
 from sdakd_arch.inference.tiling import run_tiled
 from sdakd_arch.weights import describe, infer_network
@@ -24,16 +23,21 @@ from sdakd_data.answers import Answer
 from sdakd_data.cache_filling import fill
 from sdakd_data.cached_dataset import answers_in
 from sdakd_data.pool import ReusingPool
+from sdakd_data.randomness import aside
 from sdakd_models.cast import Cast, distributed, student_network
 from sdakd_models.checkpoints import Checkpoints
 from sdakd_models.clock import Clock
 from sdakd_models.context import Context
 from sdakd_models.context_error import check_context
+from sdakd_models.finite import blame
 from sdakd_models.kept import Kept
+from sdakd_models.loop import Loop
 from sdakd_models.reader import forget_states
 from sdakd_models.scenario import Scenario
 from sdakd_models.shares import Shares
 from sdakd_models.stages import Moment, StageMark
+
+VALIDATION = 2  # what a seed is for, beside those of sdakd_data.draws
 
 
 @MODEL_REGISTRY.register()
@@ -84,7 +88,11 @@ class SDAKDModel(Checkpoints, SRModel):
         frequencies = {'saving': self.opt['logger']['save_checkpoint_freq'], 'validation': self.scenario.val_freq}
         self.clock = Clock(self.plan, {kind: every for kind, every in frequencies.items() if every})
         self.kept = Kept(self.scenario.logger.keep_last, self.plan.ends)
+        self.loop: Loop | None = None  # BasicSR's, where it trains this model
+        self.stops = False  # whether some process was asked to stop, as all of them know since the last step
+        self.validated = 0  # the last iteration with a validation of all sets
         self.answers: dict[str, Answer] = {}  # of teachers to the current batch, where they are known without running
+        self.sources: Sequence[str] = ()  # of the images that were last taken
         self.pool: ReusingPool | None = None
         if self.train_options.pool_reuse > 1:
             size, reuse = self.opt['queue_size'], self.train_options.pool_reuse
@@ -104,10 +112,12 @@ class SDAKDModel(Checkpoints, SRModel):
 
     def _begin(self) -> None:
         """What a run does before its first step, once everyone is there."""
-        Clock.latest = self.clock
+        if Loop.latest is not None:
+            self.loop, Loop.latest.model = Loop.latest, self
         main = self.opt['rank'] == 0
-        if 'threads' in self.opt:
-            get_root_logger().info(self.opt['threads'])
+        for fact in ('threads', 'room'):
+            if fact in self.opt:
+                get_root_logger().info(self.opt[fact])
         if main and not self.scenario.resumes and self.teachers and self.has_borders:
             with Progress("teachers' answers to crops, against those in context"):
                 check_context(self.cast, self.run)
@@ -186,6 +196,7 @@ class SDAKDModel(Checkpoints, SRModel):
         """Makes a batch of the loader the current one; with a pool, its pairs are larger than crops."""
         super().feed_data(data)
         self.answers = answers_in(data, self.device)
+        self.sources = data.get('gt_path') or data.get('lq_path') or ()
 
     def draw(self, batch: int) -> None:
         """Takes a batch from the pool of reused pairs as the current one."""
@@ -200,7 +211,13 @@ class SDAKDModel(Checkpoints, SRModel):
         return self.gt
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """Sets every player's rate from the stage; BasicSR's schedulers and its own warm-up are not used."""
+        """Begins an iteration: every player's rate is its stage's; BasicSR's schedulers and warm-up are not used.
+
+        Raises:
+            Stopped: The run was asked to stop, and is saved.
+        """
+        if self.loop is not None:
+            self.loop.between()
         for player in self.players:
             player.set_learning_rate(self.plan.learning_rate(current_iter, player.side))
 
@@ -261,7 +278,7 @@ class SDAKDModel(Checkpoints, SRModel):
                 self.model_ema(decay=min(self.train_options.ema_decay, (1 + current_iter) / (10 + current_iter)))
             self.output = context.student.detach()
         self.last_iter = current_iter
-        self._report(moment, current_iter, log)
+        self._report(moment, current_iter, log, {'student': context, **contexts})
         self.clock.lap(current_iter)
 
     def weighted(self, term: str, value: torch.Tensor) -> torch.Tensor:
@@ -288,27 +305,25 @@ class SDAKDModel(Checkpoints, SRModel):
             for player in self.players:
                 player.forget()
 
-    def _report(self, moment: Moment, current_iter: int, log: Mapping[str, torch.Tensor]) -> None:
+    def _report(
+        self,
+        moment: Moment,
+        current_iter: int,
+        log: Mapping[str, torch.Tensor],
+        contexts: Mapping[str, Context],
+    ) -> None:
         """Averages the logged values over processes, with one synchronisation, and stops on NaN or infinity."""
         values = torch.stack([value.detach().float().mean() for value in log.values()])
         if self.opt['dist']:
+            wanted = self.loop is not None and self.loop.wanted is not None
+            values = torch.cat([values, values.new_tensor([float(wanted)])])
             torch.distributed.all_reduce(values)
-            values /= self.opt['world_size']
+            self.stops = values[-1] > 0
+            values = values[:-1] / self.opt['world_size']
         values = OrderedDict(zip(log, values.tolist(), strict=True))
         bad = [name for name, value in values.items() if value != value or abs(value) == float('inf')]
-        if bad and self.opt.get('rehearsal'):
-            raise UserError(
-                f'train:stages:{moment.name}: the loss {bad[0]} is {values[bad[0]]} in a rehearsal of the first step; '
-                'correct the files that networks start from, or the term.'
-            )
         if bad:
-            side = 'g' if bad[0].startswith(('l_g_', 'l_t_')) else 'd'
-            raise UserError(
-                f'the loss {bad[0]} became {values[bad[0]]} at iteration {current_iter:,d} (stage {moment.name}, step '
-                f'{moment.step:,d}): lower train:stages:{moment.name}:lr_{side} or '
-                f'set grad_clip there, and continue from the last checkpoint in {self.path.get("models")} '
-                f'with --auto_resume.'
-            )
+            raise blame(self, moment, current_iter, bad[0], values[bad[0]], contexts, log)
         shares = self.shares.log() if self.shares is not None else {}
         self.log_dict = OrderedDict(stage=StageMark(self.plan, moment), **values, **shares)
 
@@ -332,8 +347,15 @@ class SDAKDModel(Checkpoints, SRModel):
         """BasicSR's; after the first set the best checkpoint is kept, and teachers that learn are shown if better."""
         if not self.is_train:
             return super().validation(dataloader, current_iter, tb_logger, save_img)
-        with self.clock.aside('validation'):
+        if current_iter == self.validated:
+            return  # BasicSR's loop validates once more at its end
+        sets = [options['name'] for phase, options in self.opt['datasets'].items() if phase.startswith('val')]
+        # a set is degraded alike in all validations, and training goes on as if there had been none
+        with self.clock.aside('validation'), aside(self.opt['manual_seed'], VALIDATION, device=self.device):
             self._validate(dataloader, current_iter, tb_logger, save_img)
+        if dataloader.dataset.opt['name'] == sets[-1]:
+            self.validated = current_iter
+            self.note_validation()
 
     def _validate(self, dataloader, current_iter, tb_logger, save_img) -> None:
         super().validation(dataloader, current_iter, tb_logger, save_img)
@@ -350,7 +372,6 @@ class SDAKDModel(Checkpoints, SRModel):
             if self.opt['dist']:
                 for tensor in teacher.shown.state_dict().values():
                     torch.distributed.broadcast(tensor, 0)
-            self.save_again(teacher, current_iter)
 
     def _lower(self, metric: str) -> bool:
         """Whether a lower value of one of ``val:metrics`` is the better one."""
@@ -388,6 +409,8 @@ class SDAKDModel(Checkpoints, SRModel):
         visuals = super().get_current_visuals()
         if self.progress is not None:
             self.progress.step()
+            if self.loop is not None and self.loop.wanted is not None and not self.opt['dist']:
+                self.loop.leave()  # a validation may take long; a resumed run begins with it
         if getattr(self, '_images', None) is not None:
             tb_logger, name, current_iter, numbers = self._images
             number = next(numbers, None)

@@ -9,7 +9,7 @@ from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from sdakd_data.degradation import ContiguousJPEG, Sharpener
-from sdakd_data.pool import ROOM
+from sdakd_data.pool import ROOM, packed, unpacked
 from sdakd_models.sdakd_model import SDAKDModel
 
 
@@ -54,6 +54,27 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
             self.queue_gt = self.gt.new_zeros(self.queue_size, *self.gt.shape[1:])
             self.queue_ptr = 0
         super()._dequeue_and_enqueue()
+
+    def pool_state(self) -> dict:
+        """The pool of pairs, BasicSR's where none is reused."""
+        if self.pool is not None or not hasattr(self, 'queue_lr'):
+            return super().pool_state()
+        pairs = {'lq': packed(self.queue_lr), 'gt': packed(self.queue_gt)}
+        return {'pairs': pairs, 'filled': self.queue_ptr}
+
+    def load_pool(self, state: Mapping) -> None:
+        if self.pool is not None or 'filled' not in state:
+            super().load_pool(state)
+            return
+        crop, side, batch = (
+            self.scenario.crop,
+            self.scenario.input_crop,
+            self.opt['datasets']['train']['batch_size_per_gpu'],
+        )
+        lq, gt = (unpacked(state['pairs'][name], self.device) for name in ('lq', 'gt'))
+        fits = lq.shape[0] == self.queue_size and (lq.shape[-1], gt.shape[-1]) == (side, crop)
+        if fits and state['filled'] % batch == 0:
+            self.queue_lr, self.queue_gt, self.queue_ptr = lq, gt, state['filled']
 
     def target(self, term: str) -> torch.Tensor:
         """The ground truth of a term, sharpened where the options say so."""

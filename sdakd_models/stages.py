@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, to_builtins
 
 Positive = Annotated[float, Meta(gt=0, le=1e9)]  # the upper bound refuses infinity
 Count = Annotated[int, Meta(ge=0)]
@@ -97,6 +97,28 @@ class Plan:
         index = next(i for i, end in enumerate(self.ends) if iteration <= end)
         stage = self.stages[index]
         return Moment(index, self.names[index], stage, iteration - (self.ends[index] - stage.iters))
+
+    def state(self) -> list[list]:
+        """What a training state keeps of it: names and values of all stages, but for how long they take."""
+        return [
+            [name, {key: value for key, value in to_builtins(stage).items() if key != 'seconds'}]
+            for name, stage in zip(self.names, self.stages, strict=True)
+        ]
+
+    def change(self, before: list[list]) -> str:
+        """The first difference from what :meth:`state` returned for another plan, as the rest of a sentence.
+
+        It begins with what a key below ``train:stages`` begins with; empty where there is none.
+        """
+        known, now = dict(before), dict(self.state())
+        if [*known] != [*now]:
+            return f': they were {", ".join(known)} when the run began, and are {", ".join(now)}'
+        for name, values in now.items():
+            for key in dict.fromkeys([*values, *known[name]]):
+                old, new = known[name].get(key), values.get(key)
+                if old != new:
+                    return f':{name}:{key}: it was {old!r} when the run began, and is {new!r}'
+        return ''
 
     def learning_rate(self, iteration: int, side: Literal['g', 'd']) -> float:
         """The rate of the generator's or the discriminators' side; 0 where the stage names none."""

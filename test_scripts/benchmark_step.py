@@ -104,7 +104,7 @@ def main() -> int:
         changes += [f'datasets:train:batch_size_per_gpu={args.batch}']
         if 'queue_size' in opt:  # Real-ESRGAN's degradation
             changes += ['datasets:train:meta_info=meta.txt', f'queue_size={args.batch * 2}']
-        changes += [f'datasets:train:dataset_enlarge_ratio={args.batch * args.iters}', 'logger:use_tb_logger=false']
+        changes += ['logger:use_tb_logger=false']
         file = folder / 'options.yml'
         file.write_text(yaml.safe_dump(weighted(opt), sort_keys=False))
         command = [

@@ -31,19 +31,30 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _cache(tmp_path_factory):
+    """What is remembered beyond a process is remembered in the tests' own folder."""
+    os.environ['XDG_CACHE_HOME'] = str(tmp_path_factory.mktemp('cache'))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope='session')
-def photographs() -> dict[str, np.ndarray]:
-    """Crops of 128 x 128 pixels from photographs, RGB, uint8, by name."""
+def crops_of_photographs() -> dict[str, np.ndarray]:
+    """Crops of 128 x 128 pixels, RGB, uint8, by name."""
     from skimage import data
 
     corners = {'astronaut': (60, 170), 'chelsea': (60, 120), 'coffee': (100, 240), 'rocket': (150, 260)}
     crops = {name: getattr(data, name)()[top : top + 128, left : left + 128] for name, (top, left) in corners.items()}
     return {name: np.ascontiguousarray(crop) for name, crop in crops.items()}
+
+
+@pytest.fixture(scope='session')
+def photographs() -> dict[str, np.ndarray]:
+    """What :func:`crops_of_photographs` returns."""
+    return crops_of_photographs()
 
 
 @pytest.fixture(scope='session')

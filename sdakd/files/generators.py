@@ -180,6 +180,8 @@ def _open_onnx(path: Path, where: str, threads: int) -> Opened:
     except Exception as error:  # a graph for one fixed size, for example
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(where, f'{path} does not run on an image of 16x16 pixels ({reason}).') from None
+    if not torch.isfinite(output).all():
+        raise UserError(where, f'{path} is damaged: it gives values that are not finite (NaN or infinity); replace it.')
     return Opened(path.stem, path, module, output.shape[-1] // 16, metadata.get('network'), metadata)
 
 

@@ -13,7 +13,7 @@ from sdakd.compat import UserError
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.width import example_inputs
 from sdakd_data.cached_dataset import CachedPairedDataset
-from sdakd_data.teacher_cache import TeacherCache, key_of
+from sdakd_data.teacher_cache import TeacherCache
 from sdakd_models.cast import Cast
 from sdakd_models.scenario import Scenario
 
@@ -64,11 +64,9 @@ def check(scenario: Scenario, cast: Cast, shallow: bool = False) -> None:
     if not shallow:
         for name in teachers:
             TeacherCache(**caches[name]).check(cast.fingerprints[name])
-        pairs = CachedPairedDataset(swapped)
-        try:
-            _check_entries(pairs, {name: {'': (scenario.scale, 3), **sizes[name]} for name in teachers})
-        finally:
-            pairs.close()
+        _check_entries(
+            CachedPairedDataset(swapped), {name: {'': (scenario.scale, 3), **sizes[name]} for name in teachers}
+        )
     train.update(swapped)
 
 
@@ -109,16 +107,14 @@ def _check_entries(pairs: CachedPairedDataset, sizes: Mapping[str, Mapping[str, 
     known = dict.fromkeys(sizes, 0)
     room = dict.fromkeys(sizes, 0)  # bytes
     seen: set[str] = set()
-    for number in range(len(pairs)):
-        image = pairs.read(number, 'lq')
-        key = key_of(image)
+    for number, (height, width, key) in enumerate(pairs.inputs()):
         if key in seen:
             continue
         seen.add(key)
         for name, cache in pairs.caches.items():
             missing = cache.missing(key)
             for tap, (k, channels) in sizes[name].items():
-                shape = (image.shape[0] * k, image.shape[1] * k, channels)
+                shape = (height * k, width * k, channels)
                 if tap in missing:
                     room[name] += 2 * shape[0] * shape[1] * shape[2]
                 elif cache.read(key, tap).shape != shape:

@@ -5,13 +5,12 @@ A subject's ``check`` raises all that it finds (:class:`sdakd.compat.Mistakes`);
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from sdakd.compat import Mistakes
 from sdakd_metrics.set_metrics import check_set_size
 from sdakd_models.cast import Cast
-from sdakd_models.checks import cache, data, degradation, faces, keys, networks, pool, stages, validation
+from sdakd_models.checks import cache, data, degradation, disk, faces, keys, networks, pool, stages, validation
 from sdakd_models.scenario import Scenario
 from sdakd_models.stages import EveryOr, Plan
 
@@ -67,21 +66,14 @@ def check_run(opt: dict, mistakes: Mistakes, quiet: bool = False) -> Cast | None
             cache.check(cast.scenario, cast, shallow=shallow)
     if mistakes.found:
         return None
-    finish(opt, scenario.plan, images['train'])
+    with mistakes.collect():
+        opt['room'] = disk.check(cast)
+    finish(opt, scenario.plan)
     return cast
 
 
-def finish(opt: dict, plan: Plan, images: int) -> None:
-    """Completes what BasicSR's loop reads: total length, ends of stages, and a data length that lasts.
-
-    BasicSR drops the last incomplete batch but counts it as an iteration, and stops early in silence: 200 images in
-    batches of 16 end after 1,128 of 1,200 iterations. With an enlarged data set that batches divide, none is dropped.
-    """
-    train = opt['datasets']['train']
-    batch = train['batch_size_per_gpu'] * opt['world_size']
-    ratio = train.get('dataset_enlarge_ratio', 1)
-    divisor = batch // math.gcd(images, batch)
-    train['dataset_enlarge_ratio'] = max(1, math.ceil(ratio / divisor)) * divisor
+def finish(opt: dict, plan: Plan) -> None:
+    """Completes what BasicSR's loop reads: total length and ends of stages."""
     opt['train']['total_iter'] = plan.total_iter
     logger = opt['logger']
     logger['save_checkpoint_freq'] = EveryOr(logger['save_checkpoint_freq'], plan.ends)

@@ -507,7 +507,12 @@ MISTAKES = [
     ('figure2', {'runs': [{**RUN, 'discriminator': G}]}, r'runs\[0\]:discriminator: .*holds SRVGGNetCompact'),
     ('figure2', {'runs': [{**RUN, 'discriminator': 'bad/code.pth'}]}, 'could run code'),
     ('figure2', {'runs': [{**RUN, 'discriminator': 'bad/text.pth'}]}, 'bad/text.pth cannot be read as a weights file'),
-    ('figure2', {'runs': [{**RUN, 'discriminator': 'bad/nan.pth'}]}, 'bad/nan.pth: .*not finite'),
+    (
+        'figure2',
+        {'runs': [{**RUN, 'discriminator': 'bad/nan.pth'}]},
+        'bad/nan.pth is damaged .*conv9.bias is not',
+    ),
+    ('figure2', {'runs': [{**RUN, 'discriminator': 'bad/huge.pth'}]}, 'bad/huge.pth: .*outputs that are not finite'),
     ('figure2', {'inputs': 'bad'}, 'inputs: bad/broken.png is damaged or no image'),
     ('figure2', {'inputs': 'nothing'}, 'inputs: nothing is no folder'),
     ('figure2', {'inputs': 'demo/experiments'}, 'inputs: demo/experiments holds only files of other kinds'),
@@ -540,6 +545,8 @@ def bad(sample):
     torch.save({'params': Code()}, folder / 'code.pth')
     state = UNetDiscriminatorSN(3, num_feat=4).state_dict()
     torch.save({'params': {**state, 'conv9.bias': torch.tensor([math.nan])}}, folder / 'nan.pth')
+    huge = {key: 1e30 * state[key] for key in ('conv0.weight', 'conv9.weight')}
+    torch.save({'params': {**state, **huge}}, folder / 'huge.pth')
     return folder
 
 

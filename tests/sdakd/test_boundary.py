@@ -158,6 +158,31 @@ def test_a_flag_executes_nothing(flag, canary, alarm, place):
     assert not alarm.exists() and not (place / 'out/results.json').exists()
 
 
+@pytest.mark.parametrize('flag', FLAGS)
+def test_a_flag_takes_no_weights_that_are_no_numbers(flag, place):
+    if 'face' in flag:
+        pytest.importorskip('facexlib')
+    state = SRVGGNetCompact(num_feat=4, num_conv=1).state_dict()
+    state['body.1.weight'][2] = float('nan')
+    torch.save({'params': state}, 'nan.pth')
+    sentence = r': \S*nan.pth is damaged .* its tensor params:body.1.weight is not finite'
+    refused(*(word.format('nan.pth') for word in FLAGS[flag]), match=sentence)
+    assert not (place / 'out/results.json').exists()
+
+
+@pytest.mark.parametrize('flag', ['evaluate -m', 'bench -m', 'upscale -m'])
+def test_a_flag_takes_no_graph_that_gives_no_numbers(flag, place):
+    from sdakd.commands.export.formats import to_onnx
+    from sdakd.files.generators import open_network
+
+    opened = open_network('net.pth')
+    opened.module.body[0].bias[1] = float('nan')
+    to_onnx(opened, place / 'nan.onnx')
+    refused(
+        *(word.format('nan.onnx') for word in FLAGS[flag]), match='nan.onnx is damaged: it gives values that are not'
+    )
+
+
 @pytest.mark.parametrize(
     ('metric', 'name'), [('lpips', 'alexnet-owt-7be5be79.pth'), ('fid', 'weights-inception-2015-12-05-6726825d.pth')]
 )

@@ -238,6 +238,14 @@ def test_activations_that_weights_do_not_tell_come_from_the_graph(tmp_path, act_
     assert infer_network(net.state_dict()) is None
 
 
+def test_an_ncnn_model_with_values_that_are_no_numbers_is_refused(tmp_path):
+    teacher = rounded(RRDBNet(scale=4, **RRDB), True)
+    teacher.conv_first.bias.data[1] = float('nan')
+    write_rrdbnet(teacher, tmp_path / 'teacher.param', 0)
+    with pytest.raises(UserError, match='teacher:weights: .*teacher.param is damaged .* tensor conv_first.bias is not'):
+        read_weights(tmp_path / 'teacher.param', where='teacher:weights')
+
+
 def test_an_ncnn_model_is_a_teacher(world, parse):
     options = world.options()
     scale = options['scale']

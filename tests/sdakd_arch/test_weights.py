@@ -11,7 +11,7 @@ from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from safetensors.torch import save_file
 
 from sdakd.compat import UserError
-from sdakd_arch.weights import fingerprint, infer_network, load_into, read_weights, save_whole
+from sdakd_arch.weights import fingerprint, infer_network, load_into, read_weights, save_whole, tensors_only
 from sdakd_arch.width import build, student_of
 
 CPU = torch.device('cpu')
@@ -437,3 +437,46 @@ def test_fingerprint_sees_buffers_and_ignores_memory_layout():
     before = fingerprint(plain)
     assert fingerprint(plain.to(memory_format=torch.channels_last)) == before
     assert fingerprint(plain.half()) != before
+
+
+# --------------------------------------------- values that are no numbers --------------------------------------------
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('kind', ['float32', 'float16', 'bfloat16', 'safetensors', 'average'])
+def test_a_file_with_values_that_are_no_numbers_is_refused(tmp_path, kind, value):
+    net, other = (SRVGGNetCompact(num_feat=8, num_conv=1) for _ in range(2))
+    path, name = tmp_path / 'net.pth', 'params:body.0.weight'
+    net.body[0].weight.data[3, 1, 0, 2] = value
+    state = net.state_dict()
+    if kind == 'safetensors':
+        path, name = tmp_path / 'net.safetensors', 'body.0.weight'
+        save_file(state, path)
+    elif kind == 'average':
+        name = 'params_ema:body.0.weight'
+        torch.save({'params': other.state_dict(), 'params_ema': state}, path)
+        assert read_weights(path, 'params')  # these are good
+    else:
+        torch.save({'params': {key: tensor.to(getattr(torch, kind)) for key, tensor in state.items()}}, path)
+    with pytest.raises(UserError, match=rf'^teacher:weights: {path} is damaged .* tensor {name} is not finite .*\.$'):
+        read_weights(path, where='teacher:weights')
+
+
+def test_a_number_that_float32_does_not_hold_is_none(tmp_path):
+    state = SRVGGNetCompact(num_feat=8, num_conv=1).double().state_dict()
+    state['body.0.bias'][2] = 1e300
+    torch.save(state, tmp_path / 'net.pth')
+    with pytest.raises(UserError, match=r'its tensor body.0.bias is not finite'):
+        read_weights(tmp_path / 'net.pth')
+
+
+def test_whoever_loads_a_file_itself_is_told(tmp_path):
+    """As BasicSR's VGG does: a state dict, or one below a name; what is no tensor is passed over."""
+    torch.save({'a': torch.ones(2), 'b': {'c': torch.tensor([1.0, float('nan')])}, 'd': 3}, tmp_path / 'bad.pth')
+    torch.save(
+        {'a': torch.ones(2), 'b': {'c': torch.tensor([], dtype=torch.float16)}, 'd': None}, tmp_path / 'good.pth'
+    )
+    with tensors_only('train:perceptual_opt'):
+        assert set(torch.load(tmp_path / 'good.pth')) == {'a', 'b', 'd'}
+        with pytest.raises(UserError, match=r'^train:perceptual_opt: .*bad.pth is damaged .* tensor b:c is not finite'):
+            torch.load(tmp_path / 'bad.pth')

@@ -118,6 +118,27 @@ def test_pairs_are_the_very_crops_of_the_plain_data_set(options, world, parse, m
     assert random.random() == after
 
 
+@pytest.mark.parametrize('storage', ['disk', 'lmdb'])
+def test_the_second_start_decodes_nothing(options, world, parse, monkeypatch, storage):
+    """Neither to see whether images are good nor to find the answers to them; a changed one is decoded alone."""
+    if storage == 'lmdb':
+        for side, folder in (('gt', 'HR'), ('lq', 'LRx4')):
+            cli.main(['prepare', 'lmdb', '-i', str(world.root / folder), '-o', str(world.root / f'{side}.lmdb')])
+            options['datasets']['train'][f'dataroot_{side}'] = str(world.root / f'{side}.lmdb')
+        options['datasets']['train']['io_backend'] = {'type': 'lmdb'}
+    decodings, decode = [], cv2.imdecode
+    monkeypatch.setattr(cv2, 'imdecode', lambda *arguments: decodings.append(1) or decode(*arguments))
+    *_, runs = start(options, world, parse, monkeypatch)
+    assert len(decodings) == 16 + 8 and len(runs) == 8  # all images, and those that the teacher answers to
+    *_, runs = start(options, world, parse, monkeypatch)
+    assert len(decodings) == 24 and not runs
+    if storage == 'disk':
+        image = cv2.imread(str(world.root / 'LRx4/coffee0.png'))
+        cv2.imwrite(str(world.root / 'LRx4/coffee0.png'), image[::-1])
+        *_, runs = start(options, world, parse, monkeypatch)
+        assert len(runs) == 1 and 26 <= len(decodings) <= 28
+
+
 def test_answers_are_crops_and_flips_of_those_to_the_whole_image(options, world, parse, monkeypatch):
     """Every orientation is undone, the crop found in the whole image, and the answer compared there."""
     opt, _, _ = start(options, world, parse, monkeypatch)

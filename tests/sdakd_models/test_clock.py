@@ -8,6 +8,7 @@ from basicsr.utils import MessageLogger
 
 from sdakd_models import clock as module
 from sdakd_models.clock import Clock, TrainingLog
+from sdakd_models.loop import Loop
 from sdakd_models.stages import EveryOr, Plan, Stage
 
 COSTS = {'supervised': 0.1, 'distillation': 0.3, 'adversarial': 0.9}
@@ -139,7 +140,10 @@ def test_lines_and_scalars_are_basicsrs_but_for_the_time_left(monkeypatch, board
         'train': {'total_iter': 150},
     }
     run = Run(monkeypatch, **COSTS)
-    monkeypatch.setattr(Clock, 'latest', run.clock)
+    loop = Loop()
+    loop.model, loop.epoch = types.SimpleNamespace(clock=run.clock), 2
+    monkeypatch.setattr(loop, 'listen', lambda: None)
+    monkeypatch.setattr(Loop, 'latest', loop)
     found = []
     for cls in (MessageLogger, TrainingLog):
         scalars, lines = Board(), []

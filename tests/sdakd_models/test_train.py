@@ -2,20 +2,16 @@
 
 import copy
 import itertools
-import math
 import random
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.models import build_model
 from torch.utils.data import DataLoader
 
 from sdakd.compat import UserError
-from sdakd_models.checks.run import finish
-from sdakd_models.stages import Plan, Stage
 
 
 def batches(count, size=2, seed=3):
@@ -268,30 +264,6 @@ def test_checkpoint_holds_the_student_alone(opt, world):
         SRVGGNetCompact(num_feat=4, num_conv=4).load_state_dict(state)
     saved = {p.name for p in (world.root / 'experiments/run/models').iterdir()}
     assert saved == {'net_g_13.pth', 'net_d_13.pth', 'net_adapter_13.pth'}
-
-
-@pytest.mark.parametrize('seed', range(40))
-def test_the_loop_reaches_the_last_iteration(seed):
-    """BasicSR's epoch arithmetic, with its own sampler and torch's loader, for random sizes."""
-    rng = random.Random(seed)
-    images, batch, world_size = rng.randint(1, 60), rng.randint(1, 17), rng.choice([1, 1, 2, 3])
-    total, ratio = rng.randint(1, 400), rng.choice([1, 1, 2, 5])
-    opt = {
-        'datasets': {'train': {'batch_size_per_gpu': batch, 'dataset_enlarge_ratio': ratio}},
-        'world_size': world_size,
-        'train': {},
-        'logger': {'save_checkpoint_freq': 10},
-    }
-    finish(opt, Plan({'only': Stage(iters=total, terms=['pixel'], lr_g=1e-3)}), images)
-    enlarged = opt['datasets']['train']['dataset_enlarge_ratio']
-    assert enlarged >= ratio and opt['train']['total_iter'] == total
-    sampler = EnlargedSampler(list(range(images)), world_size, 0, enlarged)
-    per_epoch = len(DataLoader(list(range(images)), batch_size=batch, sampler=sampler, drop_last=True))
-    counted = math.ceil(images * enlarged / (batch * world_size))
-    epochs = math.ceil(total / counted)
-    assert per_epoch * (epochs + 1) >= total and per_epoch >= 1
-    # continued from the start of the last epoch, too
-    assert per_epoch * (epochs + 1 - total // per_epoch) >= total - (total // per_epoch) * per_epoch
 
 
 def test_validation_in_tiles_equals_validation_of_whole_images(opt):

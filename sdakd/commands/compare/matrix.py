@@ -51,8 +51,6 @@ class Matrix:
         self.network, self.scale = opened.network, opened.scale
         folder = self.config.teacher_cache
         self.cache = {'cache': str(Path(folder).expanduser().absolute())} if folder else {}
-        discriminator = self.config.teacher_discriminator
-        self.longest = max(discriminator.iters if discriminator else 1, *(row.iterations for row in self.rows))
         for ratio in self.config.ratios():
             student_of(self.network, float(ratio))
         if self.config.budget.crop % self.scale:
@@ -81,7 +79,6 @@ class Matrix:
                     'use_rot': budget.flips,
                     'num_worker_per_gpu': budget.workers,
                     'batch_size_per_gpu': budget.batch,
-                    'dataset_enlarge_ratio': self.enlarged(gt),
                     'prefetch_mode': None,
                 }
             },
@@ -162,14 +159,6 @@ class Matrix:
                 entry['network'] = self._discriminator(entry['network'], method, student)
         self._absolute(options, f'methods:{row.method}')
         return options
-
-    def enlarged(self, folder: Path) -> int:
-        """How often the sampler repeats the images: one epoch outlasts every run, in the same order for all.
-
-        A power of two, so that a slightly longer run leaves the order of the others alone.
-        """
-        images = sum(1 for entry in folder.iterdir() if entry.name[0] != '.') if folder.is_dir() else 1
-        return 1 << math.ceil(math.log2(self.longest * self.config.budget.batch / max(1, images) + 2))
 
     def _discriminator(self, network: Mapping, method: Mapping, student: Mapping) -> dict:
         """A discriminator as wide as the method's file says: as its student, as its teacher, or neither of them."""

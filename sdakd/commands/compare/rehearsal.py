@@ -75,9 +75,7 @@ def check_rows(matrix: Matrix, folder: Path, real_data: bool) -> dict[tuple[str,
             options['path']['pretrain_network_g'] = None
             _stand_in(options, matrix, folder)
             if pairs:
-                options['datasets']['train'].update(
-                    dataroot_gt=str(pairs[0]), dataroot_lq=str(pairs[1]), dataset_enlarge_ratio=1
-                )
+                options['datasets']['train'].update(dataroot_gt=str(pairs[0]), dataroot_lq=str(pairs[1]))
                 if 'cache' in options['teacher']:
                     options['teacher']['cache'] = str(folder / 'cache')  # it has no answers to grey images
             found[row.name, ratio] = parse(options, row.name, folder)

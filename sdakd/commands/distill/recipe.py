@@ -123,7 +123,6 @@ def options(
         'gt_size': (sizes.crop if online else sizes.pair) * scale,
         'num_worker_per_gpu': sizes.workers,
         'batch_size_per_gpu': sizes.batch,
-        'dataset_enlarge_ratio': 200,
     }
     if online:
         train['meta_info'] = str(data / 'train/meta_info.txt')

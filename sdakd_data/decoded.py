@@ -1,0 +1,203 @@
+"""Every image of a data set, decoded as trainings decode it: once, on all cores, and remembered for the next start."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import stat
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import cv2
+from basicsr.utils import FileClient, imfrombytes
+from PIL import Image
+
+from sdakd.compat import UserError, no_file
+from sdakd.progress import Progress
+from sdakd_data.remembered import Remembered, Stamp
+from sdakd_data.teacher_cache import key_of
+
+PNG = b'\x89PNG\r\n\x1a\n'
+KINDS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP')  # Pillow would hand PostScript to another program
+ROOM = 200_000_000  # pixels that are decoded at the same time: 600 MB
+AHEAD = 16  # images per thread that are begun before the first of them is asked for
+WRITING = 10.0  # seconds between two times that findings are written
+logging.getLogger('PIL').setLevel(logging.WARNING)
+Image.MAX_IMAGE_PIXELS = None  # only headers are read by Pillow; OpenCV has a limit
+
+Size = tuple[int, int, int] | tuple[int, int, int, str]  # height, width, channels; key
+
+
+def most_pixels() -> int:
+    """The most pixels of an image that OpenCV decodes."""
+    text = os.environ.get('OPENCV_IO_MAX_IMAGE_PIXELS', '')
+    return int(text) if text.isdecimal() else 1 << 30
+
+
+class Decoder:
+    """Decodes the images of a data set of BasicSR's kind as it will decode them itself.
+
+    Their bytes come from BasicSR's ``FileClient``, their pixels from its ``imfrombytes``, which turns what EXIF says.
+
+    Args:
+        backend: ``io_backend`` as the data set completes it, with ``db_paths`` and ``client_keys`` for LMDB.
+        roots: The folders or databases of its images by side, ``gt`` and ``lq``.
+        keyed: The sides of which :func:`sdakd_data.teacher_cache.key_of` is wanted, behind the size of an image.
+        where: Key of the option file to name in an error.
+
+    Raises:
+        UserError: A database cannot be opened.
+    """
+
+    def __init__(self, backend: Mapping, roots: Mapping[str, object], where: str, keyed: Collection[str] = ()) -> None:
+        backend = dict(backend)
+        self.kind = backend.pop('type')
+        try:
+            self.client = FileClient(self.kind, **backend)
+        except Exception as error:  # lmdb's exceptions are its own
+            raise UserError(where, f'the images cannot be opened ({str(error).rstrip(".")}).') from None
+        self.databases = dict(getattr(self.client.client, '_client', {})) if self.kind == 'lmdb' else {}
+        self._room, self._keyed = _Room(ROOM), keyed
+        self.memories = {
+            side: Remembered('decoded', 1, cv2.__version__, str(root), side in keyed) for side, root in roots.items()
+        }
+
+    def close(self) -> None:
+        """Closes databases, which lmdb opens only once in a process: the data loader comes next."""
+        for database in self.databases.values():
+            database.close()
+
+    def stamp(self, side: str, name: str) -> Stamp | str | None:
+        """Size and time of an image's file, or of its database; what is wrong with it; None where nothing tells."""
+        if self.kind == 'lmdb':
+            path = os.path.join(self._database(side).path(), 'data.mdb')
+        elif self.kind == 'disk':
+            path = name
+        else:
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            found = os.stat(path)
+            if stat.S_ISREG(found.st_mode):
+                return found.st_size, found.st_mtime_ns
+        return no_file(path)
+
+    def decode(self, side: str, name: str) -> tuple[Size | str, bool]:
+        """The size of an image or what is wrong with it, and whether it would be found again."""
+        try:
+            content = self.client.get(name, side if side in self.databases else 'default')
+        except Exception as error:  # the system's, or lmdb's for names that are no keys
+            return f'cannot be read ({getattr(error, "strerror", None) or error})', False
+        if content is None:
+            return 'is not in the database', True
+        if not len(content):
+            return 'is empty', True
+        size = _header(content)
+        if size is not None and size[0] * size[1] > most_pixels():
+            return f'has {size[0]}x{size[1]} pixels, more than the {most_pixels():,d} that OpenCV decodes', False
+        try:
+            with self._room(size[0] * size[1] if size is not None else ROOM):
+                image = imfrombytes(content)
+        except cv2.error as error:
+            return f'cannot be decoded ({error.err})', False
+        if image is None:
+            return 'is damaged or no image', True
+        return (*image.shape, key_of(image)) if side in self._keyed else image.shape, True
+
+    def sizes(self, images: Iterable[tuple[str, str]], total: int, what: str) -> Iterator[Size | str]:
+        """The sizes of images as they are decoded, or what is wrong with them, in their order.
+
+        What is remembered of an image that has not changed since is not found out again; whoever stops in between,
+        or is stopped, goes on there at the next start.
+
+        Args:
+            images: Side (``gt`` or ``lq``) and path or key.
+            total: How many there are.
+            what: For the progress line.
+
+        Returns:
+            ``(height, width, channels)``, with the key behind it where it is wanted, or the end of a sentence, such as
+            ``is empty``.
+        """
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(0)  # an image per thread is what keeps cores busy
+        workers = _cores()
+        pool, written = ThreadPoolExecutor(workers, 'decoding'), time.monotonic()
+        ahead: deque[tuple[str, str, Stamp | None, Future | object]] = deque()
+        progress = Progress(what, total, 'images')
+        try:
+            with progress:
+                for side, name in images:
+                    stamp = self.stamp(side, name)
+                    if isinstance(stamp, str):
+                        found, stamp = stamp, None
+                    else:
+                        found = stamp and side in self.memories and self.memories[side].get(name, stamp)
+                    found = found or pool.submit(self.decode, side, name)
+                    ahead.append((side, name, stamp, found))
+                    while ahead and (len(ahead) > AHEAD * workers or not isinstance(ahead[0][3], Future)):
+                        yield self._settle(*ahead.popleft())
+                        progress.step()
+                    if time.monotonic() > written + WRITING:
+                        self._write()
+                        written = time.monotonic()
+                while ahead:
+                    yield self._settle(*ahead.popleft())
+                    progress.step()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            self._write()
+            cv2.setNumThreads(threads)
+
+    def _settle(self, side: str, name: str, stamp: Stamp | None, found: Future | object) -> Size | str:
+        if isinstance(found, Future):
+            found, lasting = found.result()
+            if lasting and stamp is not None and side in self.memories:
+                self.memories[side].add(name, stamp, found)
+        return found if isinstance(found, str) else tuple(found)
+
+    def _write(self) -> None:
+        for memory in self.memories.values():
+            memory.write()
+
+    def _database(self, side: str):
+        return self.databases[side if side in self.databases else 'default']
+
+
+def _header(content: bytes) -> tuple[int, int] | None:
+    """The width and height that the header of an image tells."""
+    if content[:8] == PNG and len(content) >= 24:  # Pillow would unpack texts, too, and refuse long ones
+        return struct.unpack('>II', content[16:24])
+    try:
+        with Image.open(io.BytesIO(content), formats=KINDS) as image:
+            return image.size
+    except Exception:  # readers of damaged headers raise almost anything
+        return None
+
+
+class _Room:
+    """Lets threads in as long as what they hold together does not exceed a limit; a larger one comes in alone."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held, self.change = most, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def __call__(self, amount: int) -> Iterator[None]:
+        with self.change:
+            self.change.wait_for(lambda: not self.held or self.held + amount <= self.most)
+            self.held += amount
+        try:
+            yield
+        finally:
+            with self.change:
+                self.held -= amount
+                self.change.notify_all()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

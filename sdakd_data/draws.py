@@ -1,0 +1,156 @@
+"""Which image a training sees when, and the random numbers of its crop: functions of seed and iteration alone.
+
+BasicSR's sampler has the same order for every seed and begins an epoch anew when a run is resumed; its workers begin
+every epoch with the same random numbers. Here the n-th sample of a run is the same however often the run was stopped,
+and with any number of worker processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from basicsr.data import build_dataloader
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sdakd.compat import UserError
+from sdakd_data.randomness import aside
+
+IMAGES, SAMPLES = 0, 1  # what a seed is for
+TRIES = 50  # images that are skipped in a row before the data set is given up
+
+
+class Draws(Sampler):
+    """The samples of a run's iterations, by number of the image and of the draw.
+
+    Every image is drawn once, in random order, before one is drawn again. All processes draw from one sequence: in an
+    iteration, the first ``batch`` of them are the first process's.
+
+    Args:
+        images: How many there are.
+        batch: Of one process.
+        seed: Of the run.
+        first, last: Iterations, from 1; nothing is drawn if ``last`` is smaller.
+        rank, processes: Which process of how many.
+    """
+
+    def __init__(
+        self, images: int, batch: int, seed: int, first: int, last: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.images, self.batch, self.seed, self.first, self.last = images, batch, seed, first, last
+        self.rank, self.processes = rank, processes
+        self._order: tuple[int, np.ndarray] = -1, np.empty(0, int)
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first + 1) * self.batch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for iteration in range(self.first, self.last + 1):
+            begin = ((iteration - 1) * self.processes + self.rank) * self.batch
+            for draw in range(begin, begin + self.batch):
+                yield self.image(draw), draw
+
+    def image(self, draw: int) -> int:
+        """The image of a draw."""
+        epoch, place = divmod(draw, self.images)
+        if self._order[0] != epoch:
+            generator = np.random.default_rng([self.seed, IMAGES, epoch])
+            self._order = epoch, generator.permutation(self.images)
+        return int(self._order[1][place])
+
+    def epoch(self, iteration: int) -> int:
+        """How often every image has been drawn before an iteration."""
+        return (iteration - 1) * self.processes * self.batch // self.images
+
+    def set_epoch(self, epoch: int) -> None:
+        """Does nothing: BasicSR's loop finds one long epoch."""
+
+
+class SampleError(UserError):
+    """A sample that a data set cannot make.
+
+    A worker process hands an exception over as its type and the text of its traceback, the last line of which is the
+    sentence.
+    """
+
+    def __init__(self, where: str, sentence: str | None = None) -> None:
+        if sentence is None and (said := re.findall(r'SampleError: (.*)', where)):
+            where = said[-1]
+        super().__init__(where, sentence)
+
+
+class Drawn(Dataset):
+    """A data set whose random numbers depend on nothing but the draw.
+
+    Args:
+        dataset: Any map-style data set that draws from Python's, NumPy's or torch's global generators.
+        seed: Of the run.
+        where: Its key in the option file.
+        skip: Whether a sample that cannot be made is replaced by the next one; else it raises :class:`SampleError`.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, where: str, skip: bool = False) -> None:
+        self.dataset, self.seed, self.where, self.skip = dataset, seed, where, skip
+        options = getattr(dataset, 'opt', None)
+        backend = options.get('io_backend') if isinstance(options, Mapping) else None
+        # told now: data sets take the type out of their options when they read the first image
+        self.on_disk = isinstance(backend, Mapping) and backend.get('type') == 'disk'
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, drawn: tuple[int, int]) -> Mapping:
+        first, draw = drawn
+        for number in range(min(TRIES, len(self)) if self.skip else 1):
+            index = (first + number) % len(self)
+            with aside(self.seed, SAMPLES, draw):
+                try:
+                    self._look(index)
+                    return self.dataset[index]
+                except Exception as error:  # of whatever a data set and its decoder do
+                    reason = ' '.join(str(error).split())[:200].rstrip('.') or type(error).__name__
+                    sentence = f'{self._name(index)} cannot be used ({reason})'
+            if self.skip:
+                logging.getLogger('basicsr').warning(f'{self.where}: {sentence}; it is skipped.')
+        if self.skip:
+            raise SampleError(self.where, f'{sentence}, nor can those before it; look at the folder.')
+        raise SampleError(self.where, f'{sentence}; repair or remove it, or write on_bad_sample: skip.')
+
+    def _paths(self, index: int) -> list[str]:
+        paths = getattr(self.dataset, 'paths', None)
+        entry = paths[index] if paths else ''
+        return [path for path in (entry.values() if isinstance(entry, Mapping) else [entry]) if path]
+
+    def _name(self, index: int) -> str:
+        return ' and '.join(self._paths(index)) or f'sample {index:,d}'
+
+    def _look(self, index: int) -> None:
+        """BasicSR's degrading data set takes any other image for a file that is gone, after seconds, in silence."""
+        for path in self._paths(index) if self.on_disk else ():
+            if not os.path.exists(path):
+                raise FileNotFoundError('the file does not exist')
+
+
+def _begin_worker(number: int) -> None:
+    """Ctrl-C and the end of a terminal reach all processes of a run; the main process stops its workers itself."""
+    for name in ('SIGINT', 'SIGHUP'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def training_loader(dataset: Drawn, draws: Draws, opt: Mapping) -> DataLoader:
+    """BasicSR's loader of the training data; making an iterator of it draws nothing from the global generator.
+
+    Args:
+        dataset, draws: What it loads.
+        opt: The completed options of the run.
+    """
+    options = opt['datasets']['train']
+    loader = build_dataloader(dataset, options, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=draws, seed=None)
+    loader.worker_init_fn, loader.generator = _begin_worker, torch.Generator()
+    return loader
