@@ -46,6 +46,8 @@ def settle(opt: dict, mistakes: Mistakes) -> None:
         if opt.get(key) is not None and not isinstance(opt[key], Mapping):
             mistakes.add(key, f'write a mapping of keys and values here, not {opt[key]!r}.')
             opt[key] = None
+    if isinstance(opt.get('num_gpu'), str) and opt['num_gpu'].isdecimal():
+        opt['num_gpu'] = int(opt['num_gpu'])  # the launcher judges it
     _settle(Settings, opt, '', mistakes)
     for key, struct in BLOCKS.items():
         if opt.get(key):
