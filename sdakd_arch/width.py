@@ -213,9 +213,9 @@ def scale_of(network: nn.Module, where: str) -> int:
         inputs = example_inputs(network.to('meta'))
         try:
             output = network(*inputs)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(where, f'{type(network).__name__} does not take an RGB image ({reason}).') from None
+        except Exception as error:  # of whatever an architecture does
+            sentence = f'{type(network).__name__} does not take an RGB image ({one_line(error)}).'
+            raise UserError(where, sentence) from None
     size = inputs[0].shape[-1]
     if output.shape[-1] % size or output.shape[1] != 3:
         raise UserError(f'{where}: {type(network).__name__} maps 3x{size}x{size} to {tuple(output.shape[1:])}.')

@@ -58,7 +58,8 @@ from sdakd.compat import UserError  # noqa: E402
 
 Place = tuple[str | int, ...]
 LOADER = {'num_worker_per_gpu': 0, 'batch_size_per_gpu': 2, 'dataset_enlarge_ratio': 1, 'prefetch_mode': 'cpu',
-          'num_prefetch_queue': 2, 'pin_memory': False, 'persistent_workers': False, 'on_bad_sample': 'stop'}  # fmt: skip
+          'num_prefetch_queue': 2, 'pin_memory': False, 'persistent_workers': False,
+          'on_bad_sample': 'stop'}  # fmt: skip
 LOGGER = {'print_freq': 100, 'save_checkpoint_freq': 100, 'use_tb_logger': False, 'keep_last': 3}
 OPTIM = {'type': 'Adam', 'weight_decay': 0, 'betas': [0.9, 0.99]}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from sdakd.compat import Mistakes, UserError, near
+from sdakd.compat import Mistakes, UserError, near, one_line
 from sdakd_arch.width import build, scale_of
 from sdakd_arch.zoo import ensure_file
 from sdakd_models.cast import Cast
@@ -150,10 +150,10 @@ def _check_discriminator(scenario: Scenario, discriminator: Discriminator) -> No
     side = scenario.inside * scenario.scale if entry.sees_teacher else crop
     try:
         discriminator.bare(torch.empty(1, 3, side, side, device='meta'))
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of whatever an architecture does
         border = '' if side == crop else f', what train:teacher_margin leaves of {crop}'
-        raise entry.error(f'it does not take images of {side}x{side} pixels{border} ({reason}).', 'network') from None
+        sentence = f'it does not take images of {side}x{side} pixels{border} ({one_line(error)}).'
+        raise entry.error(sentence, 'network') from None
 
 
 def check(scenario: Scenario, mistakes: Mistakes) -> Cast | None:
