@@ -17,7 +17,6 @@ from sdakd.progress import Progress
 from sdakd_arch.width import lookup
 from sdakd_data.randomness import aside
 from sdakd_models.cast import Cast
-from sdakd_models.checks import loading
 from sdakd_models.checks.networks import check_crop
 from sdakd_models.scenario import Scenario
 from sdakd_models.threads import settle_threads
@@ -26,7 +25,7 @@ SIDES = (8, 16, 24, 32, 48, 64)  # of the rehearsal's crops in input pixels; the
 
 
 def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
-    """Loads the first images, builds the model of a run and makes the first step of every stage, with rates of 0.
+    """Builds the model of a run and makes the first step of every stage, with learning rates of 0.
 
     The batch is noise, of at most two images, in the smallest crops that discriminators and terms take. Nothing of the
     run changes: it builds its own model afterwards, random numbers and the logger are put back.
@@ -37,14 +36,12 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
         begins: Whether the run begins after it: then the number of its threads is settled, see :mod:`.threads`.
 
     Raises:
-        UserError: A step fails, with stage and term; or what :func:`sdakd_models.checks.loading.check` refuses.
+        UserError: A step fails; with stage and term.
     """
     cls = lookup(MODEL_REGISTRY, opt['model_type'], 'model_type')
     with untouched(opt['num_gpu'] > 0):
         with on_one_thread():
-            scenario = cast.scenario if cast else Scenario.read(opt)
-            loading.check(scenario)
-            small = shrunk(opt, cast or Cast(scenario, 'meta'))
+            small = shrunk(opt, cast or Cast(Scenario.read(opt), 'meta'))
             model = cls(small)
             batch = cls.noise_batch(model.scenario, small['datasets']['train']['batch_size_per_gpu'])
             stages = list(zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True))

@@ -1,7 +1,4 @@
-"""Loaders and metrics, tried on the first image of every data set: what would fail in the middle of a run fails first.
-
-Called inside of :func:`sdakd_models.rehearsal.untouched`: nobody notices the random numbers that a data set draws.
-"""
+"""Loaders and metrics, tried on the first image of every data set: what would fail after days fails before a run."""
 
 from __future__ import annotations
 
@@ -20,6 +17,7 @@ from torch.utils.data import Dataset, default_collate
 from sdakd.compat import Mistakes, UserError, one_line
 from sdakd_arch.width import lookup
 from sdakd_metrics.set_metrics import SetDistance
+from sdakd_models.rehearsal import on_one_thread, untouched
 from sdakd_models.scenario import Scenario
 
 SIDE = 256  # of what metrics are tried on, at most
@@ -31,7 +29,7 @@ def check(scenario: Scenario) -> None:
     Raises:
         UserError: Something of this fails, an image lacks what the model reads, or a metric is no number.
     """
-    with Mistakes() as mistakes:
+    with Mistakes() as mistakes, untouched(scenario.file['num_gpu'] > 0), on_one_thread():
         for phase, options in scenario.datasets.items():
             with mistakes.collect():
                 item = _first(scenario, phase, options)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from sdakd.compat import Mistakes
 from sdakd_metrics.set_metrics import check_set_size
 from sdakd_models.cast import Cast
-from sdakd_models.checks import cache, data, degradation, disk, faces, keys, networks, pool, stages, validation
+from sdakd_models.checks import cache, data, degradation, disk, faces, keys, loading, networks, pool, stages, validation
 from sdakd_models.scenario import Scenario
 from sdakd_models.stages import EveryOr, Plan
 
@@ -68,6 +68,9 @@ def check_run(opt: dict, mistakes: Mistakes, quiet: bool = False) -> Cast | None
         return None
     with mistakes.collect():
         opt['room'] = disk.check(cast)
+    if not quiet:
+        with mistakes.collect():
+            loading.check(scenario)
     finish(opt, scenario.plan)
     return cast
 
