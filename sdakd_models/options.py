@@ -297,6 +297,9 @@ def _read(kind: object, value: object, where: str) -> object:
     except Invalid as error:
         reason, _, at = str(error).replace(' | null`', '`').partition(' - at `$')
         at = at.rstrip('`').replace('[...]', '').replace('.', ':')
+        if reason.startswith('Invalid enum value'):
+            known = near(reason.split()[-1].strip("'"), _choices(kind))
+            raise UserError(f'{where}{at}', f'{_lower(reason)}; {known}{"" if known[-1] == "?" else "."}') from None
         shown = value is not None and ':' not in at and 'required' not in reason
         raise UserError(f'{where}{at}', f'{_lower(reason)}{f", given {value!r}" if shown else ""}.') from None
     if not is_finite(found):
@@ -305,6 +308,12 @@ def _read(kind: object, value: object, where: str) -> object:
         if sentence := check(found):
             raise UserError(where, f'{sentence}, not {value!r}.')
     return value
+
+
+def _choices(kind: object) -> list[object]:
+    """The values of the literals in a kind."""
+    parts = get_args(kind)
+    return list(parts) if get_origin(kind) is Literal else [value for part in parts for value in _choices(part)]
 
 
 def _converted(value: object, kind: object) -> tuple[object, object]:

@@ -212,8 +212,8 @@ def test_values_of_the_degradation(key, value, sentence):
     ],
 )
 def test_kernels(world, values, place):
-    kernels = {key: value for key, value in world.kernels.items() if key not in slips.AT_TOP}
-    block = dataset(type='RealESRGANDataset', meta_info='m.txt', use_hflip=True, use_rot=False, **deepcopy(kernels))
+    kernels = deepcopy(world.kernels)
+    block = dataset(type='RealESRGANDataset', meta_info='m.txt', use_hflip=True, use_rot=False, **kernels)
     wrong, _ = places(block | values)
     assert wrong == ([f'datasets:train:{place}'] if place else [])
 
