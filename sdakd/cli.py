@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+import select
+import signal
 import sys
+from typing import TextIO
 
-from sdakd import __version__, compat
-from sdakd.progress import Progress
+from sdakd import __version__, compat, stops
+from sdakd.progress import Progress, sign
 
 COMMANDS = {
     'prepare': 'cut, downscale and pack images: sub-images, multi-scale copies, meta-info, LMDB, LQ/GT pairs, faces',
@@ -47,7 +51,11 @@ def train(root_path: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of the console command; returns the exit status."""
+    """Entry point of the console command; returns the exit status.
+
+    Raises:
+        UserError: A mistake that a user can mend; it ends the process with its sentence and exit status 2.
+    """
     sys.excepthook = compat.exit_with_sentence
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ['train']:  # its flags are BasicSR's own and are parsed where BasicSR parses them
@@ -58,6 +66,30 @@ def main(argv: list[str] | None = None) -> int:
             option_files.check_command_line()
         return train(os.getcwd())
 
+    sys.excepthook = functools.partial(_exit_with_sentence, argv)
+    if hasattr(sys.stdout, 'reconfigure'):  # a file's name may be no text, and a terminal may know no ±
+        sys.stdout.reconfigure(errors='backslashreplace')
+    with stops.heard() as came:
+        try:
+            try:
+                return _run(argv)
+            finally:
+                _print('')
+        except KeyboardInterrupt as stop:  # its text says what is left
+            text = ''.join(stop.args) or 'give the same command again'
+            sign()
+            sys.stderr.write(f'\nInterrupted: {text}.\n')
+            return 128 + (came or [signal.SIGINT])[0]
+        except BrokenPipeError:
+            if not _is_closed(sys.stdout):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in it is for nobody
+            return 141  # as of a program that SIGPIPE ends
+        except OSError as error:
+            raise compat.of_system(error) or error from None
+
+
+def _run(argv: list[str]) -> int:
     parser = compat.Parser(prog='sdakd', description='Distils super-resolution GANs into narrow students.')
     parser.add_argument('--version', action='version', version=f'sdakd {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='command', required=True)
@@ -68,15 +100,39 @@ def main(argv: list[str] | None = None) -> int:
             importlib.import_module(f'sdakd.commands.{name}').add_arguments(command)
     arguments = vars(parser.parse_args(argv))
     function = arguments.pop('function')
-    try:
-        with Progress(f'sdakd {arguments.pop("command")}'):
-            outcome = function(**arguments)
-    except KeyboardInterrupt as stop:  # its text says what is left
-        sys.stderr.write('\nInterrupted' + ''.join(f': {text}' for text in stop.args) + '.\n')
-        return 130
-    sys.stdout.write(str(outcome))
+    arguments.pop('debug', None)
+    with Progress(f'sdakd {arguments.pop("command")}'):
+        outcome = function(**arguments)
+    _print(str(outcome))
     outcome.check()
     return outcome.status
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise compat.of_system(error, 'standard output', 'it cannot be written') or error from None
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Whether nobody reads any more what is written, as behind ``| head``."""
+    poll = select.poll()
+    poll.register(stream, select.POLLERR)
+    return bool(poll.poll(0))
+
+
+def _exit_with_sentence(argv: list[str], kind: type[BaseException], error: BaseException, traceback) -> None:
+    """An excepthook: an error that nobody foresaw is one sentence, too; with --debug or SDAKD_DEBUG all is shown."""
+    debug = '--debug' in argv or os.environ.get('SDAKD_DEBUG', '0') != '0'
+    if debug or not issubclass(kind, Exception) or issubclass(kind, compat.UserError):
+        return compat.exit_with_sentence(kind, error, traceback)
+    what = ' '.join(f'{kind.__name__}: {error}'.split()).rstrip(': ')[:500]
+    sys.stderr.write(f'Error: sdakd {argv[0]} failed: {what}; --debug shows where.\n')
+    raise SystemExit(1)
 
 
 if __name__ == '__main__':

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import functools
 import gc
+import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import re
 import stat
 import sys
+import tempfile
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +26,8 @@ from typing import BinaryIO
 
 OLDEST_TORCH = (2, 1)
 MOST_SHOWN = 20  # mistakes; who has mended them sees the rest
+_ENDLESS = re.compile(r'\S{1000,}')
+WAITING = 30  # seconds until the main process has told a mistake that all processes find
 
 
 class UserError(Exception):
@@ -43,7 +50,9 @@ class UserError(Exception):
         self.sentence = sentence.replace('?.', '?')  # where it ends in the question of near()
 
     def __str__(self) -> str:
-        return f'{self.where}: {self.sentence}' if self.where else self.sentence
+        text = f'{self.where}: {self.sentence}' if self.where else self.sentence
+        # names and values are shown as somebody has written them, but for line breaks and what is endless
+        return _ENDLESS.sub(lambda found: f'{found[0][:300]}...{found[0][-100:]}', text.replace('\n', '\\n'))
 
     @property
     def mistakes(self) -> tuple[UserError, ...]:
@@ -194,11 +203,17 @@ def in_order_of(options: Mapping, error: UserError) -> UserError:
 
 @contextlib.contextmanager
 def one_voice() -> Iterator[None]:
-    """In distributed training the main process speaks; the others end in silence with the same exit status."""
+    """Before the processes of a distributed training know each other, the main one speaks, and the others are silent.
+
+    A launcher ends all as soon as one has ended: the others wait for it, so that the main process can speak.
+    """
     try:
         yield
     except UserError:
-        if int(os.environ.get('RANK', 0)) > 0:
+        rank = os.environ.get('RANK') or (os.environ.get('SLURM_PROCID') if 'slurm' in sys.argv else None)
+        torch = sys.modules.get('torch')
+        if int(rank or 0) > 0 and not (torch and torch.distributed.is_initialized()):
+            time.sleep(WAITING)
             raise SystemExit(2) from None
         raise
 
@@ -244,8 +259,20 @@ def exit_with_sentence(error_type: type[BaseException], error: BaseException, tr
         sys.stdout.flush()
         sys.stderr.write(f'Error: {error.report()}\n')
         sys.stderr.flush()
+        tell_launcher(error.report())
         raise SystemExit(2)
+    if issubclass(error_type, KeyboardInterrupt):
+        sys.stderr.write('\nInterrupted.\n')
+        raise SystemExit(130)
     sys.__excepthook__(error_type, error, traceback)
+
+
+def tell_launcher(text: str) -> None:
+    """Has torchrun, if it has started this process, show a text as the cause at the end of its own report."""
+    if file := os.environ.get('TORCHELASTIC_ERROR_FILE'):
+        more = {'py_callstack': text, 'timestamp': str(int(time.time()))}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({'message': {'message': text, 'extraInfo': more}}), encoding='utf-8')
 
 
 class Parser(argparse.ArgumentParser):
@@ -261,6 +288,9 @@ class Parser(argparse.ArgumentParser):
         return namespace, unknown
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
+        if value == '' and action.type is None:  # such as an unset variable of a shell; type=str takes it
+            flag = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
+            raise UserError(flag, 'it has an empty value; write one, or leave it out.')
         if action.choices is None or value in action.choices:
             return
         if not action.option_strings:
@@ -415,28 +445,107 @@ def no_file(path: str | os.PathLike) -> str | None:
     return 'is a folder' if stat.S_ISDIR(mode) else 'is a pipe or a device, not a file'
 
 
+# what a system says of a disk, a folder or a name -> what to do about it
+REMEDIES = {
+    errno.ENOSPC: 'make room there',
+    errno.EDQUOT: 'make room there or have the quota raised',
+    errno.EFBIG: 'have the limit of file sizes raised (ulimit -f)',
+    errno.EROFS: 'make that place writable or choose another one',
+    errno.EACCES: 'make that place readable and writable or choose another one',
+    errno.EPERM: 'make that place readable and writable or choose another one',
+    errno.EIO: 'look after that disk',
+    errno.ENAMETOOLONG: 'choose a shorter name',
+    errno.ELOOP: 'remove the link that leads to itself',
+    errno.ENOENT: 'see that it exists',
+    errno.ENOTDIR: 'remove the file that stands in the way or choose another place',
+    errno.EEXIST: 'remove the file that stands in the way or choose another place',
+    errno.EISDIR: 'remove the folder of that name or choose another one',
+    errno.ENOTEMPTY: 'remove the folder of that name or choose another one',
+}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+class FullError(UserError):
+    """A disk is full or read-only: nothing else can be written there either."""
+
+
+def of_system(
+    error: BaseException, path: str | os.PathLike | None = None, what: str = 'the system refuses'
+) -> UserError | None:
+    """What the system says of a disk, a folder or a name, as a mistake that a user can mend; None for other errors.
+
+    Args:
+        error: An :class:`OSError`, or what torch has made of one.
+        path: What it is about; default: what the error says.
+        what: In words.
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__context__
+    if found is None or found.errno not in REMEDIES:
+        return None
+    sentence = f'{what} ({found.strerror}); {REMEDIES[found.errno]}, and give the same command again.'
+    kind = FullError if found.errno in FULL else UserError
+    return kind(str(path or found.filename or ''), sentence)
+
+
+def reserve(path: str | os.PathLike, size: int, beyond: int = 0) -> None:
+    """Sees that a file may grow, for whoever would tell of a full disk badly or not at all.
+
+    Args:
+        path: The file; its folder must be there.
+        size: Bytes that are to be written.
+        beyond: Bytes that it has already.
+
+    Raises:
+        UserError: There is no room, or a quota or a limit of file sizes is in the way.
+    """
+    if not hasattr(os, 'posix_fallocate'):
+        return
+    try:
+        with tempfile.TemporaryFile(dir=Path(path).parent) as file:
+            os.posix_fallocate(file.fileno(), beyond, max(size, 1))
+    except OSError as error:
+        raise of_system(error, path, 'it cannot be written') or error from None
+
+
+def part_of(path: Path) -> Path:
+    """The name under which a file is written until it is complete: ``.NAME.part``, or shorter for a very long one."""
+    name = path.name
+    if len(os.fsencode(name)) > 200:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return path.with_name(f'.{name}.part')
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, part: Path | None = None) -> Iterator[BinaryIO]:
     """Opens what takes the place of ``path`` when it is complete: a reader never meets half a file.
 
     Nothing is written through a link: one under the name ``path`` is replaced itself, one under ``part`` is removed.
+    A folder that is missing is made.
 
     Args:
         path: The file.
-        part: Where it is written until it is complete, in the same folder; default: ``.NAME.part``.
+        part: Where it is written until it is complete, in the same folder; default: :func:`part_of`.
 
     Raises:
-        UserError: A pipe, a device or a socket has the name.
-        OSError: As of any file.
+        UserError: A folder, a pipe, a device or a socket has the name, or the file cannot be written: a full disk, a
+            folder that is read-only. What was there before is there still.
     """
     path = Path(path)
-    part = part or path.with_name(f'.{path.name}.part')
-    if not (path.is_symlink() or path.is_dir() or (reason := no_file(path)) in (None, 'does not exist')):
-        raise UserError(str(path), f'it {reason}; remove it, or write to another place.')
-    part.unlink(missing_ok=True)
+    part = part or part_of(path)
     try:
-        with open(part, 'xb') as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)  # of a write that failed, such as on a full disk
+        if not path.is_symlink() and (reason := no_file(path) or '').startswith('is '):
+            raise UserError(str(path), f'it {reason}; remove it, or write to another place.')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        try:
+            with open(part, 'xb') as file:
+                yield file
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)  # of a write that failed, such as on a full disk
+    except (OSError, RuntimeError) as error:
+        if fault := of_system(error, path, 'it cannot be written'):
+            raise fault from None
+        raise

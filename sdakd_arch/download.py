@@ -179,7 +179,6 @@ class Wheel:
                 state, _ = read_ncnn(graph, self.requirement)
             except UserError as error:
                 raise _FailedError(str(error).rstrip('.')) from None
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_whole({'params_ema': state}, path)
         path.with_name(f'{path.name}.part').unlink(missing_ok=True)  # of a release that broke off
 

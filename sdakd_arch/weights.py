@@ -46,7 +46,7 @@ def load_tensors(path: str | os.PathLike, where: str, **options: object) -> obje
 
 
 def _unreadable(path: str | os.PathLike, where: str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
+    reason = str(getattr(error, 'strerror', None) or error).strip().splitlines() or [type(error).__name__]
     if re.search('weights[_ ]only', reason[0], re.IGNORECASE):  # torch advises to let the file run its code
         reason = ['it is no checkpoint, or holds objects other than tensors, which could run code']
     return UserError(where, f'{path} cannot be read as a weights file ({reason[0][:200]}).')

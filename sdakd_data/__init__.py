@@ -1,4 +1,4 @@
-"""What is trained on: degradations, data sets, the pool of pairs, teachers' answers on disk.
+"""What is trained on: degradations, data sets, what is known of their images, the pool of pairs, teachers' answers.
 
 Importing the package registers its data sets with BasicSR.
 """

@@ -63,8 +63,8 @@ def fill(
     """Computes what the caches of a run lack; called once, when its teachers are there and no step has been made.
 
     Every process goes through the images in an order of its own and leaves out what another one has made since, be it
-    of this run or of another run. They share the work and end together, sooner than a collective operation gives up
-    waiting. What is there is kept: filling may be interrupted at any time.
+    of this run or of another run. They share the work and end at nearly the same time. What is there is kept: filling
+    may be interrupted at any time.
 
     Raises:
         UserError: The folder cannot be written, or a value is beyond float16.
@@ -89,8 +89,6 @@ def fill(
                 _fill_one(cache, pairs.read(number, 'lq'), network, taps)
         taps.close()
     pairs.close()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def _fill_one(cache: TeacherCache, image: np.ndarray, network: nn.Module, taps: FeatureTaps) -> None:

@@ -16,7 +16,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 from basicsr.utils import FileClient, imfrombytes
-from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from sdakd.compat import UserError, no_file
 from sdakd.progress import Progress
@@ -24,12 +27,18 @@ from sdakd_data.remembered import Remembered, Stamp
 from sdakd_data.teacher_cache import key_of
 
 PNG = b'\x89PNG\r\n\x1a\n'
-KINDS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP')  # Pillow would hand PostScript to another program
+# who reads which headers; Pillow's open() would hand PostScript to another program, and warns of large images
+READERS = {
+    b'\xff\xd8': JpegImageFile,
+    b'BM': BmpImageFile,
+    b'II': TiffImageFile,
+    b'MM': TiffImageFile,
+    b'RI': WebPImageFile,
+}
 ROOM = 200_000_000  # pixels that are decoded at the same time: 600 MB
 AHEAD = 16  # images per thread that are begun before the first of them is asked for
 WRITING = 10.0  # seconds between two times that findings are written
 logging.getLogger('PIL').setLevel(logging.WARNING)
-Image.MAX_IMAGE_PIXELS = None  # only headers are read by Pillow; OpenCV has a limit
 
 Size = tuple[int, int, int] | tuple[int, int, int, str]  # height, width, channels; key
 
@@ -65,7 +74,8 @@ class Decoder:
         self.databases = dict(getattr(self.client.client, '_client', {})) if self.kind == 'lmdb' else {}
         self._room, self._keyed = _Room(ROOM), keyed
         self.memories = {
-            side: Remembered('decoded', 1, cv2.__version__, str(root), side in keyed) for side, root in roots.items()
+            side: Remembered('decoded', 1, cv2.__version__, most_pixels(), str(root), side in keyed)
+            for side, root in roots.items()
         }
 
     def close(self) -> None:
@@ -104,7 +114,10 @@ class Decoder:
             with self._room(size[0] * size[1] if size is not None else ROOM):
                 image = imfrombytes(content)
         except cv2.error as error:
-            return f'cannot be decoded ({error.err})', False
+            many = f'has more pixels than the {most_pixels():,d} that OpenCV decodes'
+            return many if 'IO_MAX' in error.err else f'cannot be decoded ({error.err})', False
+        except MemoryError:
+            return 'needs more memory than there is', False
         if image is None:
             return 'is damaged or no image', True
         return (*image.shape, key_of(image)) if side in self._keyed else image.shape, True
@@ -173,11 +186,10 @@ def _header(content: bytes) -> tuple[int, int] | None:
     """The width and height that the header of an image tells."""
     if content[:8] == PNG and len(content) >= 24:  # Pillow would unpack texts, too, and refuse long ones
         return struct.unpack('>II', content[16:24])
-    try:
-        with Image.open(io.BytesIO(content), formats=KINDS) as image:
-            return image.size
-    except Exception:  # readers of damaged headers raise almost anything
-        return None
+    if reader := READERS.get(bytes(content[:2])):
+        with contextlib.suppress(Exception):  # readers of damaged headers raise almost anything
+            return reader(io.BytesIO(content)).size
+    return None
 
 
 class _Room:

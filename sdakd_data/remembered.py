@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -20,7 +21,9 @@ _unwritten: dict[Path, dict[str, list]] = {}  # what could not be written, for t
 
 def cache_folder() -> Path:
     """``$XDG_CACHE_HOME/sdakd``, by default ``~/.cache/sdakd``; everything in it may be deleted at any time."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path('~/.cache').expanduser(), 'sdakd')
+    home = os.path.expanduser('~')
+    home = tempfile.gettempdir() if home == '~' else home  # a user of a container who has none
+    return Path(os.environ.get('XDG_CACHE_HOME') or os.path.join(home, '.cache'), 'sdakd')
 
 
 class Remembered:

@@ -70,11 +70,10 @@ class TeacherCache:
     def _write(self, path: Path, data: bytes) -> None:
         partial = path.with_name(f'.{path.name}.{os.getpid()}.part')  # several processes may fill one folder
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, partial) as file:
                 file.write(data)
-        except OSError as error:
-            raise UserError(f'{self.where}: {path} cannot be written ({error.strerror or error}).') from None
+        except UserError as error:
+            raise error.within(self.where) from None
 
     def manifest(self) -> dict[str, Any] | None:
         """What the folder says of itself; None where it is new or empty.

@@ -44,17 +44,21 @@ class Moments:
         """Takes ``(samples, channels)``; none is allowed."""
         if not len(features):
             return
-        features = np.asarray(features, np.float64)
-        mean = features.mean(0)
-        scatter = (features - mean).T @ (features - mean)
-        if self.count == 0:
-            self.count, self.mean, self.scatter = len(features), mean, scatter
+        part, features = Moments(), np.asarray(features, np.float64)
+        part.count, part.mean = len(features), features.mean(0)
+        part.scatter = (features - part.mean).T @ (features - part.mean)
+        self.merge(part)
+
+    def merge(self, other: Moments) -> None:
+        """Takes what another one has seen."""
+        if not self.count or not other.count:
+            if other.count:
+                self.count, self.mean, self.scatter = other.count, other.mean, other.scatter
             return
-        total = self.count + len(features)
-        step = mean - self.mean
-        scatter += np.outer(step, step) * (self.count * len(features) / total)
-        self.scatter += scatter
-        self.mean = self.mean + step * (len(features) / total)
+        total, step = self.count + other.count, other.mean - self.mean
+        between = np.outer(step, step) * (self.count * other.count / total)
+        self.scatter = self.scatter + other.scatter + between
+        self.mean = self.mean + step * (other.count / total)
         self.count = total
 
     @property

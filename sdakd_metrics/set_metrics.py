@@ -34,6 +34,9 @@ class SetDistance:
         self.moments = (Moments(), Moments())
 
     def _take(self, other: SetDistance) -> None:
+        if other is not self:
+            for moments, others in zip(self.moments, other.moments, strict=True):
+                moments.merge(others)
         for result, truth in other.pending:
             self.moments[0].add(result)
             self.moments[1].add(truth)

@@ -20,6 +20,7 @@ from sdakd_data.randomness import random_state, seed_all, set_random_state
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.finite import check_networks
 from sdakd_models.manifest import Manifest, is_pool
+from sdakd_models.processes import meet
 from sdakd_models.threads import resume_threads
 
 PROCESSES = 3  # what a seed is for, beside those of data and validation
@@ -167,8 +168,7 @@ class Checkpoints:
         if current_iter == -1:
             return
         self._save_own(current_iter)
-        if self.opt['dist']:
-            torch.distributed.barrier()  # the manifest names the files of all
+        meet()  # the manifest names the files of all
         if self.opt['rank'] > 0:
             return
         state = {

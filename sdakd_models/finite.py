@@ -136,7 +136,7 @@ def _fault(made: Sequence[torch.Tensor]) -> str:
 
 
 def _in_batch(model: Trained) -> tuple[str, str] | None:
-    for what, images in (('input', model.lq), ('ground truth', model.gt)):
+    for what, images in (('input', model.lq), ('ground truth', getattr(model, 'gt', ()))):
         for number, image in enumerate(images):
             if not (fault := _fault([image])):
                 continue

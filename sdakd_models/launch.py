@@ -29,10 +29,12 @@ from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from sdakd.compat import Mistakes, UserError, exit_with_sentence, in_order_of, one_voice
+from sdakd.lock import check_free, hold
 from sdakd.option_files import arguments, model_type, read_options, read_yaml
 from sdakd.shipped import without_schema_line
 from sdakd_arch.weights import read_weights
 from sdakd_arch.width import lookup
+from sdakd_models import processes
 from sdakd_models.checks.keys import settle
 from sdakd_models.checks.paths import resolve_paths
 from sdakd_models.checks.run import check_run
@@ -40,6 +42,7 @@ from sdakd_models.clock import TrainingLog
 from sdakd_models.loop import Loop, create_train_val_dataloader
 from sdakd_models.manifest import check_whole, newest_whole, seed_of
 from sdakd_models.options import modernise, read_train
+from sdakd_models.processes import meet, spread
 from sdakd_models.reader import complete
 from sdakd_models.registry import term_options
 from sdakd_models.rehearsal import rehearse
@@ -74,10 +77,10 @@ def parse_options(root_path: str, is_train: bool = True):
         return _original(root_path, is_train)
     sys.excepthook = exit_with_sentence
     args = arguments()
-    _replace_everywhere('load_resume_state', functools.partial(load_resume_state, change_stages=args.change_stages))
+    _replace_everywhere('load_resume_state', functools.partial(begin, file=args.opt, change_stages=args.change_stages))
     _replace_everywhere('MessageLogger', TrainingLog)
     _replace_everywhere('create_train_val_dataloader', create_train_val_dataloader)
-    Loop.latest = Loop()
+    Loop.latest = Loop(args.debug)
     with one_voice():
         opt, left = read_options(args.opt, args.force_yml or ())
         written, mistakes = opt, Mistakes()
@@ -126,6 +129,8 @@ def check_options(
         if mistakes.found and int(os.environ.get('WORLD_SIZE', 1)) > 1 and not opt['dist']:
             return  # processes that cannot wait for each other would check and fetch the same
         _complete(opt, auto_resume, debug, root_path, is_train, mistakes)
+        if is_train and begins and opt['rank'] == 0:
+            check_free(opt['path']['experiments_root'])
         resolve_paths(opt, root_path)
         if opt['path'].get('resume_state') and (old := modernise(opt)) and opt['rank'] == 0:
             logging.getLogger('basicsr').warning(
@@ -133,7 +138,7 @@ def check_options(
                 f'{", ".join(old)}.'
             )
         if opt['rank'] > 0:  # the others wait for the main process: it downloads what is missing and reports mistakes
-            torch.distributed.barrier()
+            meet()
         if is_train:
             with mistakes.collect():
                 keep_connector(opt)
@@ -141,8 +146,8 @@ def check_options(
             state = opt['path'].get('resume_state')
             if mistakes.found and state and not os.path.isfile(state):  # alone, it is told where the state is loaded
                 mistakes.add('path:resume_state', f'the file {state} does not exist.')
-    if opt['dist'] and opt['rank'] == 0:
-        torch.distributed.barrier()
+    if opt['rank'] == 0:
+        meet()
     if is_train:
         rehearse(opt, cast, begins)
 
@@ -201,10 +206,18 @@ def _distribute(opt: dict, launcher: str, file: str, mistakes: Mistakes) -> None
             )
     if mistakes.about('num_gpu', '--launcher pytorch'):
         opt |= {'num_gpu': 0, 'dist': False}  # for the other checks
-    elif opt['dist'] and opt['num_gpu'] == 0:
-        torch.distributed.init_process_group('gloo')
     elif opt['dist']:
-        init_dist(launcher, **(opt.get('dist_params') or {}))
+        wanted = ('backend', 'port') if launcher == 'slurm' else ('backend',)
+        params = {key: value for key, value in (opt.get('dist_params') or {}).items() if key in wanted}
+        try:
+            if opt['num_gpu'] == 0:
+                torch.distributed.init_process_group('gloo')
+            else:
+                init_dist(launcher, **params)
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = ' '.join(str(error).split())[:200].rstrip('.')
+            raise UserError(f'--launcher {launcher}', f'the processes do not find each other ({reason}).') from None
+        processes.start()
     opt['rank'], opt['world_size'] = get_dist_info()
 
 
@@ -282,20 +295,39 @@ def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_trai
         path.update(results_root=root, log=root, visualization=os.path.join(root, 'visualization'))
     if opt.get('manual_seed') is None:
         state = path.get('resume_state')
-        opt['manual_seed'] = _seed(state if isinstance(state, str) else None, opt['dist'])
+        opt['manual_seed'] = _seed(state if isinstance(state, str) else None)
     set_random_seed(opt['manual_seed'] + opt['rank'])
 
 
-def _seed(state: str | None, distributed: bool) -> int:
+def _seed(state: str | None) -> int:
     """The seed of a run whose options leave it open: as before where it goes on, and one for all processes."""
     seed = random.randint(1, 10000)
     with contextlib.suppress(UserError):  # a damaged manifest is told where the state is loaded
         seed = (state and seed_of(state)) or seed
-    if distributed:
-        shared = torch.tensor(seed, device='cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
-        torch.distributed.broadcast(shared, 0)
-        seed = int(shared)
-    return seed
+    return spread(seed)
+
+
+def begin(opt: dict, file: str, change_stages: bool = False) -> dict | None:
+    """What BasicSR's loop calls before it creates or archives anything: takes the folder, and loads the state.
+
+    Args:
+        opt: The options.
+        file: Where they come from.
+        change_stages: Whether the stages may be others than the run's so far.
+
+    Raises:
+        UserError: Another process trains in the folder, or the state cannot be loaded.
+    """
+    if opt['rank'] == 0:
+        try:
+            reason = hold(opt['path']['experiments_root'])
+        except UserError as error:
+            raise error.within(file) from None
+        if reason:
+            logging.getLogger('basicsr').warning(
+                f'{opt["path"]["experiments_root"]} cannot be locked ({reason}): start no other run of this name.'
+            )
+    return load_resume_state(opt, change_stages)
 
 
 def load_resume_state(opt: dict, change_stages: bool = False) -> dict | None:

@@ -6,11 +6,13 @@ puts in the place of BasicSR's, and the model asks its :class:`Loop` between two
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +21,7 @@ from basicsr.utils import get_root_logger
 
 from sdakd.compat import UserError, exit_with_sentence
 from sdakd_data.draws import Drawn, Draws, SampleError, training_loader
+from sdakd_models.processes import ending_together, is_ending
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -33,6 +36,9 @@ class Stopped(SystemExit):
 class Loop:
     """A run of BasicSR's loop in this process.
 
+    Args:
+        debug: Whether tracebacks are shown.
+
     Attributes:
         model: The model that it trains, once there is one.
         iteration: The last iteration before it begins, 0 or a resumed run's.
@@ -44,7 +50,8 @@ class Loop:
 
     latest: Loop | None = None  # of this process
 
-    def __init__(self) -> None:
+    def __init__(self, debug: bool = False) -> None:
+        self.debug = debug
         self.model = None
         self.iteration, self.epoch = 0, 0
         self.draws: Draws | None = None
@@ -61,9 +68,11 @@ class Loop:
             for number in SIGNALS:
                 if number != getattr(signal, 'SIGHUP', None) or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                     signal.signal(number, self._hear)
-        sys.excepthook = last_words
+        sys.excepthook = ending_together(last_words)
 
     def _hear(self, number: int, frame: object) -> None:
+        if is_ending():
+            return  # a launcher ends all when one has failed
         if self.wanted is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -86,6 +95,15 @@ class Loop:
         if self.agreed():
             self.leave()
 
+    def interrupt(self) -> None:
+        """In the middle of a validation, which may take long: a run of one process stops; it validates again later.
+
+        Raises:
+            Stopped: The run is saved.
+        """
+        if self.wanted is not None and not self.model.opt['dist']:
+            self.leave()
+
     def agreed(self) -> bool:
         """Whether all processes know that the run is to stop; each of them hears signals at another time."""
         return self.model.stops if self.model.opt['dist'] else self.wanted is not None
@@ -101,8 +119,6 @@ class Loop:
             _say(f'Stopped {said}')
         if self.tb_logger is not None:
             self.tb_logger.close()
-        if self.model.opt['dist']:
-            torch.distributed.destroy_process_group()
         # a process that has heard nothing itself stops as the others do
         raise Stopped(128 + (self.wanted or signal.SIGTERM))
 
@@ -121,6 +137,7 @@ class Loop:
 
 
 GO_ON = 'the same command with --auto_resume continues.'
+FROM_LAST = 'the same command with --auto_resume continues from the last checkpoint.'
 
 
 def _say(text: str) -> None:
@@ -133,34 +150,50 @@ def last_words(kind: type[BaseException], error: BaseException, trace: object) -
 
     Exit status 1; a process that was asked to stop and lost its workers by the same signal has that signal's.
     """
+    if hasattr(signal, 'SIGCHLD'):  # torch's handler raises an error, wherever this process is, when a worker has ended
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     loop = Loop.latest
     model = loop.model if loop is not None else None
     if model is None or (issubclass(kind, UserError) and not issubclass(kind, SampleError)):
         exit_with_sentence(kind, error, trace)
         return
-    if isinstance(error, KeyboardInterrupt):
+    if issubclass(kind, KeyboardInterrupt):
         raise SystemExit(130)
-    lines = ''.join(traceback.format_exception(kind, error, trace))
-    if loop.wanted is None and not isinstance(error, SampleError):
-        get_root_logger().error(lines)  # into the log file, where a user finds what to report
+    lost = 'DataLoader worker' in str(error) or isinstance(error, ConnectionError | EOFError)
     if isinstance(error, SampleError):
         reason = error.report()
-    elif 'DataLoader worker' in str(error):
+    elif lost:
         reason = (
             'datasets:train:num_worker_per_gpu: a process that loads images was killed, mostly because memory ran out; '
             'write a smaller number.'
         )
     else:
+        where = _note(''.join(traceback.format_exception(kind, error, trace)), loop)
         what = f' in {model.at_work}' if model.at_work else ''
-        reason = f'iteration {model.last_iter + 1:,d} failed{what} ({kind.__name__}: {_first_line(error)}).'
+        failed = f'iteration {model.last_iter + 1:,d} failed{what} ({kind.__name__}: {_first_line(error)})'
+        reason = f'{failed}; {where} holds the traceback.'
     try:
-        if model.opt['dist']:
-            raise UserError('', 'the other processes do not wait for this one')
-        said = f'The run ends {loop.save()}'
+        if model.opt['dist']:  # the others do not wait for this one, without whom nothing can be saved
+            said = f'The run ends; {FROM_LAST}'
+        else:
+            said = f'The run ends {loop.save()}'
     except Exception as second:  # such as weights that are not finite, or a full disk
-        said = f'It could not be saved ({_first_line(second)}); {GO_ON[:-1]} from the last checkpoint.'
+        said = f'It could not be saved ({_first_line(second)}); {FROM_LAST}'
     _say(said if loop.wanted is not None else f'Error: {reason} {said}')
     raise SystemExit(1 if loop.wanted is None else 128 + loop.wanted)
+
+
+def _note(lines: str, loop: Loop) -> str:
+    """Writes a traceback into the run's log file, where a user finds what to report; returns that file's name."""
+    handlers = [each for each in get_root_logger().handlers if isinstance(each, logging.FileHandler)]
+    if loop.debug:
+        _say(lines)
+    if handlers:
+        handlers[0].handle(logging.makeLogRecord({'msg': lines, 'levelname': 'ERROR', 'levelno': logging.ERROR}))
+        return handlers[0].baseFilename
+    file = Path(loop.model.path['log'], f'error_{loop.model.opt["rank"]}.log')  # only the main process has a log
+    file.write_text(lines, encoding='utf-8')
+    return str(file)
 
 
 def _first_line(error: BaseException) -> str:

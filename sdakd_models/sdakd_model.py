@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 
 import torch
-from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, tensor2img
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
 from sdakd.progress import Progress
-from sdakd_arch.inference.tiling import run_tiled
 from sdakd_arch.weights import describe, infer_network
 from sdakd_arch.width import build, scale_of
 from sdakd_data.answers import Answer
 from sdakd_data.cache_filling import fill
 from sdakd_data.cached_dataset import answers_in
 from sdakd_data.pool import ReusingPool
-from sdakd_data.randomness import aside
 from sdakd_models.cast import Cast, distributed, student_network
 from sdakd_models.checkpoints import Checkpoints
 from sdakd_models.clock import Clock
@@ -32,16 +28,16 @@ from sdakd_models.context_error import check_context
 from sdakd_models.finite import blame
 from sdakd_models.kept import Kept
 from sdakd_models.loop import Loop
+from sdakd_models.processes import meet
 from sdakd_models.reader import forget_states
 from sdakd_models.scenario import Scenario
 from sdakd_models.shares import Shares
 from sdakd_models.stages import Moment, StageMark
-
-VALIDATION = 2  # what a seed is for, beside those of sdakd_data.draws
+from sdakd_models.validation import Validation
 
 
 @MODEL_REGISTRY.register()
-class SDAKDModel(Checkpoints, SRModel):
+class SDAKDModel(Checkpoints, Validation, SRModel):
     """Distils a super-resolution GAN into a narrow student in stages, on paired data.
 
     The option file adds ``teacher:``, ``train:stages:`` and, where wanted, ``discriminators:`` to BasicSR's keys; see
@@ -54,12 +50,13 @@ class SDAKDModel(Checkpoints, SRModel):
 
     has_borders = True  # training images are crops, whose borders teachers answer to with artefacts of padding
     discriminators_first = False  # Real-ESRGAN's order: the generator is updated before its discriminator
-    progress: Progress | None = None  # of a validation
     at_work = ''  # the term that a step is computing, for the sentence of a rehearsal
 
     def __init__(self, opt: Mapping) -> None:
         BaseModel.__init__(self, opt)  # not SRModel's constructor: the cast is what it would build
         self.path = opt.get('path') or {}
+        self.loop: Loop | None = None  # BasicSR's, where it trains this model
+        self.told: set[str] = set()  # metrics of whose failure the log has told
         if self.is_train:
             self.init_training_settings()
         elif opt.get('network_g'):
@@ -88,7 +85,6 @@ class SDAKDModel(Checkpoints, SRModel):
         frequencies = {'saving': self.opt['logger']['save_checkpoint_freq'], 'validation': self.scenario.val_freq}
         self.clock = Clock(self.plan, {kind: every for kind, every in frequencies.items() if every})
         self.kept = Kept(self.scenario.logger.keep_last, self.plan.ends)
-        self.loop: Loop | None = None  # BasicSR's, where it trains this model
         self.stops = False  # whether some process was asked to stop, as all of them know since the last step
         self.validated = 0  # the last iteration with a validation of all sets
         self.answers: dict[str, Answer] = {}  # of teachers to the current batch, where they are known without running
@@ -122,6 +118,7 @@ class SDAKDModel(Checkpoints, SRModel):
             with Progress("teachers' answers to crops, against those in context"):
                 check_context(self.cast, self.run)
         fill(self.scenario.datasets.get('train') or {}, self.teachers, self.cast.fingerprints, main)
+        meet()
         forget_states()
 
     def _log_cast(self) -> None:
@@ -326,96 +323,3 @@ class SDAKDModel(Checkpoints, SRModel):
             raise blame(self, moment, current_iter, bad[0], values[bad[0]], contexts, log)
         shares = self.shares.log() if self.shares is not None else {}
         self.log_dict = OrderedDict(stage=StageMark(self.plan, moment), **values, **shares)
-
-    # ----------------------------------------------------------------------------------------------------- validation
-
-    @torch.no_grad()
-    def upscale(self, network: nn.Module) -> torch.Tensor:
-        """What a generator makes of ``self.lq`` in validation; ``(N, 3, H, W)`` in [0, 1], in tiles where wanted."""
-        val = self.opt.get('val') or {}
-        return run_tiled(network, self.lq, self.scale, val.get('tile') or 0, val.get('tile_pad', 10))
-
-    def test(self) -> None:
-        """Runs the averaged student on ``self.lq``, in tiles where ``val:tile`` says so."""
-        network = getattr(self, 'net_g_ema', self.bare_student)
-        network.eval()
-        self.output = self.upscale(network)
-        if network is self.bare_student:
-            network.train(self.opt['is_train'])
-
-    def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> None:
-        """BasicSR's; after the first set the best checkpoint is kept, and teachers that learn are shown if better."""
-        if not self.is_train:
-            return super().validation(dataloader, current_iter, tb_logger, save_img)
-        if current_iter == self.validated:
-            return  # BasicSR's loop validates once more at its end
-        sets = [options['name'] for phase, options in self.opt['datasets'].items() if phase.startswith('val')]
-        # a set is degraded alike in all validations, and training goes on as if there had been none
-        with self.clock.aside('validation'), aside(self.opt['manual_seed'], VALIDATION, device=self.device):
-            self._validate(dataloader, current_iter, tb_logger, save_img)
-        if dataloader.dataset.opt['name'] == sets[-1]:
-            self.validated = current_iter
-            self.note_validation()
-
-    def _validate(self, dataloader, current_iter, tb_logger, save_img) -> None:
-        super().validation(dataloader, current_iter, tb_logger, save_img)
-        first = next((phase for phase in self.opt['datasets'] if phase.startswith('val')), None)
-        if dataloader.dataset.opt['name'] != self.opt['datasets'][first]['name']:
-            return
-        if (by := self.scenario.best_by) is not None and self.opt['rank'] == 0:
-            self.consider_best(float(self.metric_results[by]), self._lower(by))
-        for teacher in self.cotrained:
-            if self.opt['rank'] == 0:
-                metric = self.opt['val']['metrics'][teacher.metric]
-                measure = partial(self._measure, dataloader=dataloader, metric=metric)
-                teacher.consider(measure, self._lower(teacher.metric), current_iter)
-            if self.opt['dist']:
-                for tensor in teacher.shown.state_dict().values():
-                    torch.distributed.broadcast(tensor, 0)
-
-    def _lower(self, metric: str) -> bool:
-        """Whether a lower value of one of ``val:metrics`` is the better one."""
-        return self.opt['val']['metrics'][metric].get('better', 'higher') == 'lower'
-
-    @torch.no_grad()
-    def _measure(self, network: nn.Module, dataloader, metric: Mapping) -> float:
-        """A validation metric of a generator on a set: what BasicSR's validation computes of the student."""
-        total, count = 0.0, 0
-        self.is_train = False  # no degradation of validation images
-        name = dataloader.dataset.opt['name']
-        for data in Progress(f'validation of a teacher on {name}', len(dataloader), 'images').over(dataloader):
-            self.feed_data(data)
-            images = {'img': tensor2img([self.upscale(network).cpu()])}
-            if 'gt' in data:
-                images['img2'] = tensor2img([self.gt.cpu()])
-            total = total + calculate_metric(images, metric)
-            count += 1
-        self.is_train = True
-        return float(total / count)
-
-    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
-        """BasicSR's validation, with the first images of every set in TensorBoard (``val:tb_images``, default 3)."""
-        self._images = None
-        if tb_logger is not None:
-            name = dataloader.dataset.opt['name']
-            self._images = (tb_logger, name, current_iter, iter(range(self.opt['val'].get('tb_images', 3))))
-        training, self.is_train = self.is_train, False  # its images are no training pairs
-        with Progress(f'validation of {dataloader.dataset.opt["name"]}', len(dataloader), 'images') as self.progress:
-            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
-        self.is_train, self._images = training, None
-
-    def get_current_visuals(self) -> OrderedDict:
-        """The current images on the CPU: ``lq``, ``result`` and, where there is one, ``gt``."""
-        visuals = super().get_current_visuals()
-        if self.progress is not None:
-            self.progress.step()
-            if self.loop is not None and self.loop.wanted is not None and not self.opt['dist']:
-                self.loop.leave()  # a validation may take long; a resumed run begins with it
-        if getattr(self, '_images', None) is not None:
-            tb_logger, name, current_iter, numbers = self._images
-            number = next(numbers, None)
-            if number is not None:
-                for kind, image in visuals.items():
-                    rgb = tensor2img([image], rgb2bgr=False)
-                    tb_logger.add_image(f'{name}/{number}/{kind}', rgb, current_iter, dataformats='HWC')
-        return visuals

@@ -89,7 +89,7 @@ class Training:
 
     def kill(self) -> None:
         """SIGKILL for all its processes; torchrun's are in sessions of their own."""
-        own = _descendants(self.process.pid)
+        own = descendants(self.process.pid)
         for pid in (self.process.pid, *own):
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -98,7 +98,7 @@ class Training:
         self.process.wait()
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in Path('/proc').glob('[0-9]*/stat'):
         try:
@@ -122,6 +122,12 @@ def differences(one, other, where=''):
         return [found for n, each in pairs for found in differences(*each, f'{where}/{n}')]
     tensors = torch.is_tensor(one) and torch.is_tensor(other)
     return [] if (torch.equal(one, other) if tensors else one == other) else [where]
+
+
+def leaves(content) -> int:
+    """How many tensors and plain values a nested content holds."""
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else None
+    return 1 if inner is None else sum(map(leaves, inner))
 
 
 def end_of(folder: Path) -> dict:
@@ -169,8 +175,9 @@ def kill_and_resume(rng: random.Random, name: str, kills: int, degraded: bool, w
             raise SystemExit(''.join(last.lines[-20:]))
         ends = [end_of(world.root / 'experiments' / each) for each in runs]
         found = differences(*ends)
-        entries = sum(map(len, ends[0].values()))
-        print(f'{name}: {landed} of {kills} kills met a running training; of {entries} entries {len(found)} differ.')
+        entries = leaves(ends[0])
+        print(f'{name}: {landed} of {kills} kills met a running training.')
+        print(f'{name}: of {entries:,d} tensors and values at the end, {len(found)} differ.')
         sys.stdout.write(''.join(f'  {where}\n' for where in found[:10]))
         return not found and landed == kills
 

@@ -158,6 +158,101 @@ def shared_world(tmp_path_factory, photographs) -> World:
     return World(tmp_path_factory.mktemp('world'), photographs)
 
 
+class Forked:
+    """A training in a forked process, which need not import anything anew.
+
+    Args:
+        root: Receives ``experiments/``.
+        log: Receives what it prints.
+        flags: Of the command line.
+        change: Called in the process before it begins, such as to break something.
+        environment: Variables in addition to those that are there.
+    """
+
+    def __init__(self, root, log, *flags, change=lambda: None, **environment) -> None:
+        self.log, self.status = log, None
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os._exit(self._train(root, flags, change, environment))
+            finally:
+                os._exit(99)
+
+    def _train(self, root, flags, change, environment) -> int:
+        import atexit
+        import logging
+
+        from basicsr.utils.logger import initialized_logger
+
+        import basicsr.train
+        import sdakd_models  # noqa: F401
+
+        number = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(number, stream)
+        sys.stdout, sys.stderr = (open(stream, 'w', buffering=1) for stream in (1, 2))
+        os.environ.update(environment)
+        logging.getLogger('basicsr').handlers.clear()
+        initialized_logger.clear()
+        sys.argv, sys.excepthook = ['train.py', *flags], sys.__excepthook__
+        at_end = []
+        atexit.register = lambda function, *given: at_end.append((function, given))  # those of the tests are no concern
+        change()
+        status = 0
+        try:
+            try:
+                basicsr.train.train_pipeline(str(root))
+            except Exception:
+                status = 1
+                sys.excepthook(*sys.exc_info())
+        except SystemExit as end:
+            status = end.code
+        for function, given in reversed(at_end):
+            function(*given)
+        return status
+
+    def wait(self, seconds: float = 120) -> str:
+        """Waits for its end, sets ``status`` and returns what it has printed; fails where it hangs."""
+        import time
+
+        until = time.monotonic() + seconds
+        while self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > until:
+                self.kill()
+                raise AssertionError(f'it hangs: {self.printed()}')
+            time.sleep(0.02)
+        return self.printed()
+
+    def kill(self) -> None:
+        """SIGKILL, and waits."""
+        import signal
+
+        os.kill(self.pid, signal.SIGKILL)
+        self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text() if self.log.exists() else ''
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """Starts trainings as :class:`Forked`; those that are left are killed."""
+    started = []
+
+    def start(root, *flags, **more):
+        started.append(Forked(root, tmp_path / f'printed{len(started)}.txt', *flags, **more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.status is None:
+            one.kill()
+
+
 @pytest.fixture
 def parse(monkeypatch):
     """Calls the wrapped ``parse_options`` as the command line would; returns the completed options."""

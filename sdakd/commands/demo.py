@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdakd.commands.distill import Distilled, distill
-from sdakd.commands.interface import Flags, number
+from sdakd import compat, stops
+from sdakd.commands.distill import Distilled, check_folder, distill, open_teacher
+from sdakd.commands.interface import MOST_SEED, Flags, number, whole
 
 PRETRAINED = Path(__file__).resolve().parents[1] / 'pretrained'
 TRAIN = ('astronaut', 'coffee', 'rocket', 'hubble_deep_field', 'retina', 'immunohistochemistry')
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--seed', type=number, help='of all random numbers (default: {default})')
 
 
+@stops.leaving('give the same command again to go on')
 def demo(
     output: str | Path = 'demo',
     *,
@@ -42,6 +44,11 @@ def demo(
         UserError: See :func:`sdakd.commands.distill.distill`.
     """
     output, shipped = Path(output), photographs is None
+    compat.import_basicsr()
+    whole(seed, '--seed', 0, MOST_SEED)
+    check_folder(output)
+    if teacher is not None:  # before anything is written
+        open_teacher(str(teacher), output)
     if shipped:
         photographs = write_photographs(output / 'photographs')
     return distill(

@@ -38,6 +38,7 @@ PACKAGES = {  # import name -> what pip calls it; those of pyproject.toml
     'safetensors': 'safetensors',
     'tabulate': 'tabulate',
     'jinja2': 'jinja2',
+    'filelock': 'filelock',
     'PIL': 'pillow',
 }
 EXTRAS = {  # extra -> its packages by import name, what they are for
@@ -142,6 +143,7 @@ def doctor(folder: str | os.PathLike = '.', as_json: bool = False) -> Diagnosis:
         ('GPU', _gpus),
         ('plug-ins', _plugins),
         ('folder', lambda: _folder(folder)),
+        ('trainings', lambda: _locks(folder)),
         ('LMDB', lambda: _lmdb(folder)),
         ('disk', lambda: _disk(folder)),
         ('weights', lambda: _weights(folder / 'experiments/pretrained_models')),
@@ -397,6 +399,15 @@ def _folder(folder: Path) -> Iterator[Finding]:
         text = f'{cache}, where weights of torchvision go, cannot be written ({reason})'
         yield Finding('folder', 'note', text, 'set TORCH_HOME to another folder')
     yield Finding('folder', 'ok', f'{folder.resolve()}')
+
+
+def _locks(folder: Path) -> Iterator[Finding]:
+    from sdakd.lock import holder
+
+    for path in sorted((folder / 'experiments').glob('.*.lock')):
+        if found := holder(path):
+            text = f'one runs in {path.with_name(path.stem[1:])} ({found})'
+            yield Finding('trainings', 'note', text, 'no other run can have its name meanwhile')
 
 
 def _lmdb(folder: Path) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from sdakd import compat
+from sdakd import compat, stops
 from sdakd.commands.interface import Flags, Outcome
 from sdakd.compat import UserError, near
 
@@ -33,6 +33,7 @@ class Fetched(Outcome):
         return ''.join(f'{line}\n' for line in self.lines)
 
 
+@stops.leaving('give the same command again to go on with what has come')
 def fetch(names: str | Sequence[str] = (), output: str | os.PathLike = FOLDER) -> Fetched:
     """Gets official networks as BasicSR's ``.pth``, or lists what is known where no name is given.
 

@@ -132,10 +132,7 @@ def init(
     if there != data and target.exists():
         raise UserError('-o', f'{target} is there already and is another one; remove it, or choose another name.')
     if there is None:
-        try:
-            write(target, data)
-        except OSError as error:
-            raise UserError('-o', f'{target} cannot be written ({error.strerror}).') from None
+        write(target, data)
     return Made(target, conversion.changes, there is None)
 
 

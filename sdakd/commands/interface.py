@@ -14,6 +14,8 @@ from typing import Any
 
 from sdakd.compat import UserError, near
 
+MOST_THREADS, MOST_SEED = 4096, 2**32 - 1
+
 
 class Outcome:
     """What a command did. ``str()`` is what the command line shows of it."""
@@ -35,13 +37,15 @@ class Flags:
     """Adds the arguments of a function to a parser, one by one.
 
     Args:
-        parser: Of the command. It gets ``function`` among its values, and every argument by its name.
+        parser: Of the command. It gets ``function`` among its values, every argument by its name, and --debug.
         function: What the command calls; it returns an :class:`Outcome`.
     """
 
     def __init__(self, parser: argparse.ArgumentParser, function: Callable[..., Outcome]) -> None:
         self.parser, self.parameters = parser, inspect.signature(function).parameters
         parser.set_defaults(function=function)
+        shows = 'show where an unexpected error comes from (also: SDAKD_DEBUG=1)'
+        parser.add_argument('--debug', action='store_true', default=argparse.SUPPRESS, help=shows)
 
     def __call__(self, *names: str, help: str, to: Any = None, **options: Any) -> None:
         """Adds a flag; ``dest`` is the argument's name. It is required if the argument has no default.
@@ -80,12 +84,14 @@ def one_of(value: str, known: Iterable[str], where: str) -> None:
         raise UserError(where, f'{value} is unknown; {near(value, known)}.')
 
 
-def whole(value: object, where: str, least: int = 0) -> int:
+def whole(value: object, where: str, least: int = 0, most: int | None = None) -> int:
     """Checks that an argument is a whole number.
 
     Raises:
-        UserError: It is none, or less than ``least``.
+        UserError: It is none, or less than ``least`` or more than ``most``.
     """
-    if isinstance(value, bool) or not re.fullmatch(r'\d+', str(value)) or int(value) < least:
-        raise UserError(where, f'write a whole number of at least {least}, not {str(value)!r}.')
+    fits = not isinstance(value, bool) and re.fullmatch(r'\d+', str(value)) and int(value) >= least
+    if not fits or (most is not None and int(value) > most):
+        limits = f'of at least {least}' if most is None or not fits else f'from {least} to {most}'
+        raise UserError(where, f'write a whole number {limits}, not {str(value)!r}.')
     return int(value)

@@ -11,7 +11,6 @@ import functools
 import io
 import multiprocessing
 import os
-import signal
 import struct
 import sys
 import threading
@@ -26,7 +25,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from sdakd.compat import UserError, no_file, replacing
+from sdakd import stops
+from sdakd.compat import UserError, no_file, part_of, replacing
 from sdakd.files.limits import most_pixels, start_process
 from sdakd.progress import Progress, say
 
@@ -199,12 +199,14 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def encode_png(image: np.ndarray, level: int) -> bytes:
-    return cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, level])[1].tobytes()
+    fine, data = cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, level])
+    if not fine:
+        raise ValueError(f'OpenCV makes no PNG of an array {image.shape} of {image.dtype}')
+    return data.tobytes()
 
 
 def write(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file that is either absent or complete, and its folder if need be."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(data)
 
@@ -212,9 +214,9 @@ def write(path: str | os.PathLike, data: bytes) -> None:
 def write_again(path: str | os.PathLike, known: str | os.PathLike) -> None:
     """Gives a file a second name, by a hard link; where the disk has none, by a copy."""
     path = Path(path)
-    part = path.with_name(f'.{path.name}.part')
-    part.unlink(missing_ok=True)  # of a run that was killed
+    part = part_of(path)
     try:
+        part.unlink(missing_ok=True)  # of a run that was killed
         os.link(known, part)
         os.replace(part, path)
     except OSError:
@@ -236,11 +238,13 @@ def is_made(path: str | os.PathLike, source: str) -> bool:
 
 
 def _start_worker(most: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says that it was interrupted, once
+    stops.leave_to_parent()
     cv2.setNumThreads(0)
-    import torch
-
-    torch.set_num_threads(1)  # there is a process per core, and results must not depend on how many there are
+    os.environ['OMP_NUM_THREADS'] = (
+        '1'  # there is a process per core, and results must not depend on how many there are
+    )
+    if 'torch' in sys.modules:  # else it reads the variable when it is imported
+        sys.modules['torch'].set_num_threads(1)
     start_process(most)
     parent = multiprocessing.parent_process().sentinel
 
@@ -259,7 +263,8 @@ def _in_order(function: Callable, items: Iterable, workers: int) -> Iterator:
     ahead: deque = deque()
     try:
         for item in items:
-            ahead.append(pool.submit(function, item))
+            with stops.held_back():  # it starts the processes
+                ahead.append(pool.submit(function, item))
             if len(ahead) > 4 * workers:
                 yield ahead.popleft().result()
         while ahead:
@@ -299,7 +304,8 @@ class Pass:
         """Yields the name and what ``work`` returned (false: an output was kept) for every image that could be used."""
         names = list(names)
         with Progress(self.job, len(names), 'images') as progress:
-            for name, result, error in _in_order(functools.partial(_attempt, work), names, self.workers):
+            workers = min(self.workers, max(len(names), 1))
+            for name, result, error in _in_order(functools.partial(_attempt, work), names, workers):
                 progress.step()
                 if error is None:
                     self.counts['done' if result else 'kept'] += 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from sdakd.compat import UserError
+from sdakd.compat import UserError, no_file
 from sdakd.files.images import write
 
 NAME = 'results.json'
@@ -32,6 +32,8 @@ def read_results(folder: str | Path, remedy: str = 'move it away or choose anoth
     path = Path(folder) / NAME
     if not path.exists():
         return {}
+    if reason := no_file(path):
+        raise UserError(f'{path} {reason}: {remedy}.')
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:

@@ -18,21 +18,27 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from sdakd import stops
 from sdakd.compat import UserError
 from sdakd.files.images import write
+from sdakd.lock import check_free
+from sdakd.progress import say
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATION = re.compile(rb'\[epoch: *\d+, iter: *([\d,]+)')
 PEAK = re.compile(rb'Peak memory: ([\d,]+) MiB \(cuda\)')
 POLL = 0.2  # seconds between two looks at the processes
-GRACE = 10  # seconds that a process has to end when it is asked to
+GRACE = 180  # seconds that a training has to save its state when it is asked to end: a validation may be under way
+PATIENCE = 3  # seconds after which it is said what is waited for
 
 
 def digest(file: str | os.PathLike) -> str:
@@ -150,6 +156,7 @@ class Run:
             keep: File descriptors that it inherits.
         """
         if self.record.starts and not any((self.experiment / 'training_states').glob('*.state')):
+            check_free(self.experiment)
             shutil.rmtree(self.experiment, ignore_errors=True)  # it had not come to its first checkpoint
         self.write_options()
         command = self.command()
@@ -166,17 +173,7 @@ class Run:
             path.append(str(ROOT))
         environment['PYTHONPATH'] = os.pathsep.join(filter(None, path))
         with open(self.path('log'), 'ab' if self.record.starts > 1 else 'wb') as log:
-            return subprocess.Popen(
-                command,
-                cwd=self.root,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C reaches the parent only, which then ends its processes in order
-                pass_fds=keep,
-                preexec_fn=_die_with_parent if _LIBC is not None else None,
-            )
+            return start(command, self.root, env=environment, stdout=log, pass_fds=keep)
 
     def progress(self) -> int:
         """The last iteration that its log knows of."""
@@ -224,6 +221,26 @@ def _die_with_parent() -> None:
     _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed parent leaves nothing behind that goes on training
 
 
+def start(command: Sequence[str], folder: Path, **options: Any) -> subprocess.Popen:
+    """Starts a training in a session of its own: a Ctrl-C reaches its parent alone, who then asks it once to stop.
+
+    Args:
+        command: The program and its arguments.
+        folder: Where it works.
+        options: Of ``subprocess.Popen``, such as ``stdout``.
+    """
+    with stops.held_back():
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if _LIBC is not None else None,
+            **options,
+        )
+
+
 def peak_of(pid: int) -> float | None:
     """The most memory in MiB that a living process has held since its program began.
 
@@ -266,18 +283,29 @@ def alone_in(folder: Path, flag: str) -> Iterator[int]:
         yield file.fileno()
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets a SIGTERM end the program as Ctrl-C does."""
+def end(processes: Iterable[subprocess.Popen]) -> None:
+    """Asks trainings to stop, waits until they have saved their state, and leaves no process of their sessions behind.
 
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    Only the trainings themselves are asked: without its data loader's workers, one could not finish its iteration.
+    """
+    processes, readers = list(processes), []
+    for process in processes:
+        process.terminate()
+        if process.stdout is not None:  # it may have something to say meanwhile, and a full pipe would hold it up
+            readers.append(threading.Thread(target=process.stdout.read, daemon=True))
+            readers[-1].start()
+    for limit in (PATIENCE, GRACE):
+        asked = time.monotonic()
+        while any(process.poll() is None for process in processes) and time.monotonic() < asked + limit:
+            time.sleep(POLL / 4)
+        if limit == PATIENCE and any(process.poll() is None for process in processes):
+            say('Waiting for the training to save its state; a second Ctrl-C leaves at once.')
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for reader in readers:
+        reader.join()
 
 
 @dataclass
@@ -298,14 +326,6 @@ class _Busy:
             self.saved = time.monotonic()
             self.run.save()
 
-    def end(self) -> None:
-        for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(patience)
-                return
-
 
 def train_all(
     runs: Iterable[Run],
@@ -322,33 +342,33 @@ def train_all(
         watch: Called with a run and ``begun``, ``busy`` (several times a second), ``done``, ``broken`` or ``kept``.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after the processes were ended; the records say how far they were.
+        KeyboardInterrupt: After the processes were ended; the records say how far they were.
     """
     threads = threads or max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // jobs)
     waiting, busy = list(runs), []
-    with _terminable():
-        try:
-            while waiting or busy:
-                while waiting and len(busy) < jobs:
-                    run = waiting.pop(0)
-                    if run.done:
-                        watch(run, 'kept')
-                        continue
-                    before = run.record.seconds
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < jobs:
+                run = waiting.pop(0)
+                if run.done:
+                    watch(run, 'kept')
+                    continue
+                before = run.record.seconds
+                with stops.held_back():  # none is started that is not known
                     busy.append(_Busy(run, run.start(threads, keep), time.monotonic(), before))
-                    watch(run, 'begun')
-                for one in list(busy):
-                    one.look()
-                    status = one.process.poll()
-                    if status is None:
-                        watch(one.run, 'busy')
-                        continue
-                    busy.remove(one)
-                    one.run.finish(status)
-                    watch(one.run, one.run.record.state)
-                if busy:
-                    time.sleep(POLL)
-        finally:
-            for one in busy:
-                one.end()
-                one.run.save()
+                watch(run, 'begun')
+            for one in list(busy):
+                one.look()
+                status = one.process.poll()
+                if status is None:
+                    watch(one.run, 'busy')
+                    continue
+                busy.remove(one)
+                one.run.finish(status)
+                watch(one.run, one.run.record.state)
+            if busy:
+                time.sleep(POLL)
+    finally:
+        end(one.process for one in busy)
+        for one in busy:
+            one.run.save()

@@ -222,6 +222,14 @@ def test_a_folder_with_other_things_is_left_alone(world, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['mine.txt']
 
 
+def test_a_folder_in_which_another_one_works_is_left_alone(world, tmp_path):
+    from sdakd.files.runs import alone_in
+
+    with alone_in(tmp_path, '-o'), pytest.raises(UserError, match=f'-o: another command works in {tmp_path} .process'):
+        sdakd.distill(world / 'teacher_x4.pth', world / 'photos', tmp_path, degradation='bicubic', iters=60)
+    assert [path.name for path in tmp_path.iterdir()] == ['.lock']
+
+
 @pytest.mark.parametrize(
     ('text', 'seconds'), [('20m', 1200), ('2h', 7200), ('1h30m', 5400), ('90s', 90), ('1.5h', 5400), (45, 45.0)]
 )

@@ -19,6 +19,7 @@ from realesrgan import RealESRGANer
 
 from sdakd import cli
 from sdakd.commands import upscale
+from sdakd.commands.upscale.record import NAME as RECORD
 from sdakd.commands.upscale.upscaler import Upscaler
 from sdakd.compat import UserError
 from sdakd.files.generators import Opened, open_network
@@ -96,7 +97,9 @@ def command(*words, cwd=None):
 
 
 def files(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob('*') if path.is_file())
+    """What is in a folder, without the record of what was made."""
+    found = (path for path in Path(folder).rglob('*') if path.is_file() and path.name != RECORD)
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 # ------------------------------------------------ the picture ---------------------------------------------------------

@@ -256,6 +256,16 @@ def test_what_opencv_would_refuse_is_told_before(images, decodings, monkeypatch)
     assert sizes(folder, ['a.png'])[0] == 'has 30x20 pixels, more than the 599 that OpenCV decodes'
 
 
+@pytest.mark.parametrize('ending', ['.jpg', '.bmp', '.tif', '.webp', '.jp2'])
+def test_headers_tell_the_size_without_a_word(tmp_path, monkeypatch, recwarn, ending):
+    """Pillow would warn of an image of this size."""
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 6000)
+    content = cv2.imencode(ending, np.zeros((80, 120, 3), np.uint8))[1].tobytes()
+    (tmp_path / f'x{ending}').write_bytes(content)
+    assert sizes(tmp_path, [f'x{ending}']) == [(80, 120, 3)]
+    assert decoded._header(content) == (None if ending == '.jp2' else (120, 80)) and not recwarn.list
+
+
 def test_threads_hold_no_more_than_there_is_room_for():
     room, held, most = decoded._Room(10), [], []
 

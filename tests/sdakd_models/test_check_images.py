@@ -74,6 +74,14 @@ def test_many_bad_images_are_a_sentence_for_each_fault(world, parse, monkeypatch
     assert set(listing.read_text().splitlines()) == bad
 
 
+def test_many_bad_images_where_no_list_can_be_written(world, parse, monkeypatch, tmp_path):
+    (tmp_path / 'cache').write_text('no folder')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    for name in more(world, 5):
+        (world.root / 'HR' / name).write_bytes(b'')
+    assert all(text.endswith(' and 2 more.') for text in told(world, parse))
+
+
 def test_a_turned_image_has_the_size_that_trainings_see(world, parse):
     """Its header says 64x32 and its EXIF tag that it is shown upright."""
     from PIL import Image

@@ -83,6 +83,29 @@ def test_an_image_without_a_name(world, parse):
     blamed(model, 1, 'the input of an image is not finite; correct the data set, or take the image away', data)
 
 
+def test_a_degradation(world, parse):
+    """Which image it made so is not known: it may have waited in the pool."""
+    names = sorted(os.listdir(world.root / 'HR'))
+    (world.root / 'meta.txt').write_text(''.join(f'{name}\n' for name in names))
+    options = world.options()
+    options |= {'model_type': 'SDAKDRealESRGANModel', **world.degradation}
+    data = {key: options['datasets']['train'][key] for key in ('num_worker_per_gpu', 'batch_size_per_gpu', 'use_hflip')}
+    data |= {'name': 'x', 'type': 'RealESRGANDataset', 'dataroot_gt': str(world.root / 'HR'), 'gt_size': 64}
+    data |= {
+        'meta_info': str(world.root / 'meta.txt'),
+        'io_backend': {'type': 'disk'},
+        'use_rot': False,
+        **world.kernels,
+    }
+    options['datasets']['train'] = data
+    model = build(world, parse, options)
+    images = build_dataset(model.opt['datasets']['train'])
+    items = torch.utils.data.default_collate([images[0], images[1]])
+    feed = model.feed_data
+    model.feed_data = lambda data: (feed(data), model.lq[1, 0, 3].fill_(NAN))
+    blamed(model, 1, 'the input of an image is not finite; correct the options of the degradation', items)
+
+
 def test_a_teacher_that_overflows(world, parse):
     """On some images only: a rehearsal cannot know."""
     model = build(world, parse)
@@ -164,7 +187,8 @@ def test_a_discriminator(world, parse, learns):
     blamed(model, 4, what)
 
 
-def test_a_teacher_that_learns_along(world, parse):
+@pytest.mark.parametrize('shown', [True, False])
+def test_a_teacher_that_learns_along(world, parse, shown):
     options = world.options()
     del options['network_d']
     judge = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
@@ -174,8 +198,13 @@ def test_a_teacher_that_learns_along(world, parse):
     options['train']['stages'] = {'adversarial': {'iters': 2, 'lr_g': 1e-3, 'lr_d': 1e-3, 'terms': terms}}
     model = build(world, parse, options)
     step(model, 1)
-    poison(model.cotrained[0].player.bare, NAN)
-    culprit = 'what teacher, which learns along, makes of good images is not finite, as its weights have diverged'
+    whose = 'what teacher, which learns along,'
+    if shown:
+        whose = 'what the teacher'
+        poison(model.teachers['teacher'], NAN)
+    else:
+        poison(model.cotrained[0].player.bare, NAN)
+    culprit = f'{whose} makes of good images is not finite, as its weights have diverged'
     blamed(model, 2, f'{culprit}; lower train:stages:adversarial:lr_g or set grad_clip there')
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdakd import __version__, compat
-from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
+from sdakd import __version__, compat, stops
+from sdakd.commands.interface import MOST_THREADS, Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError
 from sdakd.progress import Progress
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NAMES = ('eager', 'channels_last', 'fast', 'compile', 'onnxruntime', 'openvino')
 DEVICES = ('cpu', 'cuda')
+LARGEST, MOST_ROUNDS = 16384, 100_000
 HEADER = ('model', 'parameters', 'GMACs', 'backend', 'precision', 'ms', 'p10', 'p90', 'ratio', 'MiB', 'PSNR')
 
 
@@ -316,6 +317,7 @@ def _precisions(names: Sequence[str] | None, device: str) -> tuple[list[str], li
     return list(DTYPES), []
 
 
+@stops.leaving('nothing was written; give the same command again')
 def bench(
     models: Sequence[str],
     output: str | Path | None = None,
@@ -348,8 +350,8 @@ def bench(
     Raises:
         UserError: A mistake in the arguments, a model that cannot be opened, or an output that cannot be written.
     """
-    size, rounds = whole(size, '--size', 8), whole(rounds, '--rounds', 1)
-    threads = None if threads is None else whole(threads, '--threads', 1)
+    size, rounds = whole(size, '--size', 8, LARGEST), whole(rounds, '--rounds', 1, MOST_ROUNDS)
+    threads = None if threads is None else whole(threads, '--threads', 1, MOST_THREADS)
     compat.import_basicsr()
     import torch
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from sdakd import stops
 from sdakd.compat import import_basicsr
 
 import_basicsr()  # here, because a server process imports this module once for all measurements
@@ -61,7 +62,9 @@ def peak_growth(source: str, graph: Path | None, backend: str, precision: str, s
     context.set_forkserver_preload(['sdakd.commands.bench.memory', 'sdakd.files.generators'])  # imported once for all
     arguments = (source, str(graph) if graph else None, backend, precision, size, threads)
     try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_measure_growth, *arguments).result()
+        with ProcessPoolExecutor(1, mp_context=context, initializer=stops.leave_to_parent) as pool:
+            with stops.held_back(deaf=True):  # what is started here hears of no Ctrl-C, which its parent does
+                growth = pool.submit(_measure_growth, *arguments)
+            return growth.result()
     except Exception:  # the same failure has been reported where it was timed
         return None

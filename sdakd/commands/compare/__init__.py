@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdakd import compat
+from sdakd import compat, stops
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
 from sdakd.progress import Progress
@@ -278,6 +278,7 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
 # ------------------------------------------------------ the command ---------------------------------------------------
 
 
+@stops.leaving('give the same command again to go on')
 def compare(config: str | Path, *, output: str | Path | None = None, jobs: int = 1, dry_run: bool = False) -> Compared:
     """Trains methods x widths x seeds on equal terms, measures them, and makes one table; goes on where it stopped.
 
@@ -331,8 +332,6 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
                 text += f'Written to {folder}: comparison.md, tables, figures, results.json, report.html\n'
     except UserError as error:
         raise error.within(file) from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt('give the same command again to go on') from None
     discriminator = matrix.discriminator_run()
     broken = [run for run in [discriminator, *(cell.run for cell in every)] if run is not None and not run.done]
     return Compared(text, _broken(broken, len(every) + (discriminator is not None), lost), file)

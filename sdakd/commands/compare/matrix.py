@@ -192,7 +192,6 @@ class Matrix:
             torch.manual_seed(seed)
             network = build(student_of(self.network, float(ratio)), 'network_g')
             initialise(network)
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_whole({'params': network.state_dict()}, path)
 
     # ------------------------------------------------------------------------------------------------------- cells

@@ -7,7 +7,6 @@ from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import yaml
@@ -15,6 +14,7 @@ from basicsr.models import build_model
 
 from sdakd.commands.compare.matrix import Matrix, Row
 from sdakd.compat import Mistakes, UserError
+from sdakd.files.images import write_png
 from sdakd_arch.width import build
 from sdakd_models import launch
 from sdakd_models.rehearsal import untouched
@@ -43,8 +43,7 @@ def parse(options: dict, name: str, folder: Path) -> dict:
 def _pairs(folder: Path, crop: int, scale: int) -> tuple[Path, Path]:
     """A pair of grey images that the data checks accept; a rehearsal needs no photographs."""
     for side, size in (('gt', crop), ('lq', crop // scale)):
-        (folder / side).mkdir()
-        cv2.imwrite(str(folder / side / 'grey.png'), np.full((size, size, 3), 128, np.uint8))
+        write_png(folder / side / 'grey.png', np.full((size, size, 3), 128, np.uint8))
     return folder / 'gt', folder / 'lq'
 
 

@@ -18,8 +18,8 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from sdakd import compat
-from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
+from sdakd import compat, stops
+from sdakd.commands.interface import MOST_SEED, Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError
 from sdakd.progress import duration, sign
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DEGRADATIONS = ('realesrgan', 'bicubic', 'none')
 RECORD = 'distill.json'
 OF_DATA = ('data', 'degradation', 'seed', 'photos-validation')  # arguments that the prepared photographs rest on
-KEPT = ('teacher', 'photographs')  # that may be in the folder before
+KEPT = ('teacher', 'photographs', '.lock')  # that may be in the folder before
 STARTS = 20  # seconds in which a training starts
 LEAST = 60  # iterations, below which nothing is learned
 STEP = 0.5  # seconds of a step on a processor for which the batch is chosen
@@ -97,6 +97,7 @@ class Distilled(Outcome):
         return '\n'.join(['', table(self.rows[0], self.rows[1:]), self.facts, *self.notes, *lines, ''])
 
 
+@stops.leaving('give the same command again to go on')
 def distill(
     teacher: str | Path,
     photographs: str | Path,
@@ -136,7 +137,7 @@ def distill(
         UserError: A mistake in an argument, file or photograph, or a folder that holds another distillation.
     """
     one_of(degradation, DEGRADATIONS, '--degradation')
-    seed = whole(seed, '--seed')
+    seed = whole(seed, '--seed', 0, MOST_SEED)
     if time is not None and iters is not None:
         raise UserError('--time', '--iters is given as well; leave one of them out.')
     iters = None if iters is None else whole(iters, '--iters', LEAST)
@@ -144,6 +145,8 @@ def distill(
     compat.import_basicsr()
     from sdakd.commands.distill.photographs import Source
     from sdakd.commands.prepare.jobs import apart
+    from sdakd.files.results import output_folder
+    from sdakd.files.runs import alone_in
     from sdakd_arch.width import fraction
 
     ratio = fraction(width, '-w')
@@ -169,12 +172,25 @@ def distill(
         'photos-validation': measured and [os.path.realpath(part) for part in (measured.gt, measured.lq) if part],
     }
     work = Work(Path(output), opened, ratio, arch, degradation, seed, precision, asked)
-    work.claim()
-    work.prepare(source, measured)
-    work.make_plan(seconds, iters, baseline)
-    if plan:
-        return Distilled(work.folder, {}, [], '', [])
-    return work.train_and_close(baseline)
+    check_folder(work.folder)
+    with alone_in(output_folder(work.folder), '-o'):
+        work.claim()
+        work.prepare(source, measured)
+        work.make_plan(seconds, iters, baseline)
+        if plan:
+            return Distilled(work.folder, {}, [], '', [])
+        return work.train_and_close(baseline)
+
+
+def check_folder(folder: Path) -> None:
+    """Creates nothing.
+
+    Raises:
+        UserError: It holds something else than a distillation.
+    """
+    there = [entry for entry in folder.glob('*') if entry.name not in KEPT] if folder.is_dir() else []
+    if there and not (folder / RECORD).is_file():
+        raise UserError('-o', f'{folder} holds {there[0].name} and no distillation; give a new or empty folder.')
 
 
 def read_time(text: str | float) -> float:
@@ -258,15 +274,13 @@ class Work:
     # -------------------------------------------------------------------------------------------------- the folder
 
     def claim(self) -> None:
-        """Makes the folder, or finds that it is this very distillation's.
+        """Makes the folder this distillation's, or finds that it is already.
 
         One that has no plan yet takes other arguments; of its photographs, what still holds is kept.
 
         Raises:
-            UserError: It holds something else, or one with other arguments.
+            UserError: It holds one with other arguments.
         """
-        from sdakd.files.results import output_folder
-
         path = self.folder / RECORD
         if path.is_file():
             try:
@@ -286,14 +300,6 @@ class Work:
             if set(changed) & {'teacher', *OF_DATA}:
                 self.record.pop('photographs', None)
                 shutil.rmtree(self.folder / 'data', ignore_errors=True)
-            self._save()
-            return
-        there = [entry for entry in self.folder.glob('*') if entry.name not in KEPT] if self.folder.is_dir() else []
-        if there:
-            raise UserError(
-                '-o', f'{self.folder} holds {there[0].name} and no distillation; give a new or empty folder.'
-            )
-        output_folder(self.folder)
         self._save()
 
     def _save(self) -> None:

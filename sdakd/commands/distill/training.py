@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdakd.compat import UserError
+from sdakd.files.runs import end, start
 from sdakd.progress import Progress, duration, sign
 
 ITERATION = re.compile(r'iter: *([\d,]+), .* stage: (\S+ \S+)')
@@ -68,19 +69,19 @@ def train(file: Path, folder: Path, course: Course) -> Path:
 
     Raises:
         UserError: It broke.
-        KeyboardInterrupt: It was interrupted.
+        KeyboardInterrupt: After it was ended.
     """
     student = folder / 'experiments' / file.stem / 'models/net_g_latest.pth'
     if student.is_file():
         return student
     command = [sys.executable, '-m', 'sdakd.cli', 'train', '-opt', str(file.resolve()), '--auto_resume']
-    streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'encoding': 'utf-8', 'errors': 'replace'}
+    streams = {'stdout': subprocess.PIPE, 'encoding': 'utf-8', 'errors': 'replace'}
     lines: list[str] = []
     begun = time.monotonic()
     progress = Progress(
         file.stem, sum(course.iters.values()), 'iterations', done=lambda: course.iteration, left=course.left
     )
-    with progress, subprocess.Popen(command, cwd=folder, **streams) as process:
+    with progress, start(command, folder, **streams) as process:
         try:
             for line in process.stdout:
                 lines = [*lines[-30:], line]
@@ -92,9 +93,9 @@ def train(file: Path, folder: Path, course: Course) -> Path:
                     sign()
                     sys.stdout.write(f'  {text.strip()}\n')
                     sys.stdout.flush()
-        except KeyboardInterrupt:
-            process.wait()
-            raise KeyboardInterrupt('give the same command again to go on') from None
+        except BaseException:  # such as a Ctrl-C
+            end([process])
+            raise
     if process.returncode or not student.is_file():
         sys.stderr.write(''.join(lines[-15:]))
         what = 'its training broke; mend what the lines above say, and give the same command again.'

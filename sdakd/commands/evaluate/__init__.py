@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdakd import __version__, compat
-from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
+from sdakd.commands.interface import MOST_SEED, Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError, near
 from sdakd.files.limits import MAX_PIXELS, limited
 from sdakd.progress import Progress, say
@@ -363,7 +363,7 @@ def evaluate(
     """
     factors = [whole(one, '--scale', 1) for one in ([scale] if isinstance(scale, int | str) else scale)]
     crop_border = None if crop_border is None else whole(crop_border, '--crop_border')
-    tile, seed = None if tile is None else whole(tile, '-t'), whole(seed, '--seed')
+    tile, seed = None if tile is None else whole(tile, '-t'), whole(seed, '--seed', 0, MOST_SEED)
     one_of(noise, NOISE, '--noise')
     if len(set(factors)) < len(factors):
         raise UserError('--scale', f'{" ".join(map(str, factors))} names a factor twice; give each once.')
@@ -372,8 +372,9 @@ def evaluate(
 
     from sdakd.commands.evaluate.contenders import open_contenders
     from sdakd.commands.evaluate.tables import factor_table, intervals_note
+    from sdakd.commands.prepare.jobs import apart
     from sdakd.files import results
-    from sdakd.files.testsets import open_sets
+    from sdakd.files.testsets import Folder, open_sets
     from sdakd_metrics.metrics import Settings, open_metrics
 
     device = _device(device)
@@ -381,6 +382,9 @@ def evaluate(
     several = len(factors) > 1
     sets = [open_sets(data, factor) for factor in factors]
     for testset in (testset for of_factor in sets for testset in of_factor):
+        for folder in (testset.hr, testset.lr):
+            if output is not None and isinstance(folder, Folder):
+                apart(folder.path, str(output), '-d')
         say(testset.describe())
     contenders = open_contenders(models, None if several else factors[0], device, tile, noise, seed)
     for of_factor in sets:
@@ -412,15 +416,8 @@ def evaluate(
             results.write_tables(
                 output, FACTORS, *factor_table(contents, contenders, columns)[1], intervals_note(contents)
             )
-    except OSError as error:
-        raise UserError(
-            '-o',
-            f'{error.filename or output} cannot be written ({error.strerror or error}); mend that and give the same '
-            'command again.',
-        ) from None
     except KeyboardInterrupt:
         done = ', '.join(f'x{factor}' for factor in sections)
-        raise KeyboardInterrupt(
-            f'only the results of {done} were written' if done else 'no results were written'
-        ) from None
+        kept = f'only the results of {done} were written' if done else 'no results were written'
+        raise KeyboardInterrupt(f'{kept}; give the same command again') from None
     return Results(sections, output, images, plans)

@@ -8,8 +8,8 @@ import importlib
 import math
 import os
 import re
+import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sdakd import __version__, compat
+from sdakd import __version__, compat, stops
 from sdakd.commands.export import formats as exporters
 from sdakd.commands.export.formats import to_onnx
 from sdakd.commands.interface import Flags, Outcome, one_of
@@ -114,6 +114,7 @@ class Exported(Outcome):
         )
 
 
+@stops.leaving('only whole files were written; give the same command again')
 def export(
     model: str | Path,
     to: Sequence[str] = (ALL,),
@@ -176,7 +177,7 @@ def export(
             try:
                 lines[name] = _export(name, opened, place / target.name, half)
             except UserError as error:
-                leave_out(name, error)
+                leave_out(name, error if error.where.startswith('--to') else error.at(str(target)))
                 continue
             for file in sorted(place.iterdir()):
                 if file.is_file():
@@ -234,14 +235,18 @@ def _targets(names: list[str], output: Path, model: Path, half: bool) -> dict[st
 def _folder(folder: Path) -> Iterator[Path]:
     """Makes the output folder, and a hidden one in it to work in; what was made is gone again if the work fails."""
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    work = folder / f'.export_{os.getpid()}'  # known before it is made: a Ctrl-C may come between the two
     try:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            work = tempfile.TemporaryDirectory(dir=folder, prefix='.export_')
-        except OSError as error:
-            raise UserError('-o', f'{folder} cannot be written to ({error.strerror or error}).') from None
-        with work:
-            yield Path(work.name)
+            shutil.rmtree(work, ignore_errors=True)
+            try:
+                work.mkdir(parents=True)
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError('-o', f'{folder} cannot be written to ({reason}); choose another folder.') from None
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     except BaseException:
         for parent in made:
             with contextlib.suppress(OSError):
@@ -252,10 +257,7 @@ def _folder(folder: Path) -> Iterator[Path]:
 def _export(name: str, opened: Opened, path: Path, half: bool) -> str:
     """Writes one format to ``path`` and checks it; returns what to say about it."""
     entry = FORMATS[name]
-    try:
-        entry.write(opened, path, half)
-    except (OSError, RuntimeError) as error:  # torch raises the latter
-        raise UserError('-o', f'{path.name} cannot be written ({error}).') from None
+    entry.write(opened, path, half)
     difference, psnr, sizes = _compare(name, opened, path)
     if not (psnr >= LOWEST_PSNR if half else difference <= TOLERANCE):  # also where it is nan
         bound = f'at least {LOWEST_PSNR:g} dB' if half else f'at most {TOLERANCE:g}'

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import io
 import json
 import re
 import subprocess
@@ -21,8 +22,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sdakd.compat import UserError
+from sdakd.compat import UserError, reserve
+from sdakd.files.images import write
 from sdakd.progress import say
+from sdakd_arch.weights import save_whole
 
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
@@ -80,7 +83,7 @@ def texts(opened: Opened) -> dict[str, str]:
 def _write_texts(opened: Opened, path: Path) -> None:
     """``NAME.json`` beside a file that cannot say anything of itself."""
     facts = {key: json.loads(text) for key, text in texts(opened).items()}
-    path.with_suffix('.json').write_text(json.dumps(facts, indent=2) + '\n')
+    write(path.with_suffix('.json'), (json.dumps(facts, indent=2) + '\n').encode())
 
 
 def _refusal(format_name: str, opened: Opened, error: BaseException) -> UserError:
@@ -126,13 +129,13 @@ def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
         warnings.simplefilter('ignore')  # that there is another exporter
         try:
             opened = dataclasses.replace(opened, module=opened.family.regrouped(opened.module))
-            graph = (Portable(opened, half), (torch.zeros(1, 3, *TRACED),), str(path))
-            torch.onnx.export(*graph, opset_version=OPSET, **names)
+            data = io.BytesIO()
+            torch.onnx.export(Portable(opened, half), (torch.zeros(1, 3, *TRACED),), data, opset_version=OPSET, **names)
         except Exception as error:  # exporter and operators each raise their own
             raise _refusal('onnx', opened, error) from None
-    model = onnx.load(str(path))
+    model = onnx.load_from_string(data.getvalue())
     onnx.helper.set_model_props(model, texts(opened))
-    onnx.save(model, str(path))
+    write(path, model.SerializeToString())
 
 
 def run_onnx(path: Path) -> Runner:
@@ -157,9 +160,10 @@ def to_torchscript(opened: Opened, path: Path, half: bool = False) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
-            _trace(opened, half).save(str(path), _extra_files=texts(opened))
+            data = _trace(opened, half).save_to_buffer(_extra_files=texts(opened))
         except Exception as error:
             raise _refusal('torchscript', opened, error) from None
+    write(path, data)
 
 
 def run_torchscript(path: Path) -> Runner:
@@ -192,12 +196,14 @@ def to_ncnn(opened: Opened, path: Path, half: bool = False) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            _trace(opened, half=False, pad=False).save(str(work / 'model.pt'))
+            data = _trace(opened, half=False, pad=False).save_to_buffer()
     except Exception as error:
         raise _refusal('ncnn', opened, error) from None
     finally:
         for hook in hooks:
             hook.remove()
+    reserve(path, 4 * len(data))  # pnnx itself does not see that the disk is full
+    write(work / 'model.pt', data)
     shapes = ['inputshape=[1,3,{},{}]f32'.format(*TRACED), 'inputshape2=[1,3,{},{}]f32'.format(*TRACED_TOO)]
     command = [pnnx.EXEC_PATH, 'model.pt', *shapes, f'fp16={int(half)}']
     done = subprocess.run(command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
@@ -208,7 +214,7 @@ def to_ncnn(opened: Opened, path: Path, half: bool = False) -> None:
     text = graph.read_text()
     for name, wanted in (('in0', 'data'), ('out0', 'output')):
         text = re.sub(rf'(?<!\S){name}(?!\S)', wanted, text)
-    path.write_text(text)
+    write(path, text.encode())
     weights.replace(path.with_suffix('.bin'))
     _write_texts(opened, path)
 
@@ -254,12 +260,12 @@ def _save_state(opened: Opened, state: dict[str, torch.Tensor], path: Path, half
         for key, tensor in state.items()
     }
     if path.suffix == '.pth':
-        torch.save({'params_ema': state}, path)
+        save_whole({'params_ema': state}, path)
         _write_texts(opened, path)
         return
     from safetensors.torch import save
 
-    path.write_bytes(save(state, metadata=texts(opened)))  # its own way to write a file hides it from other users
+    write(path, save(state, metadata=texts(opened)))  # its own way to write a file hides it from other users
 
 
 def run_weights(path: Path) -> Runner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -10,14 +11,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sdakd import compat
+import lmdb as _lmdb
+
 from sdakd.commands.prepare.jobs import Made, add_job, apart, job, made
-from sdakd.compat import UserError
-from sdakd.files.images import Pass, by_stem, encode_png, list_images, read_image, stem
+from sdakd.compat import UserError, of_system, reserve
+from sdakd.files.images import Pass, by_stem, encode_png, list_images, read_image, stem, write
 from sdakd.files.limits import MAX_PIXELS
 
 LMDB_LEVEL = 1  # PNG compression inside a database, BasicSR's default
 LMDB_ROOM = 1 << 30  # bytes; the map grows when they are used up
+LMDB_LEAST = 1 << 16  # bytes of an empty database, and more
+LMDB_BATCH = 64 << 20  # bytes that are written at a time
 
 
 def _encode(name: str, source: str) -> tuple[bytes, tuple[int, ...]]:
@@ -88,31 +92,62 @@ def lmdb(images: str, output: str, *, workers: int | None = None, max_pixels: in
     keys = keys_of(list_images(images), images)
     if os.path.lexists(output):
         return _existing_lmdb(images, output, keys, workers)
-    compat.import_basicsr()
-    from basicsr.utils.lmdb_util import LmdbMaker
-
     place = Path(output)
-    place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(f'.{place.stem}.part.lmdb')
-    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run: a database is made in one go
-    maker = LmdbMaker(str(partial), map_size=LMDB_ROOM, batch=256, compress_level=LMDB_LEVEL)
     every = Pass('lmdb', images, workers)
-    size, used = LMDB_ROOM, 0
-    for name, (png, shape) in every.over(functools.partial(_encode, source=images), keys.values()):
-        used += len(png) + 16384  # besides the image, whole pages and their tree
-        if 2 * used > size:
-            # not BasicSR's 1 TB at once, which some systems set aside in full; growing needs an idle database
-            maker.txn.commit()
-            size = ((4 * used >> 20) + 1) << 20
-            maker.env.set_mapsize(size)
-            maker.txn = maker.env.begin(write=True)
-        maker.put(png, stem(name), shape)
-    maker.close()
-    if every.counts['done']:
-        os.replace(partial, place)
-    else:
-        shutil.rmtree(partial)
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed: a database is made in one go
+    try:
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise of_system(error, place, 'it cannot be written') or error from None
+        reserve(place, LMDB_LEAST)
+        with contextlib.closing(every.over(functools.partial(_encode, source=images), keys.values())) as encoded:
+            _fill(partial, place, encoded)
+        if every.counts['done']:
+            os.replace(partial, place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return made(every, output, f'dataroot_gt (or dataroot_lq): {output}, io_backend: {{type: lmdb}}')
+
+
+def _fill(folder: Path, place: Path, images: Iterable[tuple[str, tuple[bytes, tuple[int, ...]]]]) -> None:
+    """Writes a database as BasicSR's LmdbMaker does, and its ``meta_info.txt``.
+
+    Without a lock, which nobody needs while the folder is hidden: LMDB maps its file, and on a full disk the process
+    would be killed by SIGBUS.
+
+    Args:
+        folder: Where it is made.
+        place: Where it will be, for errors.
+        images: Name, PNG and shape of each.
+    """
+    room = LMDB_ROOM
+    with _lmdb.open(str(folder), map_size=room, lock=False) as database:
+        lines, batch, size = [], [], 0
+
+        def commit() -> None:
+            nonlocal room
+            written = (folder / 'data.mdb').stat().st_size
+            reserve(place, size, written)  # LMDB calls a full disk an input/output error
+            if 2 * (written + size) > room:
+                # not BasicSR's 1 TB at once, which some systems set aside in full; growing needs an idle database
+                room = ((4 * (written + size) >> 20) + 1) << 20
+                database.set_mapsize(room)
+            with database.begin(write=True) as transaction:
+                for key, png in batch:
+                    transaction.put(key, png)
+
+        for name, (png, (height, width, channels)) in images:
+            key = stem(name)
+            lines.append(f'{key}.png ({height},{width},{channels}) {LMDB_LEVEL}\n')
+            batch.append((key.encode('ascii'), png))
+            size += len(png) + 16384  # besides the image, whole pages and their tree
+            if size > LMDB_BATCH:
+                commit()
+                batch, size = [], 0
+        commit()
+    write(folder / 'meta_info.txt', ''.join(lines).encode())
 
 
 def add_to(jobs: Any) -> None:

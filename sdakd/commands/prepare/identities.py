@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdakd.compat import UserError, near
+from sdakd.compat import UserError, near, no_file
 from sdakd.files.images import ENDINGS, stem
 
 PARTS = ('train', 'validation', 'test')
@@ -39,6 +39,8 @@ def read_list(path: str) -> dict[str, Entry]:
     Raises:
         UserError: It cannot be read, a line is of another form or contradicts another, or an identity is in two parts.
     """
+    if reason := no_file(path):
+        raise UserError('--identities', f'the file {path} {reason}.')
     try:
         lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
     except OSError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 import lmdb
 
+from sdakd import compat, stops
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
 from sdakd.files.images import Pass, cores, write
@@ -106,6 +107,7 @@ def job(function: Callable[..., Made]) -> Callable[..., Made]:
     """Makes paths plain, and says in one sentence what keeps a job from going on; it can be given again."""
 
     @functools.wraps(function)
+    @stops.leaving('give the same command again to go on')
     def guarded(images: str | Path | Sequence[str | Path], output: str | Path, **options: Any) -> Made:
         images = str(images) if isinstance(images, str | Path) else list(map(str, images))
         output = os.path.normpath(output)  # a shell's completion leaves a slash, also after NAME.lmdb
@@ -114,16 +116,15 @@ def job(function: Callable[..., Made]) -> Callable[..., Made]:
         try:
             with pixel_limit(options.get('max_pixels', MAX_PIXELS)):
                 return function(images, output, **options)
-        except (OSError, lmdb.Error) as error:
-            where, what = getattr(error, 'filename', None) or output, getattr(error, 'strerror', None) or error
-            raise UserError(where, f'{what}; mend that and give the same command again to go on.') from None
+        except OSError as error:
+            raise compat.of_system(error, error.filename or output) or error from None
+        except lmdb.Error as error:
+            raise UserError(output, f'{error}; mend that and give the same command again.') from None
         except BrokenProcessPool:
             fewer = max(1, (options.get('workers') or cores()) // 2)
             raise UserError(
                 f'a worker process was killed, most likely for want of memory: try --workers {fewer}.'
             ) from None
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt('give the same command again to go on') from None
 
     return guarded
 

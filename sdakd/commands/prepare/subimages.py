@@ -96,7 +96,7 @@ def subimages(
     called = (lambda name: without_scale(name).replace('/', '_')) if flat else without_scale
     names = {name: new for new, name in by_stem(listed, images, called).items()}
     if only is not None:
-        chosen['only'] = hashlib.sha256('\n'.join(sorted(only)).encode()).hexdigest()
+        chosen['only'] = hashlib.sha256(os.fsencode('\n'.join(sorted(only)))).hexdigest()
     claim(output, {'job': 'subimages', 'input': os.path.realpath(images), **cut, **chosen})
     every = Pass('subimages', images, workers)
     every.run(functools.partial(_cut, source=images, names=names, output=output, keep_small=keep_small, **cut), names)

@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdakd import __version__
+from sdakd import __version__, stops
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
 from sdakd.progress import say
@@ -308,6 +308,7 @@ class Report(Outcome):
         return f'{self.file}: {self.text}\n'
 
 
+@stops.leaving('nothing was written; give the same command again')
 def report(
     folders: Sequence[str | Path], output: str | Path, *, max_images: int | None = None, student: str | None = None
 ) -> Report:
@@ -333,11 +334,7 @@ def report(
     for entry in gallery.missing:
         say(f'{entry}; the page goes without it.')
     data = page.encode()
-    try:
-        images.write(output, data)
-    except OSError as error:
-        output.with_name(f'.{output.name}.part').unlink(missing_ok=True)
-        raise UserError('-o', f'{output} cannot be written ({error.strerror}); choose another place.') from None
+    images.write(output, data)
     sections = [name for name in ('evaluate', 'bench') if getattr(inputs, name) is not None]
     sections += [f'run {entry.name}' for entry in inputs.runs]
     count = f', {len(gallery.shown)} of {gallery.total} images' if gallery.total else ''

@@ -55,7 +55,9 @@ class Gallery:
 
 def data_uri(image: np.ndarray, quality: int) -> str:
     """A BGR image as WebP inside an address."""
-    encoded = cv2.imencode('.webp', image, [cv2.IMWRITE_WEBP_QUALITY, quality])[1]
+    fine, encoded = cv2.imencode('.webp', image, [cv2.IMWRITE_WEBP_QUALITY, quality])
+    if not fine:
+        raise ValueError(f'OpenCV makes no WebP of an array {image.shape}')
     return 'data:image/webp;base64,' + base64.b64encode(encoded).decode()
 
 

@@ -6,16 +6,16 @@ import argparse
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from sdakd import compat
-from sdakd.commands.interface import Flags, Outcome, number, one_of, whole
-from sdakd.compat import UserError, near
+from sdakd import __version__, compat, stops
+from sdakd.commands.interface import MOST_THREADS, Flags, Outcome, number, one_of, whole
+from sdakd.compat import FullError, UserError, near
 from sdakd.files.images import ENDINGS, UnusableError, by_stem, list_images, stem, write
 from sdakd.files.limits import MAX_PIXELS, limited
 from sdakd.files.pictures import Picture, eight_bits, encode, ending_of, first_line, read
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--fp32', dest='half', action='store_const', const=False, help=fp32)
     ext = 'ending of the results; auto: that of the input, or png where it cannot hold alpha or 16 bits'
     add('--ext', choices=EXTENSIONS, help=ext)
-    add('--suffix', help='NAME.png becomes NAME_SUFFIX.png (default: {default})')
+    add('--suffix', type=str, help='NAME.png becomes NAME_SUFFIX.png (default: {default})')
     add('--face_enhance', action='store_true', help='restore faces with GFPGAN (pip install gfpgan)')
     alpha = 'how alpha is enlarged (default: {default}, by the model)'
     add('--alpha_upsampler', choices=ALPHA, help=alpha)
@@ -73,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--max-pixels', type=number, metavar='PIXELS', help='images of more pixels are not decoded (default: {default})'
     )
+    again = 'make results anew that an earlier run with the same settings has made'
+    add('--overwrite', action='store_true', help=again)
     threads = 'threads of the CPU (default: auto, OMP_NUM_THREADS or what is measured to be the fastest)'
     add('--threads', type=_auto, metavar='NUMBER', help=threads)
 
@@ -99,6 +101,7 @@ class Upscaled(Outcome):
         files: Result by input, both as paths.
         failed: Why an input has no result, one line each.
         text: For people, with the time.
+        kept: Which of the inputs have their result from an earlier run with the same settings.
     """
 
     files: dict[Path, Path]
@@ -106,6 +109,7 @@ class Upscaled(Outcome):
     folder: Path
     output: Path
     text: str
+    kept: list[Path] = field(default_factory=list)
 
     def __str__(self) -> str:
         return self.text
@@ -269,6 +273,7 @@ def open_upscaler(
     return Upscaler(opened, tile, tile_pad, pre_pad, half, device)
 
 
+@stops.leaving('the finished images stay; give the same command again to go on')
 @limited
 def upscale(
     images: str | Path,
@@ -288,9 +293,12 @@ def upscale(
     alpha_upsampler: str = 'realesrgan',
     gpu: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    overwrite: bool = False,
     threads: int | None = None,
 ) -> Upscaled:
     """Enlarges an image, or a folder of images with its sub-folders.
+
+    Of a folder, results are kept that an earlier run has made of the same files with the same settings.
 
     Args:
         images: A file, or a folder: grey, colour or alpha, 8 or 16 bits.
@@ -310,17 +318,19 @@ def upscale(
         alpha_upsampler: How alpha is enlarged: ``realesrgan`` (by the model) or ``bicubic``.
         gpu: Number of the GPU; default: the first one, where there is one.
         max_pixels: Images of more pixels are not decoded.
+        overwrite: Whether all results are made anew.
         threads: Threads of the CPU; default: what ``OMP_NUM_THREADS`` says, or what is found to be the fastest.
 
     Returns:
         The results' files, and what failed.
 
     Raises:
-        UserError: A mistake in an argument or a file, found before anything is computed; or the only image fails.
+        UserError: A mistake in an argument or a file, found before anything is computed; the only image fails; or a
+            result cannot be written.
     """
     outscale, factor = _positive(outscale, '-s'), _positive(factor, '--factor')
     tile, tile_pad, pre_pad = _pixels(tile, '-t'), _pixels(tile_pad, '--tile_pad'), whole(pre_pad, '--pre_pad')
-    threads = None if threads is None else whole(threads, '--threads', 1)
+    threads = None if threads is None else whole(threads, '--threads', 1, MOST_THREADS)
     one_of(ext, EXTENSIONS, '--ext')
     one_of(alpha_upsampler, ALPHA, '--alpha_upsampler')
     if '/' in suffix or os.sep in suffix:
@@ -335,6 +345,7 @@ def upscale(
     compat.import_basicsr()
     import torch
 
+    from sdakd.commands.upscale.record import Record, identity
     from sdakd.commands.upscale.upscaler import settle_threads
     from sdakd.files.generators import open_network
 
@@ -355,27 +366,40 @@ def upscale(
         torch.set_num_threads(threads)
     unsettled = threads is None and on_cpu and not os.environ.get('OMP_NUM_THREADS')
 
-    megapixels, failed, files, begun = 0.0, [], {}, time.perf_counter()
-    for target, source in Progress('upscale', len(results), 'images').over(results.items()):
+    known = {'outscale': outscale, 'factor': factor, 'faces': face_enhance, 'alpha': alpha_upsampler}
+    known |= settings | {'model': identity(opened), 'version': __version__}
+    record = Record(output, known)
+    kept = {} if overwrite or single else {t: s for t, s in results.items() if record.holds(t, folder / s)}
+    if kept:
+        say(f'upscale: {len(kept)} of {len(results)} images are kept from an earlier run; --overwrite makes them anew')
+    due = {target: source for target, source in results.items() if target not in kept}
+
+    megapixels, failed, begun = 0.0, [], time.perf_counter()
+    files = {folder / source: output / target for target, source in kept.items()}
+    for target, source in Progress('upscale', len(due), 'images').over(due.items()):
         try:
             picture = read(folder / source)
             if unsettled:
                 unsettled = False
-                settle_threads(upscaler.enhance, picture.pixels, opened.scale is None, len(results), say)
+                settle_threads(upscaler.enhance, picture.pixels, opened.scale is None, len(due), say)
             if faces:
                 pixels = with_faces(picture.pixels, upscaler, faces, outscale, alpha_upsampler)
             else:
                 pixels = upscaler.enhance(picture.pixels, outscale, alpha_upsampler)[0]
             write(output / target, encode(Picture(pixels, picture.profile), Path(target).suffix))
-            megapixels += pixels.shape[0] * pixels.shape[1] / 1e6
-            files[folder / source] = output / target
-        except Exception as error:  # the model, a codec or the disk may fail one image: the others go on
-            known = isinstance(error, UnusableError)
-            reason = error.reason if known else f'cannot be upscaled ({first_line(error)})'
+        except FullError:
+            raise
+        except Exception as error:  # the model, a codec or a name may fail one image: the others go on
+            what = error.sentence.rstrip('.') if isinstance(error, UserError) else first_line(error)
+            reason = error.reason if isinstance(error, UnusableError) else f'cannot be upscaled ({what})'
             failed.append(f'{source} {reason}')
             if single:
                 raise UserError('-i', f'{images} {reason}.') from None
             say(f'{folder / source} {reason}')
+            continue
+        record.add(target, folder / source)
+        megapixels += pixels.shape[0] * pixels.shape[1] / 1e6
+        files[folder / source] = output / target
     seconds = time.perf_counter() - begun
     size = f'x{outscale:g}' if outscale else f'to {upscaler.out_size}x{upscaler.out_size} pixels'
     what = next(iter(results)) if single else f'{len(files)} of {len(results)} images'
@@ -383,4 +407,4 @@ def upscale(
         f'upscale: {what} in {output}, {size} with {opened.name}: {seconds:.1f} s, '
         f'{megapixels / seconds:.2f} megapixels of output per second\n'
     )
-    return Upscaled(files, failed, folder, output, text)
+    return Upscaled(files, failed, folder, output, text, [folder / source for source in kept.values()])

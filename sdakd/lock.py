@@ -1,0 +1,121 @@
+"""One training per folder: a lock that goes away with its process, whatever ends it.
+
+On the ground floor, like :mod:`sdakd.compat`: trainings take it, and `sdakd doctor` shows it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import filelock
+
+from sdakd.compat import UserError, replacing
+
+_held: dict[Path, filelock.BaseFileLock] = {}  # of this process
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who trains in a folder.
+
+    Args:
+        pid: Of the process, on ``host``.
+        host: Name of the machine.
+        since: When it took the lock, ``2026-11-28 01:06:21`` in that machine's time.
+    """
+
+    pid: int
+    host: str
+    since: str
+
+    def __str__(self) -> str:
+        return f'process {self.pid} on {self.host}, since {self.since}'
+
+
+def lock_of(folder: str | os.PathLike) -> Path:
+    """The lock of a run's folder, hidden beside it: BasicSR renames the folder when the run starts afresh."""
+    folder = Path(os.path.abspath(folder))
+    return folder.with_name(f'.{folder.name}.lock')
+
+
+def _record(lock: Path) -> Path:
+    # beside the lock: older filelocks empty a lock that they try, and Windows lets nobody read one that is held
+    return lock.with_name(f'{lock.name}.json')
+
+
+def holder(lock: Path) -> Holder | str | None:
+    """Who holds a lock, as far as it is known; None where nobody does."""
+    if lock in _held or not lock.exists():
+        return None
+    try:
+        with filelock.FileLock(lock, timeout=0):
+            return None  # what a killed process has left
+    except filelock.Timeout:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return Holder(**json.loads(_record(lock).read_text(encoding='utf-8')))
+        return 'process unknown'
+    except (OSError, NotImplementedError):
+        return None
+
+
+def check_free(folder: str | os.PathLike) -> None:
+    """Creates nothing.
+
+    Raises:
+        UserError: Another process trains in the folder.
+    """
+    if found := holder(lock_of(folder)):
+        raise UserError(
+            'name',
+            f'a training runs in {folder} already ({found}); wait until it ends, or stop it, or give this run another '
+            'name.',
+        )
+
+
+def hold(folder: str | os.PathLike) -> str | None:
+    """Takes the lock of a run's folder for the rest of this process; what a killed run left half-written is removed.
+
+    Returns:
+        Why there is no lock, where the disk does not offer any.
+
+    Raises:
+        UserError: Another process trains in the folder.
+    """
+    lock = lock_of(folder)
+    if lock in _held:
+        return None
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(lock, timeout=0)
+        held.acquire()
+    except filelock.Timeout:
+        check_free(folder)
+        return hold(folder)  # the other one has ended meanwhile
+    except (OSError, NotImplementedError) as error:
+        return getattr(error, 'strerror', None) or str(error)
+    _held[lock] = held
+    atexit.register(_release, lock, os.getpid())
+    own = Holder(os.getpid(), platform.node() or 'this machine', time.strftime('%Y-%m-%d %H:%M:%S'))
+    with contextlib.suppress(OSError, UserError), replacing(_record(lock)) as file:
+        file.write(json.dumps(asdict(own)).encode())
+    for pattern in ('.*.partial', '.*.part'):
+        for part in Path(folder).rglob(pattern):
+            part.unlink(missing_ok=True)
+    return None
+
+
+def _release(lock: Path, pid: int) -> None:
+    if os.getpid() != pid:  # a forked process holds nothing
+        return
+    for path in (_record(lock), lock):  # while it is held: afterwards it may be another's
+        with contextlib.suppress(OSError):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        _held.pop(lock).release()
