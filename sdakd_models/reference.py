@@ -43,8 +43,8 @@ total number of iterations and the enlarging of a data set that is needed to rea
 
 BasicSR's own blocks are checked as strictly: [data sets](#datasets), [degradation](#degradation), [val](#val),
 [path](#path), [logger](#logger) and [dist_params](#dist_params). At the top, unknown keys are legal, unless one looks
-like a known one. Before a run creates anything, it loads the first image of every data set with its loader, measures
-validation's by all metrics, and rehearses the first step of every stage.
+like a known one. Before a run creates anything, it loads the first image of every data set with its loader, tries the
+metrics of validation, and rehearses the first step of every stage.
 
 `num_threads: 2` at the top is the number of threads on the CPU. Without it, or with `auto`, `OMP_NUM_THREADS` says it.
 Where neither does, steps are timed for about a second before a run on the CPU begins, with 1, 2, 4, ... and all

@@ -1,4 +1,4 @@
-"""Loaders and metrics, tried on the first image of every data set: what would fail after days fails before a run."""
+"""Loaders, tried on the first image of every data set, and metrics: what would fail after days fails before a run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sdakd_metrics.set_metrics import SetDistance
 from sdakd_models.rehearsal import on_one_thread, untouched
 from sdakd_models.scenario import Scenario
 
-SIDE = 256  # of what metrics are tried on, at most
+SIDE = 256  # of what metrics are tried on
 
 
 def check(scenario: Scenario) -> None:
-    """Builds the loader of every data set, loads its first image, and measures validation's by all metrics.
+    """Builds the loader of every data set, loads its first image, and measures an image by all metrics of validation.
 
     Raises:
         UserError: Something of this fails, an image lacks what the model reads, or a metric is no number.
@@ -32,12 +32,13 @@ def check(scenario: Scenario) -> None:
     with Mistakes() as mistakes, untouched(scenario.file['num_gpu'] > 0), on_one_thread():
         for phase, options in scenario.datasets.items():
             with mistakes.collect():
-                item = _first(scenario, phase, options)
-                if phase != 'train':
-                    _measure(scenario, item)
+                _load(scenario, phase, options)
+        if any(phase != 'train' for phase in scenario.datasets):
+            with mistakes.collect():
+                _measure(scenario)
 
 
-def _first(scenario: Scenario, phase: str, options: Mapping) -> Mapping:
+def _load(scenario: Scenario, phase: str, options: Mapping) -> None:
     """The first item of a data set, as a batch."""
     where = f'datasets:{phase}'
     options = {**options, 'type': options.get('plain', options['type'])}  # a cache may be empty
@@ -66,17 +67,14 @@ def _first(scenario: Scenario, phase: str, options: Mapping) -> Mapping:
         raise UserError(
             f'{where}:type', f'{options["type"]} gives no {", ".join(missing)}, which {scenario.model_type} reads.'
         )
-    return batch
 
 
-def _measure(scenario: Scenario, batch: Mapping) -> None:
-    """All metrics of a validation image with a little noise against itself."""
-    whole = batch.get('gt', batch['lq'])[..., :SIDE, :SIDE]
-    noise = torch.randn(whole.shape) / 64
-    images = {'img': tensor2img([(whole + noise).clamp(0, 1)]), 'img2': tensor2img([whole])}
+def _measure(scenario: Scenario) -> None:
+    """All metrics of noise with a little more noise; what images they cannot measure is told in validation."""
+    image = torch.rand(1, 3, SIDE, SIDE)
+    images = {'img': tensor2img([(image + torch.randn(image.shape) / 64).clamp(0, 1)]), 'img2': tensor2img([image])}
     with Mistakes() as mistakes:
         for name, metric in (scenario.val.get('metrics') or {}).items():
-            where, size = f'val:metrics:{name}', f'{whole.shape[-1]}x{whole.shape[-2]} pixels of {batch["lq_path"][0]}'
             try:
                 with warnings.catch_warnings(), np.errstate(all='ignore'):
                     warnings.simplefilter('ignore')
@@ -87,4 +85,7 @@ def _measure(scenario: Scenario, batch: Mapping) -> None:
             except Exception as error:  # of whatever a metric does
                 found, good = f'{type(error).__name__}: {one_line(error)}', False
             if not good:
-                mistakes.add(where, f'it cannot measure {size} ({found}); correct it, or take it out of val:metrics.')
+                mistakes.add(
+                    f'val:metrics:{name}',
+                    f'it cannot measure an image of {SIDE}x{SIDE} pixels ({found}); correct it, or take it out.',
+                )

@@ -231,11 +231,11 @@ def calculate_guest(img, img2, strictly: bool = False, fails='', **kwargs):
         ({'type': 'calculate_psnr', 'crop_border': 4}, None),
         ({'type': 'calculate_psnr'}, 'val:metrics:m:crop_border: the key is missing, calculate_psnr needs it'),
         ({'type': 'calculate_psnr', 'crop_border': -1}, 'm:crop_border: write a whole number of at least 0, not -1'),
-        ({'type': 'calculate_psnr', 'crop_border': 32}, r'm: it cannot measure 64x128 pixels of .*png \(nan\)'),
+        ({'type': 'calculate_psnr', 'crop_border': 128}, r'm: it cannot measure an image of 256x256 pixels \(nan\)'),
         ({'type': 'calculate_psnr', 'crop_boder': 4}, "m: calculate_psnr takes no 'crop_boder'; did you mean crop"),
         ({'type': 'calculate_psnr', 'crop_border': 4, 'test_y_channel': 3}, 'm:test_y_channel: write true or false'),
         ({'type': 'calculate_ssim', 'crop_border': 4, 'better': 'more'}, 'm:better: write lower or higher'),
-        ({'type': 'calculate_niqe', 'crop_border': 0}, r'm: it cannot measure 64x128 pixels'),  # it needs 192
+        ({'type': 'calculate_niqe', 'crop_border': 0}, None),
         ({'type': 'calculate_psnr_pt', 'crop_border': 0}, r'm: it cannot measure .*\(\w+: '),  # of tensors
         ({'type': 'calculate_guest', 'whatever': 3}, None),
         ({'type': 'calculate_guest', 'strictly': 3}, 'm:strictly: write true or false, not 3'),
@@ -244,7 +244,7 @@ def calculate_guest(img, img2, strictly: bool = False, fails='', **kwargs):
     ],
 )  # fmt: skip
 def test_metrics_are_tried_before_a_run(world, parse, metric, sentence):
-    """One is only told after days, when the first validation comes."""
+    """Else they are missing in validation, which comes after days."""
     options = world.options()
     options['val']['metrics'] = {'m': metric}
     options['train']['stages'] = {'one': {'iters': 2, 'lr_g': 1e-3, 'terms': ['pixel']}}
