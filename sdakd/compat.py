@@ -149,7 +149,7 @@ class Mistakes:
     def about(self, *keys: str) -> bool:
         """Whether a mistake lies at one of these keys or below it; what depends on them cannot be checked then."""
         parts = [part for each in self.found for part in each.where.split(': ')]
-        return any(part == key or part.startswith(f'{key}:') for part in parts for key in keys)
+        return any(part == key or part.startswith((f'{key}:', f'{key}[')) for part in parts for key in keys)
 
     def __enter__(self) -> Mistakes:
         return self
@@ -226,6 +226,11 @@ def near(name: str, known: Iterable[str]) -> str:
         return 'did you mean ' + ' or '.join(close) + '?'
     shown = ', '.join(known[:40]) + (', ...' if len(known) > 40 else '')
     return f'known are {shown}' if known else 'none is known here'
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of somebody else's code says, for the inside of a sentence."""
+    return ' '.join(str(error).split())[:200].rstrip('.') or type(error).__name__
 
 
 def meant(given: Mapping, known: Iterable[str], cutoff: float = 0.5) -> dict:

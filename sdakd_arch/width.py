@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdakd.compat import UserError, near
+from sdakd.compat import UserError, near, one_line
 from sdakd_arch.families import family_of
 from sdakd_arch.weights import State, describe, tensors_only
 
@@ -80,7 +81,7 @@ def lookup(registry, name: str, where: str):
         UserError: Nothing of that name is registered.
     """
     known = dict(iter(registry))
-    for key in (name, f'{name}_basicsr'):
+    for key in (name, f'{name}_basicsr') if isinstance(name, str) else ():
         if key in known:
             return known[key]
     names = {key.removesuffix('_basicsr') for key in known}
@@ -98,10 +99,21 @@ def build(network: Mapping, where: str) -> nn.Module:
         raise UserError(f'{where}: the key type is missing; name an architecture, for example RRDBNet.')
     cls = lookup(ARCH_REGISTRY, options.pop('type'), f'{where}:type')
     try:
+        _refuse_slips(cls, options)
         with tensors_only(where):  # some networks load a part of theirs from a file that an option names
             return cls(**options)
-    except (TypeError, ValueError, AssertionError, RuntimeError, UnboundLocalError) as error:
-        raise UserError(f'{where}: {cls.__name__} cannot be built from these options: {error}.') from None
+    except UserError:
+        raise
+    except Exception as error:  # of whatever an architecture does with its arguments
+        raise UserError(f'{where}: {cls.__name__} cannot be built from these options: {one_line(error)}.') from None
+
+
+def _refuse_slips(cls: type, options: Mapping) -> None:
+    """Says what is near an argument that a class does not take; Python's own error would not."""
+    parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        for key in options.keys() - parameters.keys():
+            raise TypeError(f'it takes no {key!r}; {near(str(key), parameters)}')
 
 
 class _BeyondError(Exception):
@@ -201,9 +213,9 @@ def scale_of(network: nn.Module, where: str) -> int:
         inputs = example_inputs(network.to('meta'))
         try:
             output = network(*inputs)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(where, f'{type(network).__name__} does not take an RGB image ({reason}).') from None
+        except Exception as error:  # of whatever an architecture does
+            sentence = f'{type(network).__name__} does not take an RGB image ({one_line(error)}).'
+            raise UserError(where, sentence) from None
     size = inputs[0].shape[-1]
     if output.shape[-1] % size or output.shape[1] != 3:
         raise UserError(f'{where}: {type(network).__name__} maps 3x{size}x{size} to {tuple(output.shape[1:])}.')

@@ -101,8 +101,6 @@ def check_set_metric(metric: MutableMapping, where: str) -> None:
     if metric['type'] == 'calculate_fid':
         open_inception(where, _WITHOUT)
     elif metric['type'] == 'calculate_fd':
-        if 'backbone' not in metric:
-            raise UserError(f'{where}:backbone', 'the key is missing; write KIND:FILE, for example squeezenet:FILE.')
         kind, caffe, file = read_backbone(metric['backbone'], f'{where}:backbone')
         file = os.path.abspath(os.path.expanduser(file))
         metric['backbone'] = f'{kind}{"-caffe" if caffe else ""}:{file}'

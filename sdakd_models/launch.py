@@ -28,14 +28,14 @@ from basicsr.utils import check_resume, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from sdakd.compat import Mistakes, UserError, exit_with_sentence, in_order_of, meant, one_voice
+from sdakd.compat import Mistakes, UserError, exit_with_sentence, in_order_of, one_voice
 from sdakd.lock import check_free, hold
 from sdakd.option_files import arguments, model_type, read_options, read_yaml
 from sdakd.shipped import without_schema_line
 from sdakd_arch.weights import read_weights
 from sdakd_arch.width import lookup
 from sdakd_models import processes
-from sdakd_models.checks.keys import BLOCKS, KNOWN_TOP_LEVEL, SLIP, check_top_level
+from sdakd_models.checks.keys import settle
 from sdakd_models.checks.paths import resolve_paths
 from sdakd_models.checks.run import check_run
 from sdakd_models.clock import TrainingLog
@@ -123,14 +123,11 @@ def check_options(
         UserError: All mistakes; with the key, without the file.
     """
     with mistakes or Mistakes() as mistakes:
+        if is_train:
+            settle(opt, mistakes)
         _distribute(opt, launcher, file, mistakes)
         if mistakes.found and int(os.environ.get('WORLD_SIZE', 1)) > 1 and not opt['dist']:
             return  # processes that cannot wait for each other would check and fetch the same
-        if is_train:
-            with mistakes.collect():
-                check_top_level(opt)
-            for key, value in meant(opt, KNOWN_TOP_LEVEL, SLIP).items():
-                opt.setdefault(key, value)
         _complete(opt, auto_resume, debug, root_path, is_train, mistakes)
         if is_train and begins and opt['rank'] == 0:
             check_free(opt['path']['experiments_root'])
@@ -246,9 +243,6 @@ def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_trai
 
     What is mistaken has something in its place afterwards, for the checks that come.
     """
-    for key in BLOCKS:
-        if mistakes.about(key) and not isinstance(opt[key], dict):
-            opt[key] = None
     for key in ('name', 'model_type', 'datasets', *(() if is_train else ('network_g',))):
         if not opt.get(key) and not mistakes.about(key):
             mistakes.add(key, 'the key is missing.')

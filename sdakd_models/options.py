@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import torch
 from basicsr.losses import build_loss
@@ -16,12 +19,13 @@ from msgspec import Meta, Struct, convert, field, structs
 from msgspec import ValidationError as Invalid
 from torch import nn
 
-from sdakd.compat import Mistakes, UserError, gathering, meant, near
+from sdakd.compat import Mistakes, UserError, gathering, meant, near, one_line
 from sdakd_arch.weights import tensors_only
 from sdakd_arch.width import lookup
 from sdakd_models.stages import Count, Plan, Stage
 
 T = TypeVar('T')
+NUMBER = r'^-?\d+(\.\d+)?([eE][-+]?\d+)?$'  # as text: 2e-4 is none to YAML, and is read as one
 
 
 class Block(Struct, forbid_unknown_fields=True, dict=True):
@@ -103,6 +107,13 @@ class DiscriminatorBlock(Block):
         return 'teacher' in (self.real, *self.fake)
 
 
+class Wandb(Block):
+    """Weights & Biases: ``wandb:`` of the logger; it takes what goes to TensorBoard."""
+
+    project: Annotated[str | None, Meta(description='Its project; without one nothing is sent.')] = None
+    resume_id: Annotated[str | None, Meta(description='The run there to continue.')] = None
+
+
 class Logger(Block):
     """The block ``logger:``: BasicSR's keys, and which checkpoints a run keeps."""
 
@@ -111,7 +122,7 @@ class Logger(Block):
         int, Meta(ge=1, description='Iterations between two checkpoints; the end of every stage is one as well.')
     ] = 5000
     use_tb_logger: Annotated[bool, Meta(description='Write TensorBoard files.')] = False
-    wandb: Annotated[dict | None, Meta(description='Weights & Biases: project, resume_id.')] = None
+    wandb: Annotated[Wandb | None, Meta(description='Weights & Biases.')] = None
     keep_last: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(
@@ -205,8 +216,11 @@ RENAMED = {  # keys of version 0.1.0: the new one, and what to write for an old 
 
 
 def _structs(annotation: object) -> list[type[Struct]]:
+    """The structs that a value may be; not those inside of lists and mappings."""
     if isinstance(annotation, type) and issubclass(annotation, Struct):
         return [annotation]
+    if get_origin(annotation) not in (Annotated, Union, UnionType):
+        return []
     return [found for part in get_args(annotation) for found in _structs(part)]
 
 
@@ -228,9 +242,10 @@ def typed(struct: type[T], value: object, where: str, *, mistakes: Mistakes) -> 
     value = _known(struct, value, fields, where, mistakes)
     right = {key: given for key, given in value.items() if key not in fields}  # such as the tag
     for name, each in fields.items():
-        if name in value and _fits(each.type, value[name], f'{where}:{name}', mistakes):
-            right[name] = value[name]
-        elif name not in value and each.required:
+        if name in value:
+            with mistakes.collect():
+                right[name] = _read(each.type, value[name], f'{where}:{name}' if where else name)
+        elif each.required:
             mistakes.add(where, f'object missing required field `{name}`.')
     if len(mistakes.found) > before and any(each.required and name not in right for name, each in fields.items()):
         return None
@@ -258,28 +273,87 @@ def _known(struct: type, value: Mapping, fields: Mapping, where: str, mistakes: 
     return meant(found, fields) if strict else found
 
 
-def _fits(kind: object, value: object, where: str, mistakes: Mistakes) -> bool:
-    """Whether the value of a key is of its kind."""
-    before = len(mistakes.found)
-    choices = {tag: cls for cls in _structs(kind) if (tag := cls.__struct_config__.tag) is not None}
-    if isinstance(value, Mapping) and choices:
-        if value.get('type') not in choices:
-            given = value.get('type')
-            mistakes.add(f'{where}:type', f'unknown {given!r}; {near(str(given), choices)}.')
-        else:
-            known = {'type', *choices[value['type']].__struct_fields__}
+def _read(kind: object, value: object, where: str) -> object:
+    """The value of a key, which is of its kind; a numeral in text is the number.
+
+    Raises:
+        UserError: It is of another kind, out of bounds, or against the rule of its kind (:func:`rule`).
+    """
+    inner = _structs(kind)
+    choices = {tag: cls for cls in inner if (tag := cls.__struct_config__.tag) is not None}
+    if isinstance(value, Mapping) and len(inner) == 1 and not choices:
+        typed(inner[0], value, where)
+    elif isinstance(value, Mapping) and choices:
+        given = value.get('type')
+        if not isinstance(given, str) or given not in choices:
+            raise UserError(f'{where}:type', f'unknown {given!r}; {near(str(given), choices)}.')
+        known = {'type', *choices[given].__struct_fields__}
+        with Mistakes() as mistakes:
             for key in value:
                 if key not in known:
                     mistakes.add(where, f'unknown key {key!r}; {near(str(key), known)}.')
-    if len(mistakes.found) == before:
-        try:
-            convert(value, kind, strict=False)
-        except Invalid as error:
-            reason, _, at = str(error).replace(' | null`', '`').partition(' - at `$')
-            at = at.rstrip('`').replace('[...]', '').replace('.', ':')
-            shown = value is not None and ':' not in at and 'required' not in reason
-            mistakes.add(f'{where}{at}', f'{_lower(reason)}{f", given {value!r}" if shown else ""}.')
-    return len(mistakes.found) == before
+    try:
+        value, found = _converted(value, kind)
+    except Invalid as error:
+        reason, _, at = str(error).replace(' | null`', '`').partition(' - at `$')
+        at = at.rstrip('`').replace('[...]', '').replace('.', ':')
+        if reason.startswith('Invalid enum value'):
+            known = near(reason.split()[-1].strip("'"), _choices(kind))
+            raise UserError(f'{where}{at}', f'{_lower(reason)}; {known}{"" if known[-1] == "?" else "."}') from None
+        shown = value is not None and ':' not in at and 'required' not in reason
+        raise UserError(f'{where}{at}', f'{_lower(reason)}{f", given {value!r}" if shown else ""}.') from None
+    if not is_finite(found):
+        raise UserError(where, f'write finite numbers, not {value!r}.')
+    for check in _rules(kind) if found is not None else ():
+        if sentence := check(found):
+            raise UserError(where, f'{sentence}, not {value!r}.')
+    return value
+
+
+def _choices(kind: object) -> list[object]:
+    """The values of the literals in a kind."""
+    parts = get_args(kind)
+    return list(parts) if get_origin(kind) is Literal else [value for part in parts for value in _choices(part)]
+
+
+def _converted(value: object, kind: object) -> tuple[object, object]:
+    """The value, with numbers for numerals where only they will do (5e3 is a whole number), and what it is typed."""
+    try:
+        return value, convert(value, kind, strict=False)
+    except Invalid as error:
+        with contextlib.suppress(Invalid):
+            number = numeral(value)
+            return number, convert(number, kind, strict=False)
+        raise error from None
+
+
+def rule(check: Callable[[Any], str | None]) -> Meta:
+    """What values of a kind must be besides kind and bounds; ``check`` says what to write instead, or nothing."""
+    return Meta(extra={'rule': check})
+
+
+def _rules(kind: object) -> Iterator[Callable[[Any], str | None]]:
+    for part in get_args(kind):
+        if isinstance(part, Meta):
+            yield from (part.extra or {}).values()
+        elif type(None) in get_args(kind):
+            yield from _rules(part)
+
+
+def numeral(value: object) -> object:
+    """The number that a text such as ``5e3`` stands for, in lists as well; any other value as it is."""
+    if isinstance(value, list):
+        return [numeral(entry) for entry in value]
+    return float(value) if isinstance(value, str) and re.match(NUMBER, value) else value
+
+
+def is_finite(value: object) -> bool:
+    """Whether neither a NaN nor an infinity is in a value or its lists; mappings in mappings are read by themselves."""
+    if isinstance(value, Mapping):
+        return all(is_finite(inner) for inner in value.values() if not isinstance(inner, Mapping))
+    if isinstance(value, list | tuple):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _lower(text: str) -> str:
@@ -341,6 +415,8 @@ def read_train(opt: Mapping, term_options: Mapping[str, str], *, mistakes: Mista
                 f'the learning rate belongs to each stage (train:stages:<name>:lr_{side[-1]}).',
             )
             train[side] = {key: value for key, value in train[side].items() if key != 'lr'}
+        if isinstance(train.get(side), Mapping):
+            train[side] = {key: numeral(value) for key, value in train[side].items()}
     own_values = {key: value for key, value in train.items() if key in own}
     if isinstance(train.get('stages'), Mapping):  # YAML reads a stage called 1 as a number
         own_values['stages'] = {str(name): stage for name, stage in train['stages'].items()}
@@ -435,10 +511,36 @@ class TermBlock:
         try:
             with tensors_only(self.where):  # BasicSR's perceptual loss loads its VGG itself
                 return build_loss(deepcopy(self.loss)).to(device)
-        except (TypeError, ValueError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # of whatever a loss does with its arguments
             # a loss that says which argument it refuses begins with its name
             gap = '' if re.match(r'\w+(, \w+)*: ', str(error)) else ' '
-            raise UserError(f'{self.where}:{gap}{error}.') from None
+            raise UserError(f'{self.where}:{gap}{one_line(error)}.') from None
+
+
+def wrong_argument(parameter: inspect.Parameter, value: object) -> str | None:
+    """What must be written for an argument of a loss or a metric, as its default or annotation tells; else None."""
+    default, name = parameter.default, parameter.name
+    if value is None and default is None:
+        return None
+    kind = {'bool': bool, 'int': int, 'float': float, 'str': str}.get(parameter.annotation, parameter.annotation)
+    if kind not in (bool, int, float, str) and isinstance(default, bool | int | float | str):
+        kind = float if type(default) is int else type(default)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name == 'crop_border':  # BasicSR does not say its kind
+        return None if number and isinstance(value, int) and value >= 0 else 'write a whole number of at least 0'
+    if kind is bool:
+        return None if isinstance(value, bool) else 'write true or false'
+    if kind is int:
+        return None if number and isinstance(value, int) else 'write a whole number'
+    if kind is str:
+        return None if isinstance(value, str) else 'write text'
+    if kind is float and not number:
+        return 'write a number (2.0e-4 needs dot and sign in YAML)'
+    if name.endswith('weight') and number and value < 0:
+        return 'write a number of at least 0'
+    return None if is_finite(value) else 'write finite numbers'
 
 
 def read_term(name: str, value: object, where: str, own: type[Block] = Block) -> TermBlock:
@@ -458,9 +560,9 @@ def read_term(name: str, value: object, where: str, own: type[Block] = Block) ->
         for key, given in value.items():
             if key not in known | {'type'} and not takes_any:
                 mistakes.add(where, f'{value["type"]} takes no {key!r}; {near(key, known)}.')
-            number = key in parameters and isinstance(parameters[key].default, float) and key not in options
-            if number and (isinstance(given, bool) or not isinstance(given, int | float | None)):
-                mistakes.add(f'{where}:{key}', f'write a number (2.0e-4 needs dot and sign in YAML), not {given!r}.')
+            argument = parameters.get(key) if key not in options else None
+            if argument is not None and (fault := wrong_argument(argument, given)):
+                mistakes.add(f'{where}:{key}', f'{fault}, not {given!r}.')
         if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1):
             sentence = f"write the term's part of the gradient, between 0 and 1, not {share!r}."
             mistakes.add(f'{where}:share', sentence)

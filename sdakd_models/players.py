@@ -53,10 +53,13 @@ def r1_penalty(network: nn.Module, real: torch.Tensor) -> torch.Tensor:
     return gradient.square().sum(dim=(1, 2, 3)).mean() + 0 * output
 
 
+OPTIMIZERS = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW}
+
+
 def make_optimizer(parameters: Iterable[nn.Parameter], optim: Mapping) -> torch.optim.Optimizer:
     """An optimizer from the options; the rate is set before every step, from the stage."""
     values = dict(optim)
-    kind = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW}[values.pop('type', 'Adam')]
+    kind = OPTIMIZERS[values.pop('type', 'Adam')]
     if isinstance(values.get('betas'), list):  # torch refuses the 0 of GCFSR's [0, 0.992] beside a fraction
         values['betas'] = tuple(float(b) if isinstance(b, int) else b for b in values['betas'])
     return kind(parameters, lr=0.0, **values)

@@ -7,7 +7,17 @@ import typing
 
 from msgspec import NODEFAULT, Struct, structs
 
-from sdakd_models.options import Cotrain, DiscriminatorBlock, Logger, TeacherBlock, Train
+from sdakd_models.basicsr_options import (
+    DATASETS,
+    Dataset,
+    Degradation,
+    DistParams,
+    IOBackend,
+    Paths,
+    Settings,
+    Validation,
+)
+from sdakd_models.options import Cotrain, DiscriminatorBlock, Logger, TeacherBlock, Train, Wandb
 from sdakd_models.registry import TERMS
 from sdakd_models.stages import CosineAnnealingLR, MultiStepLR, Stage
 
@@ -31,8 +41,10 @@ with `RealESRGANPairedDataset`), `SDAKDModel` (paired data, such as `PairedImage
 `path:` as in BasicSR; paths are looked for in the current folder, then in the one that holds `experiments/`. The
 total number of iterations and the enlarging of a data set that is needed to reach it are derived.
 
-`val:` knows four more keys: `tile` (side of a tile in input pixels, default 0 for whole images) with `tile_pad`
-(default 10), `tb_images` (images of each set that go to TensorBoard, default 3), and `noise` (faces only, see below).
+BasicSR's own blocks are checked as strictly: [data sets](#datasets), [degradation](#degradation), [val](#val),
+[path](#path), [logger](#logger) and [dist_params](#dist_params). At the top, unknown keys are legal, unless one looks
+like a known one. Before a run creates anything, it loads the first image of every data set with its loader, tries the
+metrics of validation, and rehearses the first step of every stage.
 
 `num_threads: 2` at the top is the number of threads on the CPU. Without it, or with `auto`, `OMP_NUM_THREADS` says it.
 Where neither does, steps are timed for about a second before a run on the CPU begins, with 1, 2, 4, ... and all
@@ -75,6 +87,11 @@ file is not executed. An option file with `imports` still runs code: read that l
 somebody else wrote.
 """
 _TAIL = """\
+## val: metrics
+
+`psnr: {type: calculate_psnr, crop_border: 4, test_y_channel: true}`: an entry holds the `type` of a metric, the
+arguments of its function, and `better`, `lower` or `higher` (the default, but for NIQE, FID and FD).
+
 ## Terms
 
 | term | options | compares |
@@ -139,11 +156,9 @@ pair's side then, `gt_size` beside `model_type` the crop's, and `queue_size` (de
 
 ## Faces
 
-`SDAKDGCFSRModel` trains GCFSR ([docs/gcfsr.md](gcfsr.md)) on data sets of the type `FaceDataset`: `dataroot_gt` (a
-folder of aligned faces, or a data set that ends in `.lmdb`), `io_backend`, `out_size` (their side, that of the
-networks), `factors` (one is drawn for every image in training, the first counts in validation) and `use_hflip`
-(default true). `val:tile` has no meaning for it. `val:noise` is what its generators add in validation: `none` (the
-default), `random` (drawn anew in every validation, from `manual_seed`) or `fixed` (from the image's name alone).
+`SDAKDGCFSRModel` trains GCFSR ([docs/gcfsr.md](gcfsr.md)) on data sets of the type `FaceDataset`. `val:tile` has no
+meaning for it. `val:noise` is what its generators add in validation: `none` (the default), `random` (drawn anew in
+every validation, from `manual_seed`) or `fixed` (from the image's name alone).
 """
 
 
@@ -164,7 +179,8 @@ def _kind(annotation: object) -> str:
     return names.get(name, f'[{name}](#{name.lower()})')
 
 
-def _section(title: str, struct: type[Struct]) -> str:
+def _section(title: str, struct: type[Struct], beyond: type[Struct] = Struct) -> str:
+    """A table of keys, without those of ``beyond``."""
     kinds = typing.get_type_hints(struct, include_extras=True)
     lines = [
         f'## {title}',
@@ -175,14 +191,18 @@ def _section(title: str, struct: type[Struct]) -> str:
         '|---|---|---|---|',
     ]
     for field in structs.fields(struct):
+        # an alias that is annotated itself brings its bounds along, before the description
+        meaning = typing.get_args(kinds[field.name])[-1].description
+        if field.name in beyond.__struct_fields__ or meaning.startswith('Filled in'):
+            continue
         default = field.default
         if field.default_factory is not NODEFAULT:
             default = field.default_factory()
         shown = 'required' if default is NODEFAULT else '~' if default is None else f'`{default}'.lower() + '`'
         if isinstance(default, (dict, list)):
             shown = f'`{str(default).replace(chr(39), "")}`'
-        # an alias that is annotated itself brings its bounds along, before the description
-        meaning = typing.get_args(kinds[field.name])[-1].description
+        for name, needed in (('needed', 'required'), ('needed_in_training', 'required to train')):
+            shown = needed if field.name in getattr(struct, name, ()) else shown
         lines.append(f'| `{field.encode_name}` | {_kind(kinds[field.name])} | {shown} | {meaning} |')
     return '\n'.join(lines) + '\n'
 
@@ -210,6 +230,15 @@ def reference() -> str:
         *((f'train: {cls.option}', cls.Options) for _, cls in terms if structs.fields(cls.Options)),
         ('discriminators: an entry', DiscriminatorBlock),
         ('logger', Logger),
+        ('wandb', Wandb),
+        ('Beside model_type', Settings, Degradation),
+        ('degradation', Degradation),
+        ('datasets', Dataset),
+        *((f'datasets: {name}', struct, Dataset) for name, struct in DATASETS.items()),
+        ('IOBackend', IOBackend),
+        ('val', Validation),
+        ('path', Paths),
+        ('dist_params', DistParams),
     ]
     rows = [f'| `{name}` | `train:{cls.option}` | {first(cls)} |\n' for name, cls in terms]
     parts = [_HEAD, *(_section(*section) for section in sections), _TAIL + ''.join(rows) + _DISCRIMINATORS]

@@ -12,7 +12,7 @@ import torch
 from basicsr.utils import logger as basicsr_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from sdakd.compat import UserError
+from sdakd.compat import UserError, one_line
 from sdakd.progress import Progress
 from sdakd_arch.width import lookup
 from sdakd_data.randomness import aside
@@ -52,11 +52,10 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
                 except UserError:
                     raise
                 except Exception as error:  # of whatever a loss, a term or an architecture does
-                    reason = ' '.join(str(error).split())[:200] or type(error).__name__
                     what = f'the term {model.at_work!r}' if model.at_work else 'the backward pass or the update'
                     raise UserError(
                         f'train:stages:{name}: a rehearsal of the first step fails in {what} '
-                        f'({type(error).__name__}: {reason.rstrip(".")}); correct it, or take it out of the stage.'
+                        f'({type(error).__name__}: {one_line(error)}); correct it, or take it out of the stage.'
                     ) from error
         if begins:
             with Progress('the best number of threads'):

@@ -15,7 +15,7 @@ Count = Annotated[int, Meta(ge=0)]
 class MultiStepLR(Struct, forbid_unknown_fields=True, tag_field='type'):
     """The learning rate is multiplied by ``gamma`` after each milestone."""
 
-    milestones: Annotated[list[int], Meta(description="Iterations, counted from the stage's beginning.")]
+    milestones: Annotated[list[Count], Meta(description="Iterations, counted from the stage's beginning.")]
     gamma: Annotated[Positive, Meta(description='Factor at each milestone.')] = 0.5
 
     def factor(self, done: int, iters: int) -> float:

@@ -75,10 +75,13 @@ class World:
         from basicsr.utils.matlab_functions import imresize
 
         from sdakd.commands.prepare.synthesis import PUBLISHED
+        from sdakd_models.basicsr_options import Degradation
 
         self.root = root
         self.degradation = {**PUBLISHED, 'gt_size': 64, 'queue_size': 4}
-        self.kernels = {**PUBLISHED, 'blur_kernel_size': 21, 'blur_kernel_size2': 21}
+        at_top = Degradation.__struct_fields__
+        self.kernels = {key: value for key, value in PUBLISHED.items() if key not in at_top}
+        self.kernels |= {'blur_kernel_size': 21, 'blur_kernel_size2': 21}
         for folder in ('HR', 'LRx4'):
             (root / folder).mkdir()
         for name, image in photographs.items():

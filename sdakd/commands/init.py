@@ -16,7 +16,7 @@ import yaml
 
 from sdakd import compat
 from sdakd.commands.interface import Flags, Outcome
-from sdakd.compat import UserError
+from sdakd.compat import Mistakes, UserError
 from sdakd.files.option_text import OptionText
 from sdakd.shipped import options_folder
 
@@ -176,7 +176,8 @@ def _check(values: dict) -> None:
 
     opt = deepcopy(values)
     resolve_widths(opt)
-    keys.check_top_level(opt)
+    with Mistakes() as mistakes:
+        keys.settle(opt, mistakes)
     stages.check(Scenario.read(opt))
 
 

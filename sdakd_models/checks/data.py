@@ -27,18 +27,8 @@ def check(scenario: Scenario, phase: str, shallow: bool = False) -> int:
             whose sizes do not differ by the scale, images smaller than the crop, or numbers that are none.
     """
     where, options = f'datasets:{phase}', scenario.datasets[phase]
-    if options['phase'] not in ('train', 'val'):
-        raise UserError(f'{where}: a data set is called train, val or val_<number>.')
-    if 'type' not in options or 'name' not in options:
-        raise UserError(f'{where}: the key {"type" if "type" not in options else "name"} is missing.')
-    backend = options.get('io_backend')
-    is_lmdb = isinstance(backend, Mapping) and backend.get('type') == 'lmdb'
-    with Mistakes() as mistakes:
-        with mistakes.collect():
-            cls = lookup(DATASET_REGISTRY, options['type'], f'{where}:type')
-        if options['phase'] == 'train':
-            _check_numbers(where, options, mistakes)
-        _check_paths(where, options, is_lmdb, mistakes)
+    check_paths(scenario, phase)
+    cls = lookup(DATASET_REGISTRY, options['type'], f'{where}:type')
     try:
         dataset = cls(deepcopy(dict(options)))
         count = len(dataset)
@@ -54,25 +44,28 @@ def check(scenario: Scenario, phase: str, shallow: bool = False) -> int:
     return count
 
 
-def _check_numbers(where: str, options: Mapping, mistakes: Mistakes) -> None:
-    for key, least in (('batch_size_per_gpu', 1), ('num_worker_per_gpu', 0), ('dataset_enlarge_ratio', 1)):
-        value = options.get(key, 1 if key == 'dataset_enlarge_ratio' else None)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            mistakes.add(f'{where}:{key}', f'write a whole number of at least {least}, not {value!r}.')
+def is_lmdb(options: Mapping) -> bool:
+    """Whether the images of a data set lie in LMDB data sets."""
+    backend = options.get('io_backend')
+    return isinstance(backend, Mapping) and backend.get('type') == 'lmdb'
 
 
-def _check_paths(where: str, options: Mapping, is_lmdb: bool, mistakes: Mistakes) -> None:
-    for key in ('dataroot_gt', 'dataroot_lq'):
-        root = options.get(key)
-        missing = [
-            each
-            for each in (root if isinstance(root, list) else [root])
-            if each is not None and not os.path.isdir(each)
-        ]
-        for folder in missing:
-            mistakes.add(f'{where}:{key}', f'the folder {folder} does not exist.')
-        if is_lmdb and root and not missing and not os.path.isfile(os.path.join(str(root), 'meta_info.txt')):
-            mistakes.add(f'{where}:{key}', f'{root} is no LMDB data set, it has no meta_info.txt.')
-    for key in ('meta_info', 'meta_info_file'):
-        if options.get(key) is not None and not os.path.isfile(options[key]):
-            mistakes.add(f'{where}:{key}', f'the file {options[key]} does not exist.')
+def check_paths(scenario: Scenario, phase: str) -> None:
+    """The folders and lists of a data set are there.
+
+    Raises:
+        UserError: All that are not.
+    """
+    where, options = f'datasets:{phase}', scenario.datasets[phase]
+    with Mistakes() as mistakes:
+        for key in ('dataroot_gt', 'dataroot_lq'):
+            root = options.get(key)
+            roots = [each for each in (root if isinstance(root, list) else [root]) if isinstance(each, str)]
+            missing = [each for each in roots if not os.path.isdir(each)]
+            for folder in missing:
+                mistakes.add(f'{where}:{key}', f'the folder {folder} does not exist.')
+            if is_lmdb(options) and roots and not missing and not os.path.isfile(f'{roots[0]}/meta_info.txt'):
+                mistakes.add(f'{where}:{key}', f'{root} is no LMDB data set, it has no meta_info.txt.')
+        for key in ('meta_info', 'meta_info_file'):
+            if isinstance(options.get(key), str) and not os.path.isfile(options[key]):
+                mistakes.add(f'{where}:{key}', f'the file {options[key]} does not exist.')

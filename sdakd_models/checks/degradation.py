@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from sdakd.compat import Mistakes
+from sdakd_models.basicsr_options import Degradation
 from sdakd_models.scenario import Scenario
 
-DEGRADATION = (
-    'resize_prob', 'resize_range', 'gaussian_noise_prob', 'noise_range', 'poisson_scale_range', 'gray_noise_prob',
-    'jpeg_range', 'second_blur_prob', 'resize_prob2', 'resize_range2', 'gaussian_noise_prob2', 'noise_range2',
-    'poisson_scale_range2', 'gray_noise_prob2', 'jpeg_range2', 'gt_size',
-)  # fmt: skip
+DEGRADATION = tuple(key for key in Degradation.__struct_fields__ if key[-4:] != '_usm' and key[:2] not in ('qu', 'hi'))
 
 
-def check(scenario: Scenario) -> None:
+def check(scenario: Scenario, mistakes: Mistakes) -> None:
     """The degradation has all its values, and crops fit into what the data set gives.
 
-    Raises:
-        UserError: With the key.
+    Args:
+        scenario: The run.
+        mistakes: What was found already; takes up what is found here.
     """
     if not scenario.degrades:
         return
-    opt = scenario.file
-    with Mistakes() as mistakes:
-        for key in DEGRADATION:
-            if key not in opt:
-                mistakes.add(key, "the key is missing; Real-ESRGAN's degradation needs it beside model_type.")
-        if 'gt_size' in opt:
-            _check_crop(scenario, mistakes)
+    for key in DEGRADATION:
+        if key not in scenario.file and not mistakes.about(key):
+            mistakes.add(key, "the key is missing; Real-ESRGAN's degradation needs it beside model_type.")
+    if 'gt_size' in scenario.file:
+        _check_crop(scenario, mistakes)
 
 
 def _check_crop(scenario: Scenario, mistakes: Mistakes) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 
-from sdakd.compat import Mistakes, UserError, near
-from sdakd_arch.width import scale_of
+from sdakd.compat import Mistakes, UserError, near, one_line
+from sdakd_arch.width import build, scale_of
 from sdakd_arch.zoo import ensure_file
 from sdakd_models.cast import Cast
 from sdakd_models.checks import faces
@@ -32,6 +34,19 @@ def fetch(scenario: Scenario) -> None:
         for entry in scenario.discriminators.values():
             with mistakes.collect():
                 _fetch_discriminator(scenario, entry)
+        for where, network in _unused(scenario):
+            with mistakes.collect(), torch.random.fork_rng([]):
+                build(network, where)
+
+
+def _unused(scenario: Scenario) -> Iterator[tuple[str, Mapping]]:
+    """Networks of the option file that no stage needs, by key: a slip in them would be found with the stage."""
+    for group, used in (('teachers', scenario.teachers), ('discriminators', scenario.discriminators)):
+        entries = scenario.file.get(group)
+        for name, entry in entries.items() if isinstance(entries, Mapping) else ():
+            network = entry.get('network') if isinstance(entry, Mapping) else None
+            if str(name) not in used and isinstance(network, Mapping) and 'width' not in network:
+                yield f'{group}:{name}:network', network
 
 
 def _fetch_discriminator(scenario: Scenario, entry: DiscriminatorBlock) -> None:
@@ -135,10 +150,10 @@ def _check_discriminator(scenario: Scenario, discriminator: Discriminator) -> No
     side = scenario.inside * scenario.scale if entry.sees_teacher else crop
     try:
         discriminator.bare(torch.empty(1, 3, side, side, device='meta'))
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of whatever an architecture does
         border = '' if side == crop else f', what train:teacher_margin leaves of {crop}'
-        raise entry.error(f'it does not take images of {side}x{side} pixels{border} ({reason}).', 'network') from None
+        sentence = f'it does not take images of {side}x{side} pixels{border} ({one_line(error)}).'
+        raise entry.error(sentence, 'network') from None
 
 
 def check(scenario: Scenario, mistakes: Mistakes) -> Cast | None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from sdakd.compat import Mistakes
 from sdakd_metrics.set_metrics import check_set_size
 from sdakd_models.cast import Cast
-from sdakd_models.checks import cache, data, degradation, disk, faces, keys, networks, pool, stages, validation
+from sdakd_models.checks import cache, data, degradation, disk, faces, keys, loading, networks, pool, stages, validation
 from sdakd_models.scenario import Scenario
 from sdakd_models.stages import EveryOr, Plan
 
@@ -39,19 +39,22 @@ def check_run(opt: dict, mistakes: Mistakes, quiet: bool = False) -> Cast | None
     if scenario.model_type:
         with mistakes.collect() as unfit:
             faces.check(scenario)
-        with mistakes.collect():
-            degradation.check(scenario)
-        with mistakes.collect():
-            pool.check(scenario)
+        degradation.check(scenario, mistakes)
+        if not mistakes.about('queue_size'):
+            with mistakes.collect():
+                pool.check(scenario)
         if not unfit:
             cast = networks.check(scenario, mistakes)
     with mistakes.collect():
-        validation.check(scenario)
+        validation.check(scenario, mistakes)
     shallow = quiet or 'scale' not in opt
     images: dict[str, int] = {}
     for phase in scenario.datasets:
         with mistakes.collect():
-            images[phase] = data.check(scenario, phase, shallow=shallow)
+            if mistakes.about(f'datasets:{phase}'):
+                data.check_paths(scenario, phase)
+            else:
+                images[phase] = data.check(scenario, phase, shallow=shallow)
     if scenario.datasets and 'train' not in scenario.datasets and not mistakes.about('datasets:train'):
         mistakes.add('datasets:train', 'the data set to train on is missing.')
     if not mistakes.about('val'):
@@ -65,6 +68,9 @@ def check_run(opt: dict, mistakes: Mistakes, quiet: bool = False) -> Cast | None
         return None
     with mistakes.collect():
         opt['room'] = disk.check(cast)
+    if not quiet:
+        with mistakes.collect():
+            loading.check(scenario)
     finish(opt, scenario.plan)
     return cast
 

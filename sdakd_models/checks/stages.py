@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 
-from sdakd.compat import Mistakes, UserError
+from sdakd.compat import Mistakes, UserError, near, one_line
 from sdakd_models.options import Train, gan_term
-from sdakd_models.players import make_optimizer
+from sdakd_models.players import OPTIMIZERS, make_optimizer
 from sdakd_models.registry import TERMS
 from sdakd_models.scenario import Scenario
 from sdakd_models.stages import Stage
@@ -74,10 +76,16 @@ def check_optimizers(train: Train) -> None:
     with Mistakes() as mistakes:
         for key in ('optim_g', 'optim_d'):
             kind = getattr(train, key).get('type', 'Adam')
-            if kind not in ('Adam', 'AdamW'):
+            if not isinstance(kind, str) or kind not in OPTIMIZERS:
                 mistakes.add(f'train:{key}:type', f'{kind!r} is not offered, write Adam or AdamW.')
                 continue
+            known = {'type', *inspect.signature(OPTIMIZERS[kind]).parameters} - {'params', 'lr'}
+            slips = [name for name in getattr(train, key) if name not in known]
+            for name in slips:
+                mistakes.add(f'train:{key}', f'{kind} takes no {name!r}; {near(str(name), known)}.')
+            if slips:
+                continue
             try:
-                make_optimizer([nn.Parameter(torch.zeros(1))], getattr(train, key))
-            except (TypeError, ValueError, IndexError) as error:
-                mistakes.add(f'train:{key}', f'{error}.')
+                make_optimizer([nn.Parameter(torch.zeros(1))], getattr(train, key)).step()
+            except Exception as error:  # each value fails in its own way
+                mistakes.add(f'train:{key}', f'{one_line(error)}.')

@@ -90,15 +90,16 @@ MISTAKES = [
     ('datasets/train', DELETE, r'datasets:train: the data set to train on is missing'),
     ('datasets/train/type', 'PairedImagesDataset', r'datasets:train:type: .*did you mean PairedImageDataset'),
     ('datasets/train/dataroot_gt', 'nowhere', r'datasets:train:dataroot_gt: the folder .*nowhere does not exist'),
-    ('datasets/train/dataroot_lq', DELETE, r"datasets:train: the key 'dataroot_lq' is missing"),
+    ('datasets/train/dataroot_lq', DELETE,
+     r'datasets:train:dataroot_lq: the key is missing, PairedImageDataset needs it'),
     ('datasets/train/gt_size', 30, r'datasets:train:gt_size: the crop of 30 must be a multiple of scale 4'),
     ('datasets/train/gt_size', 128, r'datasets:train:gt_size: the crop of 128 .* fit into'),
-    ('datasets/train/batch_size_per_gpu', 0, r'datasets:train:batch_size_per_gpu: write a whole number of at least 1'),
-    ('datasets/train/batch_size_per_gpu', 'two', r'datasets:train:batch_size_per_gpu: write a whole number'),
+    ('datasets/train/batch_size_per_gpu', 0, r'datasets:train:batch_size_per_gpu: expected `int` >= 1, given 0'),
+    ('datasets/train/batch_size_per_gpu', 'two', r'datasets:train:batch_size_per_gpu: expected `int`, got `str`'),
     ('datasets/train/num_worker_per_gpu', DELETE, r'datasets:train:num_worker_per_gpu'),
     ('val/metrics/psnr/type', 'calculate_pnsr', r'val:metrics:psnr:type: .*did you mean calculate_psnr'),
-    ('val/val_freq', 'often', r'val:val_freq: write a whole number'),
-    ('logger/print_freq', 0, r'logger:print_freq: write a whole number of at least 1'),
+    ('val/val_freq', 'often', r'val:val_freq: expected `int`, got `str`'),
+    ('logger/print_freq', 0, r'logger:print_freq: expected `int` >= 1, given 0'),
 ]  # fmt: skip
 
 

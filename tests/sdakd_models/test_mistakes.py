@@ -90,8 +90,8 @@ def test_one_start_shows_them_all(world, tmp_path):
         lines[9],
         f'{file}: train:teacher_margin: expected `int` >= 0, given -1.',
         f"{file}: train:perceptual_opt: the block is missing, but train:stages:supervised has the term 'perceptual'.",
-        f"{file}: val:val_freq: write a whole number of at least 1, not 'often'.",
-        f'{file}: logger:print_freq: write a whole number of at least 1, not 0.',
+        f"{file}: val:val_freq: expected `int`, got `str`, given 'often'.",
+        f'{file}: logger:print_freq: expected `int` >= 1, given 0.',
     ]
     assert lines[3].startswith(f'{file}: network_g: SRVGGNetCompact cannot be built from these options: ')
     assert lines[9].startswith(f'{file}: train:r1_reg_weight: expected `float`, got `str`')

@@ -6,12 +6,13 @@ import os
 import pytest
 
 from sdakd.commands.prepare.synthesis import PUBLISHED
+from sdakd.compat import Mistakes
 from sdakd_arch.pairing import pair_taps
 from sdakd_arch.taps import default_taps
 from sdakd_arch.width import build, student_of
 from sdakd_arch.zoo import URLS
 from sdakd_models.cast import Cast
-from sdakd_models.checks import degradation, faces, networks, stages, validation
+from sdakd_models.checks import degradation, faces, keys, networks, stages, validation
 from sdakd_models.options import read_discriminators, read_teachers
 from sdakd_models.reader import read_run
 from sdakd_models.scenario import Scenario
@@ -34,10 +35,12 @@ def test_option_file_is_sound(file, monkeypatch):
     monkeypatch.setattr('sdakd_models.cast.read_state', lambda *_: {})
     monkeypatch.setattr('sdakd_models.cast.load_into', lambda *_: None)
     opt = load(file)
-    scenario = Scenario.read(opt)
-    stages.check(scenario)
-    faces.check(scenario)
-    validation.check(scenario)
+    with Mistakes() as mistakes:
+        keys.settle(opt, mistakes)
+        scenario = Scenario.read(opt)
+        stages.check(scenario)
+        faces.check(scenario)
+        validation.check(scenario, mistakes)
     assert opt['name'] == os.path.splitext(os.path.basename(file))[0]
     assert ('network_g' in opt) == scenario.plan.trains_student
     assert all(entry.learns or entry.weights for entry in scenario.discriminators.values())
@@ -47,7 +50,8 @@ def test_option_file_is_sound(file, monkeypatch):
         if not scenario.terms[name].loss.get('weights') and scenario.terms[name].loss['type'] != 'PerceptualLoss':
             cast.terms[name].check(scenario, cast)
     if opt['model_type'] == 'SDAKDRealESRGANModel' and opt.get('high_order_degradation', True):
-        degradation.check(scenario)
+        with Mistakes() as mistakes:
+            degradation.check(scenario, mistakes)
         given = {**opt['datasets']['train'], **opt}
         assert {key: given[key] for key in PUBLISHED} == PUBLISHED
         assert opt['gt_size'] == opt['datasets']['train']['gt_size']

@@ -10,108 +10,24 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
-from msgspec import Meta, Struct
+from msgspec import Struct
 from msgspec.json import schema_components
 
 import sdakd_models  # noqa: F401  registers everything
 from sdakd.commands.compare.config import Config
 from sdakd.commands.prepare.synthesis import PUBLISHED
-from sdakd_models.checks.degradation import DEGRADATION
-from sdakd_models.options import DiscriminatorBlock, Logger, TeacherBlock, Train
+from sdakd_models.basicsr_options import DATASETS, OptionFile
+from sdakd_models.options import NUMBER
 from sdakd_models.reference import first, own_terms
 from sdakd_models.stages import Stage
-
-NUMBER = r'^-?\d+(\.\d+)?([eE][-+]?\d+)?$'  # as text: 2e-4 is none to YAML, and is read as one
-
-
-class Dataset(Struct):
-    """A data set: an entry of ``datasets:``."""
-
-    name: Annotated[str, Meta(description='Its name in the log.')]
-    type: Annotated[str, Meta(description='Class of the data set.')]
-    dataroot_gt: Annotated[str | list[str], Meta(description='Folder of the ground truth, or an LMDB.')]
-    dataroot_lq: Annotated[str | list[str], Meta(description='Folder of the inputs, or an LMDB.')]
-    meta_info: Annotated[str | list[str], Meta(description="List of images (Real-ESRGAN's data sets).")]
-    meta_info_file: Annotated[str, Meta(description='List of images (PairedImageDataset).')]
-    filename_tmpl: Annotated[str, Meta(description="Names of inputs from the ground truth's, such as `{}x4`.")]
-    io_backend: Annotated[dict, Meta(description='`{type: disk}` or `{type: lmdb}`.')]
-    gt_size: Annotated[int, Meta(description='Side of a crop of the ground truth in pixels.')]
-    out_size: Annotated[int, Meta(description='Side of the faces in pixels (FaceDataset).')]
-    factors: Annotated[list[int], Meta(description='Of which one is drawn for every image (FaceDataset).')]
-    use_hflip: Annotated[bool, Meta(description='Mirror at random.')]
-    use_rot: Annotated[bool, Meta(description='Turn by 90 degrees at random.')]
-    num_worker_per_gpu: Annotated[int, Meta(ge=0, description='Processes that load images.')]
-    batch_size_per_gpu: Annotated[int, Meta(ge=1, description='Batch of each process.')]
-    dataset_enlarge_ratio: Annotated[int, Meta(ge=1, description='Without effect: a run is one long epoch.')]
-    prefetch_mode: Annotated[Literal['cpu', 'cuda'] | None, Meta(description='Load the next batch ahead.')]
-    num_prefetch_queue: Annotated[int, Meta(description='Batches ahead, for `prefetch_mode: cpu`.')]
-
-
-class Paths(Struct):
-    """Checkpoints to start from, relative to the current folder or to the one that holds ``experiments/``."""
-
-    pretrain_network_g: Annotated[str | None, Meta(description='A student to start from.')]
-    param_key_g: Annotated[str, Meta(description='Key of its tensors: params_ema, params.')]
-    strict_load_g: Annotated[bool, Meta(description='Refuse it if keys differ.')]
-    pretrain_network_d: Annotated[str | None, Meta(description='A student discriminator to start from.')]
-    param_key_d: Annotated[str, Meta(description='Key of its tensors.')]
-    resume_state: Annotated[str | None, Meta(description='Training state to go on from; `--auto_resume` finds it.')]
-
-
-class Validation(Struct):
-    """Validation on the data sets ``val``, ``val_1``, ..."""
-
-    val_freq: Annotated[float, Meta(ge=1, description='Iterations between two validations.')]
-    save_img: Annotated[bool, Meta(description='Save the images.')]
-    suffix: Annotated[str | None, Meta(description='Of their names.')]
-    metrics: Annotated[dict[str, dict], Meta(description='Metric by the name under which it is logged.')]
-    tile: Annotated[int, Meta(ge=0, description='Side of a tile in input pixels; 0 for whole images.')]
-    tile_pad: Annotated[int, Meta(ge=0, description='Border of a tile in input pixels.')]
-    tb_images: Annotated[int, Meta(ge=0, description='Images of each set that go to TensorBoard.')]
-    noise: Annotated[Literal['none', 'random', 'fixed'], Meta(description='What generators of faces add.')]
-
-
-class OptionFile(Struct):
-    """The option file of a run: BasicSR's keys and those of this plugin."""
-
-    extends: Annotated[str, Meta(description='Option file to take everything from that is not said here: its path from '
-                                 'the folder of this file, or the name of one that ships.')]  # fmt: skip
-    imports: Annotated[list[str], Meta(description='Modules with architectures, losses and terms of your own.')]
-    name: Annotated[str, Meta(description='Of the run: the folder under `experiments/`.')]
-    model_type: Annotated[str, Meta(description='SDAKDModel for pairs, SDAKDRealESRGANModel for its degradation, '
-                                    'SDAKDGCFSRModel for faces.')]  # fmt: skip
-    scale: Annotated[int, Meta(ge=1, description='Side of the output over that of the input.')]
-    num_gpu: Annotated[Literal['auto'] | int, Meta(description='auto, or 0 for the CPU; several need a launcher.')]
-    manual_seed: Annotated[int, Meta(description='Random seed.')]
-    datasets: Annotated[dict[str, Dataset], Meta(description='Data sets: train, val, val_1, ...')]
-    network_g: Annotated[dict, Meta(description='The student.')]
-    network_d: Annotated[dict, Meta(description='The student discriminator.')]
-    teacher: TeacherBlock
-    teachers: Annotated[dict[str, TeacherBlock], Meta(description='Further teachers by name.')]
-    discriminators: Annotated[dict[str, DiscriminatorBlock], Meta(description='Further discriminators by name.')]
-    path: Paths
-    train: Train
-    val: Validation
-    logger: Logger
-    dist_params: Annotated[dict, Meta(description='Of distributed training: backend, port.')]
-    num_threads: Annotated[
-        int | Literal['auto'], Meta(description='Threads of a training on the CPU; auto, the default, measures them.')
-    ]
-    find_unused_parameters: Annotated[bool, Meta(description="Of torch's DistributedDataParallel.")]
-    high_order_degradation: Annotated[bool, Meta(description='False: the data set brings its own inputs.')]
-    l1_gt_usm: Annotated[bool, Meta(description='Sharpen the target of pixel losses.')]
-    percep_gt_usm: Annotated[bool, Meta(description='Sharpen the target of perceptual losses.')]
-    gan_gt_usm: Annotated[bool, Meta(description='Sharpen what discriminators call real.')]
-    gt_size: Annotated[int, Meta(ge=1, description='Side of a crop of the ground truth in pixels.')]
-    queue_size: Annotated[int, Meta(ge=1, description='Pairs in the pool; a multiple of the batch.')]
 
 
 def schema() -> dict[str, Any]:
     """The schema, in draft 7, which YAML extensions of editors know."""
-    definitions = _types(OptionFile, Stage, Config)
+    definitions = _types(OptionFile, Stage, Config, *DATASETS.values())
     terms = own_terms()
     run, train, comparison = (definitions[name]['properties'] for name in ('OptionFile', 'Train', 'Config'))
     definitions['network'] = _by_type(ARCH_REGISTRY, {'width': WIDTH})
@@ -133,14 +49,14 @@ def schema() -> dict[str, Any]:
     definitions['Stage']['properties']['terms']['items'] = _known([*terms, 'gan'])
 
     models = [name for name in _names(MODEL_REGISTRY) if name.startswith('SDAKD')]
+    definitions['Dataset'] = _datasets(definitions)
     dataset = definitions['Dataset']['properties']
     for block, key, names in ((run, 'model_type', models), (dataset, 'type', _names(DATASET_REGISTRY))):
         block[key] = {'description': block[key]['description'], **_null(_known(names))}
     metric = {'type': 'object', 'properties': {'type': _known(_names(METRIC_REGISTRY))}}
     definitions['Validation']['properties']['metrics']['additionalProperties'] = _null(metric)
     for key, value in PUBLISHED.items():
-        owner = run if key in DEGRADATION else dataset
-        owner[key] = {'description': "Real-ESRGAN's degradation.", 'default': value}
+        (run if key in run else dataset)[key]['default'] = value
     comparison['extends'] = run['extends']
     return {
         '$schema': 'http://json-schema.org/draft-07/schema#',
@@ -173,6 +89,17 @@ BOTH = {  # a share and a weight; a null takes an inherited one away
 }
 
 
+def _datasets(definitions: dict[str, Any]) -> dict[str, Any]:
+    """One definition of all data sets: of a type that is known here, the keys of this type."""
+    whole, cases = definitions['Dataset'], []
+    for name in DATASETS:
+        properties = definitions.pop(name)['properties']
+        whole['properties'] |= {key: value for key, value in properties.items() if key not in whole['properties']}
+        case = {'properties': {'type': {'const': name}}, 'required': ['type']}
+        cases.append({'if': case, 'then': {'propertyNames': {'enum': list(properties)}}})
+    return {key: value for key, value in whole.items() if key != 'additionalProperties'} | {'allOf': cases}
+
+
 def _types(*structs: type[Struct]) -> dict[str, Any]:
     """Definitions of types and of those within them."""
     found = schema_components(structs, ref_template='#/definitions/{name}')[1]
@@ -194,6 +121,10 @@ def _written(node: Any) -> Any:
     node = {key: value for key, value in node.items() if key not in ('title', 'required', 'discriminator')}
     for key in node.keys() & {'anyOf', 'items', 'additionalProperties'}:
         node[key] = _written(node[key])
+    if node.get('default', '') is None:
+        del node['default']
+    if '$ref' in node and len(node) > 1:  # whatever stands beside a reference is not read
+        node['anyOf'] = [{'$ref': node.pop('$ref')}]
     if 'properties' in node:
         node['properties'] = {key: _null(_written(value)) for key, value in node['properties'].items()}
     if isinstance(node.get('additionalProperties'), dict):
