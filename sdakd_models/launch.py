@@ -76,6 +76,8 @@ def parse_options(root_path: str, is_train: bool = True):
                 _replace_everywhere(name, function)
         return _original(root_path, is_train)
     sys.excepthook = exit_with_sentence
+    # oneDNN keeps what it compiles for 1,024 shapes, 500 MiB and more where the degradation resizes at random
+    os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '256')
     args = arguments()
     _replace_everywhere('load_resume_state', functools.partial(begin, file=args.opt, change_stages=args.change_stages))
     _replace_everywhere('MessageLogger', TrainingLog)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
+from basicsr.utils import get_root_logger
 
 from sdakd_models.processes import meet
 
@@ -125,9 +126,10 @@ def test_a_set_of_one_image_and_two_processes(world, parse, options):
     assert set(first[4]) == {0} and not second[4]
 
 
-def test_a_metric_that_fails_is_told_once_and_the_rest_goes_on(world, parse, caplog, tmp_path):
+def test_a_metric_that_fails_is_told_once_and_the_rest_goes_on(world, parse, caplog, tmp_path, monkeypatch):
     """NIQE takes blocks of 96 pixels: of 64 it makes no number, and BasicSR's run would end."""
     options = world.options()
+    monkeypatch.setattr(get_root_logger(), 'propagate', True)
     metrics = options['val']['metrics']
     metrics['niqe'] = {'type': 'calculate_niqe', 'crop_border': 4}
     options['logger']['keep_best'] = 'niqe'
