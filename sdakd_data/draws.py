@@ -146,11 +146,16 @@ def _begin_worker(number: int) -> None:
 def training_loader(dataset: Drawn, draws: Draws, opt: Mapping) -> DataLoader:
     """BasicSR's loader of the training data; making an iterator of it draws nothing from the global generator.
 
+    ``prefetch_mode: cpu`` is as none: BasicSR's thread would draw random numbers beside the training, and the run would
+    wait for ever if it died. Worker processes load ahead anyway.
+
     Args:
         dataset, draws: What it loads.
         opt: The completed options of the run.
     """
-    options = opt['datasets']['train']
+    options = dict(opt['datasets']['train'])
+    if options.get('prefetch_mode') == 'cpu':
+        options['prefetch_mode'] = None
     loader = build_dataloader(dataset, options, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=draws, seed=None)
     loader.worker_init_fn, loader.generator = _begin_worker, torch.Generator()
     return loader

@@ -79,9 +79,9 @@ class Dataset(Block):
     ] = 'stop'
     prefetch_mode: Annotated[
         Literal['cpu', 'cuda'] | None,
-        Meta(description='Load the next batch ahead: by a thread, or onto the GPU, which needs `pin_memory: true`.'),
+        Meta(description='cuda: copy the next batch to the GPU ahead, needs `pin_memory: true`; cpu is as none.'),
     ] = None
-    num_prefetch_queue: Annotated[Side, Meta(description='Batches ahead, for `prefetch_mode: cpu`.')] = 1
+    num_prefetch_queue: Annotated[Side, Meta(description="BasicSR's, without effect.")] = 1
     pin_memory: Annotated[bool, Meta(description='Load into memory that GPUs copy from.')] = False
     persistent_workers: Annotated[bool, Meta(description='Keep the loading processes after an epoch.')] = False
     use_shuffle: Annotated[bool, Meta(description='Of older files of BasicSR; training data are shuffled.')] = None

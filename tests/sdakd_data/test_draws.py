@@ -3,6 +3,7 @@
 import collections
 import os
 import random
+import threading
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sdakd_data.draws import Drawn, Draws, SampleError
+from sdakd_data.draws import Drawn, Draws, SampleError, training_loader
 from sdakd_data.randomness import aside, random_state, seed_all, set_random_state
 
 
@@ -142,6 +143,19 @@ def test_a_bad_image_is_skipped_where_that_is_wanted(folder, caplog):
     seen = [path for batch in data for path in batch['path']]
     assert sorted(seen) == sorted([*folder[:3], folder[4], folder[4], folder[5]])
     assert caplog.text.count('3.png') == 1 and 'is skipped' in caplog.text
+
+
+@pytest.mark.parametrize('mode', [None, 'cpu'])
+def test_no_thread_loads_beside_the_training(folder, mode):
+    """BasicSR's thread dies of a bad image in silence, and its loop waits for it."""
+    Path(folder[3]).unlink()
+    train = {'phase': 'train', 'num_worker_per_gpu': 0, 'batch_size_per_gpu': 2, 'prefetch_mode': mode}
+    opt = {'datasets': {'train': train}, 'num_gpu': 0, 'dist': False}
+    loader = training_loader(Drawn(Folder(folder), 0, 'datasets:train'), Draws(6, 2, 0, 1, 3), opt)
+    threads = threading.active_count()
+    with pytest.raises(SampleError):
+        list(loader)
+    assert type(loader) is DataLoader and threading.active_count() == threads
 
 
 def test_a_set_of_bad_images_ends_even_then(folder):
