@@ -102,7 +102,7 @@ def build(network: Mapping, where: str) -> nn.Module:
         _refuse_slips(cls, options)
         with tensors_only(where):  # some networks load a part of theirs from a file that an option names
             return cls(**options)
-    except UserError:
+    except (UserError, _BeyondError):
         raise
     except Exception as error:  # of whatever an architecture does with its arguments
         raise UserError(f'{where}: {cls.__name__} cannot be built from these options: {one_line(error)}.') from None

@@ -213,7 +213,7 @@ def test_upscale_takes_the_factor_from_the_size_and_goes_on_after_unusable_image
     last = done.stderr.splitlines()[-1]
     assert last.startswith('Error: 2 of 6 images') and 'flat.png has 30x20 pixels and is not square' in last
     assert 'large.png has 70x70 pixels, where faces from 4 to 64 pixels can be taken' in last
-    assert files(tmp_path / 'out') == ['odd_out.png', 'x2_out.png', 'x4_out.png', 'x8_out.png']
+    assert files(tmp_path / 'out') == ['.sdakd_upscale.jsonl', 'odd_out.png', 'x2_out.png', 'x4_out.png', 'x8_out.png']
     for factor in (2, 4, 8):
         expected = ground.made('teacher', ground.faces['astronaut0'], factor)
         assert expected.std() > 5

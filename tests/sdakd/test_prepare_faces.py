@@ -406,7 +406,7 @@ def test_several_folders(faces):
         ('-i empty', '-i: empty holds no file'),
         ('-o in/out', 'lies in the folder of the inputs'),
         ('-o lists', 'already exists and `sdakd prepare` did not make it'),
-        ('--identities gone.csv --test 1', '--identities: gone.csv cannot be read'),
+        ('--identities gone.csv --test 1', '--identities: the file gone.csv does not exist'),
         ('--identities people.csv', 'people.csv does not say who is held out; give --validation or --test'),
         ('--identities people.csv --validation 2 --test 2', 'people.csv has 4 identities in these .* leave some'),
         ('--identities parts.txt --validation 1', 'parts.txt names the part of every picture; leave out --validation'),

@@ -440,6 +440,8 @@ def test_names_and_endings(tmp_path, model, picture):
     assert apart(load(tmp_path / 'jpg/b.jpg'), cv2.imdecode(np.frombuffer(expected, np.uint8), -1)) == 0
     before = (tmp_path / 'jpg/b.jpg').stat().st_mtime_ns
     run(*flags, '-o', tmp_path / 'jpg', '--ext', 'jpg', '--suffix', '')
+    assert (tmp_path / 'jpg/b.jpg').stat().st_mtime_ns == before  # it is kept
+    run(*flags, '-o', tmp_path / 'jpg', '--ext', 'jpg', '--suffix', '', '--overwrite')
     assert (tmp_path / 'jpg/b.jpg').stat().st_mtime_ns > before
 
 
