@@ -303,7 +303,9 @@ def _read(kind: object, value: object, where: str) -> object:
         shown = value is not None and ':' not in at and 'required' not in reason
         raise UserError(f'{where}{at}', f'{_lower(reason)}{f", given {value!r}" if shown else ""}.') from None
     if not is_finite(found):
-        raise UserError(where, f'write finite numbers, not {value!r}.')
+        entries = found.items() if isinstance(found, Mapping) else ()
+        key, wrong = next(((f':{key}', inner) for key, inner in entries if not is_finite(inner)), ('', value))
+        raise UserError(f'{where}{key}', f'write finite numbers, not {wrong!r}.')
     for check in _rules(kind) if found is not None else ():
         if sentence := check(found):
             raise UserError(where, f'{sentence}, not {value!r}.')

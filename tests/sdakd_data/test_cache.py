@@ -119,8 +119,8 @@ def test_pairs_are_the_very_crops_of_the_plain_data_set(options, world, parse, m
 
 
 @pytest.mark.parametrize('storage', ['disk', 'lmdb'])
-def test_the_second_start_decodes_nothing(options, world, parse, monkeypatch, storage):
-    """Neither to see whether images are good nor to find the answers to them; a changed one is decoded alone."""
+def test_the_second_start_decodes_one_pair(options, world, parse, monkeypatch, storage):
+    """None to see whether images are good or to find the answers to them; a changed one is decoded alone."""
     if storage == 'lmdb':
         for side, folder in (('gt', 'HR'), ('lq', 'LRx4')):
             cli.main(['prepare', 'lmdb', '-i', str(world.root / folder), '-o', str(world.root / f'{side}.lmdb')])
@@ -129,14 +129,15 @@ def test_the_second_start_decodes_nothing(options, world, parse, monkeypatch, st
     decodings, decode = [], cv2.imdecode
     monkeypatch.setattr(cv2, 'imdecode', lambda *arguments: decodings.append(1) or decode(*arguments))
     *_, runs = start(options, world, parse, monkeypatch)
-    assert len(decodings) == 16 + 8 and len(runs) == 8  # all images, and those that the teacher answers to
+    # all images, those that the teacher answers to, and the pair on which the loader is tried
+    assert len(decodings) == 16 + 8 + 2 and len(runs) == 8
     *_, runs = start(options, world, parse, monkeypatch)
-    assert len(decodings) == 24 and not runs
+    assert len(decodings) == 26 + 2 and not runs
     if storage == 'disk':
         image = cv2.imread(str(world.root / 'LRx4/coffee0.png'))
         cv2.imwrite(str(world.root / 'LRx4/coffee0.png'), image[::-1])
         *_, runs = start(options, world, parse, monkeypatch)
-        assert len(runs) == 1 and 26 <= len(decodings) <= 28
+        assert len(runs) == 1 and 28 + 2 + 2 <= len(decodings) <= 28 + 2 + 4
 
 
 def test_answers_are_crops_and_flips_of_those_to_the_whole_image(options, world, parse, monkeypatch):

@@ -333,7 +333,7 @@ def test_shares_that_are_none_are_refused(shared_world, parse, block, share):
         target = options['train'][block]
     target.pop('loss_weight', None)
     target['share'] = share
-    sentence = f"{where}:share: write the term's part of the gradient, between 0 and 1, not "
+    sentence = f"{where}:share: (write the term's part of the gradient, between 0 and 1|write finite numbers), not "
     refused(shared_world, parse, options, sentence)
 
 
