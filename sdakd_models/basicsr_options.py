@@ -23,6 +23,14 @@ Side = Annotated[int, Meta(ge=1, le=MOST)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 
 
+def _threads(wanted: str | int) -> str | None:
+    right = wanted == 'auto' or (isinstance(wanted, int) and wanted >= 1)
+    return None if right else 'write auto or a number of threads of at least 1'
+
+
+Threads = Annotated[str | int, rule(_threads)]
+
+
 def _adds_up(shares: list[float]) -> str | None:
     return None if abs(sum(shares) - 1) <= ROUNDING else 'write probabilities that add up to 1'
 
@@ -288,7 +296,7 @@ class Settings(Degradation):
     scale: Annotated[Side, Meta(description='Side of the output over that of the input.')] = None
     manual_seed: Annotated[Annotated[int, Meta(ge=0, lt=2**31)] | None, Meta(description='Random seed.')] = None
     num_threads: Annotated[
-        Literal['auto'] | Annotated[int, Meta(ge=1)],
+        Threads,
         Meta(description='Threads of a training on the CPU; auto, the default, measures them.'),
     ] = 'auto'
     find_unused_parameters: Annotated[bool, Meta(description="Of torch's DistributedDataParallel.")] = False

@@ -151,7 +151,7 @@ def test_a_students_checkpoint_upscales(name, architecture, checkout, tmp_path, 
     model = folder / 'models/net_g_10.pth'
     words = ['upscale', '-i', str(tmp_path / 'small.png'), '-o', str(tmp_path / 'large'), '-m', str(model)]
     assert not cli.main(words)
-    (written,) = (tmp_path / 'large').iterdir()
+    (written,) = (tmp_path / 'large').glob('*.png')
     with torch.no_grad():
         wanted = network.eval()(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0]
     levels = wanted.clamp(0, 1).permute(1, 2, 0).numpy() * 255

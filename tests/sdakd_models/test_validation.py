@@ -139,7 +139,9 @@ def test_a_metric_that_fails_is_told_once_and_the_rest_goes_on(world, parse, cap
     del options['val']['metrics']['niqe'], options['logger']['keep_best']
     plain, *_ = validate(parse(world.write(options), world.root), tmp_path / 'images')
     assert results == plain and 'psnr' in results and 'niqe' not in results
-    assert caplog.text.count('val:metrics:niqe: it cannot be computed for') == 1
+    # another test may have had the handler put at both loggers, which see the same record
+    told = {id(each) for each in caplog.records if 'val:metrics:niqe: it cannot be computed for' in each.getMessage()}
+    assert len(told) == 1
 
 
 def test_a_metric_is_the_mean_of_the_images_that_allow_it(world, parse, tmp_path, monkeypatch):
