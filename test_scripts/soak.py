@@ -76,7 +76,7 @@ def main() -> int:
             raise SystemExit(''.join(lines[-20:]))
         table = np.array([row for row in seen if args.iters / 5 < row[0] < args.iters])
         print(f'{args.iters:,d} iterations in {time.time() - begun:.0f} s, {len(table)} looks')
-        for name, column in (('the training process', 1), ('with those that load images', 2)):
+        for name, column in (('the training process', 1), ('all its processes', 2)):
             (slope, _), covariance = np.polyfit(table[:, 0] / 1000, table[:, column], 1, cov=True)
             print(
                 f'memory of {name}: {table[0, column]:.0f} to {table[-1, column]:.0f} MiB, '
