@@ -177,8 +177,12 @@ def test_an_interruption_is_a_sentence_and_the_next_start_goes_on(world, parse, 
     monkeypatch.setattr('sdakd_data.decoded._cores', lambda: 2)
     options = world.options()
     del options['datasets']['val']
-    with pytest.raises(KeyboardInterrupt, match='give the same command again') as caught:
-        parse(world.write(options), world.root / 'root')
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt, match='give the same command again') as caught:
+            parse(world.write(options), world.root / 'root')
+    finally:
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(SystemExit) as left:
         exit_with_sentence(caught.type, caught.value, None)
     assert left.value.code == 130 and capsys.readouterr().err.startswith('\nInterrupted: give the same command again')
