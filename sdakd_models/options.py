@@ -56,7 +56,7 @@ class TeacherBlock(Block):
         Meta(description='.pth, .safetensors or ncnn .param file; official ones are downloaded when missing.'),
     ] = None
     network: Annotated[
-        dict | None, Meta(description="Its options as in network_g; told from the file's keys if absent.")
+        dict | None, Meta(description="Its options as in network_g; without them, the file's keys tell them.")
     ] = None
     param_key: Annotated[str | None, Meta(description='Key of the tensors in the file: params_ema, params.')] = None
     cotrain: Annotated[

@@ -106,10 +106,10 @@ def descendants(pid: int) -> list[int]:
         except (OSError, ValueError):
             continue
         children.setdefault(int(rest[1]), []).append(number)
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found, todo = found + below, todo + below
+    found, parents = [], [pid]
+    while parents:
+        below = children.get(parents.pop(), [])
+        found, parents = found + below, parents + below
     return found
 
 

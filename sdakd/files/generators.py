@@ -188,8 +188,8 @@ def _open_onnx(path: Path, where: str, threads: int) -> Opened:
 def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: bool = False) -> Opened:
     """Opens a generator: BasicSR's and ESRGAN's ``.pth``, ``.safetensors``, ncnn's ``.param``/``.bin``, or ``.onnx``.
 
-    The architecture is told by the file's metadata or graph, else by the names and shapes of its weights, else by the
-    option file of the BasicSR experiment that the checkpoint lies in. ``params_ema`` is preferred to ``params``.
+    The file's metadata or graph tell the architecture, else the names and shapes of its weights, else the option file
+    of the BasicSR experiment that the checkpoint lies in. ``params_ema`` is preferred to ``params``.
 
     Args:
         path: The file.
