@@ -7,6 +7,6 @@ from sdakd.compat import import_basicsr
 
 import_basicsr()
 
-from sdakd_data import cached_dataset, face_dataset  # noqa: E402
+from sdakd_data import cached_dataset, databases, face_dataset  # noqa: E402
 
-__all__ = ['cached_dataset', 'face_dataset']
+__all__ = ['cached_dataset', 'databases', 'face_dataset']

@@ -88,7 +88,6 @@ def fill(
             for number in Progress(f"{name}'s answers", len(wanted), 'images', shown=main).over(wanted):
                 _fill_one(cache, pairs.read(number, 'lq'), network, taps)
         taps.close()
-    pairs.close()
 
 
 def _fill_one(cache: TeacherCache, image: np.ndarray, network: nn.Module, taps: FeatureTaps) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from copy import deepcopy
 
@@ -57,25 +56,16 @@ class CachedPairedDataset(Dataset):
     def inputs(self) -> list[tuple[int, int, str]]:
         """Height, width and key of every pair's ``lq``; what is remembered of an image is not decoded again.
 
-        No image may have been read before, or :meth:`close` must follow: lmdb opens a database once in a process.
-
         Raises:
             UserError: An image cannot be decoded.
         """
         names, where = [entry['lq_path'] for entry in self.paths], 'datasets:train'
         decoder = Decoder(self.pairs.io_backend_opt, {'lq': self.opt['dataroot_lq']}, where, keyed=('lq',))
-        with contextlib.closing(decoder):
-            found = list(decoder.sizes((('lq', name) for name in names), len(names), 'keys of images'))
+        found = list(decoder.sizes((('lq', name) for name in names), len(names), 'keys of images'))
         for name, each in zip(names, found, strict=True):
             if isinstance(each, str):
                 raise UserError(where, f'the image {name} {each}.')
         return [(height, width, key) for height, width, _, key in found]
-
-    def close(self) -> None:
-        """Closes databases: lmdb opens one only once in a process."""
-        for database in getattr(self.client and self.client.client, '_client', {}).values():
-            database.close()
-        self.client = None
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
         gt, lq = self.read(index, 'gt'), self.read(index, 'lq')

@@ -23,6 +23,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from sdakd.compat import UserError, no_file
 from sdakd.progress import Progress
+from sdakd_data import databases
 from sdakd_data.remembered import Remembered, Stamp
 from sdakd_data.teacher_cache import key_of
 
@@ -67,26 +68,20 @@ class Decoder:
     def __init__(self, backend: Mapping, roots: Mapping[str, object], where: str, keyed: Collection[str] = ()) -> None:
         backend = dict(backend)
         self.kind = backend.pop('type')
-        try:
-            self.client = FileClient(self.kind, **backend)
-        except Exception as error:  # lmdb's exceptions are its own
-            raise UserError(where, f'the images cannot be opened ({str(error).rstrip(".")}).') from None
-        self.databases = dict(getattr(self.client.client, '_client', {})) if self.kind == 'lmdb' else {}
+        self.client = FileClient(self.kind, **backend)
+        self.databases: Mapping[str, str] = self.client.client.folders if self.kind == 'lmdb' else {}
+        for folder in self.databases.values():
+            _open(folder, where)
         self._room, self._keyed = _Room(ROOM), keyed
         self.memories = {
             side: Remembered('decoded', 1, cv2.__version__, most_pixels(), str(root), side in keyed)
             for side, root in roots.items()
         }
 
-    def close(self) -> None:
-        """Closes databases, which lmdb opens only once in a process: the data loader comes next."""
-        for database in self.databases.values():
-            database.close()
-
     def stamp(self, side: str, name: str) -> Stamp | str | None:
         """Size and time of an image's file, or of its database; what is wrong with it; None where nothing tells."""
         if self.kind == 'lmdb':
-            path = os.path.join(self._database(side).path(), 'data.mdb')
+            path = os.path.join(self.databases.get(side) or self.databases['default'], 'data.mdb')
         elif self.kind == 'disk':
             path = name
         else:
@@ -101,10 +96,10 @@ class Decoder:
         """The size of an image or what is wrong with it, and whether it would be found again."""
         try:
             content = self.client.get(name, side if side in self.databases else 'default')
-        except Exception as error:  # the system's, or lmdb's for names that are no keys
-            return f'cannot be read ({getattr(error, "strerror", None) or error})', False
-        if content is None:
+        except LookupError:
             return 'is not in the database', True
+        except Exception as error:  # the system's, or lmdb's
+            return f'cannot be read ({getattr(error, "strerror", None) or error})', False
         if not len(content):
             return 'is empty', True
         size = _header(content)
@@ -178,8 +173,14 @@ class Decoder:
         for memory in self.memories.values():
             memory.write()
 
-    def _database(self, side: str):
-        return self.databases[side if side in self.databases else 'default']
+
+def _open(folder: str, where: str) -> None:
+    if reason := no_file(file := os.path.join(folder, 'data.mdb')):  # one that is open can still be read
+        raise UserError(where, f'the images cannot be opened (the file {file} {reason}).')
+    try:
+        databases.environment(folder)
+    except Exception as error:  # the system's, or lmdb's
+        raise UserError(where, f'the images cannot be opened ({str(error).rstrip(".")}).') from None
 
 
 def _header(content: bytes) -> tuple[int, int] | None:

@@ -87,6 +87,9 @@ class SampleError(UserError):
 class Drawn(Dataset):
     """A data set whose random numbers depend on nothing but the draw.
 
+    Its samples are numbered by the names of their images: BasicSR lists a folder in the order in which the disk happens
+    to hold it, which another computer does not share.
+
     Args:
         dataset: Any map-style data set that draws from Python's, NumPy's or torch's global generators.
         seed: Of the run.
@@ -100,6 +103,10 @@ class Drawn(Dataset):
         backend = options.get('io_backend') if isinstance(options, Mapping) else None
         # told now: data sets take the type out of their options when they read the first image
         self.on_disk = isinstance(backend, Mapping) and backend.get('type') == 'disk'
+        self.order = sorted(range(len(dataset)), key=self._key)
+
+    def _key(self, index: int) -> list[list[str]]:
+        return [os.path.splitext(path)[0].replace(os.sep, '/').split('/') for path in self._paths(index)]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -107,7 +114,7 @@ class Drawn(Dataset):
     def __getitem__(self, drawn: tuple[int, int]) -> Mapping:
         first, draw = drawn
         for number in range(min(TRIES, len(self)) if self.skip else 1):
-            index = (first + number) % len(self)
+            index = self.order[(first + number) % len(self)]
             with aside(self.seed, SAMPLES, draw):
                 try:
                     self._look(index)

@@ -69,9 +69,6 @@ def _images(scenario: Scenario, crop: int, count: int) -> Iterator[torch.Tensor]
     items = [dataset[number] for number in numbers]
     random.setstate(states[0])
     np.random.set_state(states[1])
-    client = getattr(getattr(dataset, 'file_client', None), 'client', None)
-    for environment in getattr(client, '_client', {}).values():
-        environment.close()  # a database is opened once in a process, and the data loader comes next
     for item in items:
         unit = 1 if 'lq' in item else scale
         image = item['lq' if 'lq' in item else 'gt'][None]

@@ -55,7 +55,6 @@ class Database:
     """Images of an LMDB database in BasicSR's layout, by their keys."""
 
     note = ''
-    opened: dict[str, object] = {}  # LMDB opens a database only once per process
 
     def __init__(self, path: str, flag: str) -> None:
         self.path = path
@@ -74,15 +73,12 @@ class Database:
         if not self.sizes:
             raise UserError(flag, f'{path} holds no image.')
         self.files = {name: name for name in self.sizes}
-        key = os.path.realpath(path)
-        if key not in self.opened:
-            import lmdb
+        from sdakd_data.databases import environment
 
-            try:
-                self.opened[key] = lmdb.open(key, readonly=True, lock=False, readahead=False, meminit=False)
-            except lmdb.Error as error:
-                raise UserError(flag, f'{path} cannot be opened as an LMDB database ({error}).') from None
-        self.environment = self.opened[key]
+        try:
+            environment(path)
+        except Exception as error:  # the system's, or lmdb's
+            raise UserError(flag, f'{path} cannot be opened as an LMDB database ({str(error).rstrip(".")}).') from None
 
     def file(self, name: str) -> str:
         return name
@@ -91,11 +87,12 @@ class Database:
         return None
 
     def read(self, name: str) -> np.ndarray:
-        with self.environment.begin() as transaction:
-            data = transaction.get(name.encode('ascii', 'replace'))
+        from sdakd_data.databases import read
+
+        data = read(self.path, name)
         if data is None:
             raise UnusableError('unreadable', 'is in meta_info.txt but not in the database')
-        return decode(bytes(data))
+        return decode(data)
 
     def size(self, name: str) -> tuple[int, int]:
         return self.sizes[name]

@@ -64,8 +64,9 @@ def check_paths(scenario: Scenario, phase: str) -> None:
             missing = [each for each in roots if not os.path.isdir(each)]
             for folder in missing:
                 mistakes.add(f'{where}:{key}', f'the folder {folder} does not exist.')
-            if is_lmdb(options) and roots and not missing and not os.path.isfile(f'{roots[0]}/meta_info.txt'):
-                mistakes.add(f'{where}:{key}', f'{root} is no LMDB data set, it has no meta_info.txt.')
+            for each in (each for each in roots if is_lmdb(options) and each not in missing):
+                if lacking := [name for name in ('data.mdb', 'meta_info.txt') if not os.path.isfile(f'{each}/{name}')]:
+                    mistakes.add(f'{where}:{key}', f'{each} is no LMDB data set, it has no {lacking[0]}.')
         for key in ('meta_info', 'meta_info_file'):
             if isinstance(options.get(key), str) and not os.path.isfile(options[key]):
                 mistakes.add(f'{where}:{key}', f'the file {options[key]} does not exist.')

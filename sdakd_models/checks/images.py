@@ -39,7 +39,7 @@ def check(where: str, options: Mapping, scale: int, dataset: Dataset, keyed: Col
     single = 'gt' if options.get('dataroot_gt') else 'lq'
     backend = getattr(dataset, 'io_backend_opt', None) or options.get('io_backend') or {'type': 'disk'}
     decoder = Decoder(backend, {side: options.get(f'dataroot_{side}') for side in ('gt', 'lq')}, where, keyed)
-    with contextlib.closing(decoder), _interruptible():
+    with _interruptible():
         total = sum(len(sides) for sides in _items(paths, single))
         images = (image for sides in _items(paths, single) for image in sides.items())
         number = decoder.memories[single].path.stem[:8]

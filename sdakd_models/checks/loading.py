@@ -54,11 +54,6 @@ def _load(scenario: Scenario, phase: str, options: Mapping) -> None:
             f'its first image cannot be loaded with these options ({type(error).__name__}: {one_line(error)}); '
             'correct them, or the image.',
         ) from error
-    finally:
-        for owner in (dataset, getattr(dataset, 'pairs', None)):
-            client = getattr(getattr(owner, 'file_client', None) or getattr(owner, 'client', None), 'client', None)
-            for database in getattr(client, '_client', {}).values():
-                database.close()  # one is opened once in a process, and the run's loader comes next
     wanted = {'lq', 'lq_path'}
     if phase == 'train':
         wanted = {'gt', 'kernel1', 'kernel2', 'sinc_kernel'} if scenario.degrades else {'gt', 'lq'}

@@ -107,7 +107,6 @@ def test_pairs_are_the_very_crops_of_the_plain_data_set(options, world, parse, m
     assert type(cached).__name__ == 'CachedPairedDataset'
     random.seed(7)
     ours, after = [cached[number % 8] for number in range(40)], random.random()
-    cached.close()
     plain = build_dataset({**train, 'scale': 4, 'phase': 'train'})
     random.seed(7)
     for number, item in enumerate(ours):
