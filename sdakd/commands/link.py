@@ -1,16 +1,20 @@
-"""`sdakd link`: drops the plugin into a BasicSR checkout, looks whether it works there, takes it away again.
+"""`sdakd link`: drops the plugin into a BasicSR checkout or a project, looks whether it works, takes it away again.
 
 BasicSR imports every ``*_arch.py``, ``*_loss.py`` and ``*_model.py`` of three folders, so one file of one line in each
-of them is enough for an unmodified ``basicsr/train.py``. The option files are copied beside BasicSR's own.
+of them is enough for an unmodified ``basicsr/train.py``. A project that has BasicSR installed, such as Real-ESRGAN, HAT
+or GFPGAN, has a ``train.py`` of its own that calls BasicSR's ``train_pipeline``: it gets one import, before all others,
+so that a BasicSR older than its torchvision can be imported, too. The option files are copied beside the others.
 
-A shim is known by its first line. An option file is known by its checksum in the record, a file at the top of the
-checkout: a user may edit an option file, which is then kept. The record names a file before it is written, so that an
-interrupted command can be given again, or undone.
+A shim is known by its first line, the import by its comment. An option file is known by its checksum in the record, a
+file at the top of the checkout: a user may edit an option file, which is then kept. The record names a file before it
+is written, so that an interrupted command can be given again, or undone.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import hashlib
 import inspect
 import json
@@ -18,6 +22,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -32,6 +37,7 @@ SHIMS = {
     'basicsr/losses/sdakd_loss.py': 'sdakd_losses',
     'basicsr/models/sdakd_model.py': 'sdakd_models',
 }
+LINE = 'import sdakd_models  # noqa: F401, I001  written by `sdakd link`, taken away by `sdakd link --remove`'
 MARK = '"""Loads SDAKD, where it is installed. Written by `sdakd link`, taken away by `sdakd link --remove`."""\n'
 RECORD = '.sdakd_link.json'
 EXAMPLE = 'options/sdakd_realesrgan_x4.yml'
@@ -62,27 +68,27 @@ def shim(package: str) -> bytes:
     return (MARK + ''.join(lines)).encode()
 
 
-def wanted_files() -> dict[str, bytes]:
+def wanted_files(shims: Mapping[str, str] = SHIMS) -> dict[str, bytes]:
     """Content of every file of a linked checkout by its path there, with forward slashes; shims first.
 
     Raises:
         UserError: The installation of the plugin has no option files.
     """
     folder = options_folder()
-    files = {name: shim(package) for name, package in SHIMS.items()}
+    files = {name: shim(package) for name, package in shims.items()}
     for path in (*shipped_files().values(), folder / SCHEMA):
         files[f'options/{path.relative_to(folder).as_posix()}'] = path.read_bytes()
     return files
 
 
-def find_checkout(folder: str) -> Path:
-    """The checkout's folder, made absolute.
+def find_checkout(folder: str) -> tuple[Path, list[str]]:
+    """The folder, made absolute, and its scripts that call BasicSR's ``train_pipeline``: none in a BasicSR checkout.
 
     Raises:
-        UserError: It is none that a link can work in.
+        UserError: It is nothing that a link can work in.
     """
     root = Path(os.path.abspath(folder))
-    name_one = 'name the folder of a BasicSR checkout (`git clone` of BasicSR)'
+    name_one = 'name the folder of a BasicSR checkout (`git clone` of BasicSR) or of a project that trains with BasicSR'
     if not root.is_dir():
         raise UserError(f'{folder} is no folder: {name_one}.')
     missing = [name for name in NEEDED if not (root / name).is_file()]
@@ -94,7 +100,12 @@ def find_checkout(folder: str) -> Path:
             )
         if all((root.parent / name).is_file() for name in NEEDED) and root.name == 'basicsr':
             raise UserError(f'{folder} is the package inside a checkout: name the folder above it, {root.parent}.')
-        raise UserError(f'{folder} is no BasicSR checkout, it has no {missing[0]}: {name_one}.')
+        if scripts := _scripts(root):
+            return root, scripts
+        raise UserError(
+            f"{folder} is no BasicSR checkout, it has no {missing[0]}, and no train.py in it calls BasicSR's "
+            f'train_pipeline: {name_one}, or write `import sdakd_models` into your own script, above its other imports.'
+        )
     if root.name in ('site-packages', 'dist-packages'):
         raise UserError(
             f'{folder} holds an installed BasicSR, no checkout: run `sdakd train -opt ...`, which needs no link, or '
@@ -102,7 +113,41 @@ def find_checkout(folder: str) -> Path:
         )
     if 'def parse_options(root_path' not in (root / 'basicsr/utils/options.py').read_text(errors='replace'):
         raise UserError(f'{folder} holds a BasicSR older than 1.4, which this plugin does not fit: `git pull` in it.')
-    return root
+    return root, []
+
+
+def _scripts(root: Path) -> list[str]:
+    """The scripts ``train.py`` and ``PACKAGE/train.py`` that import ``train_pipeline`` from BasicSR."""
+    found = []
+    for path in (root / 'train.py', *sorted(root.glob('*/train.py'))):
+        if path.is_file():
+            with contextlib.suppress(SyntaxError, ValueError):
+                nodes = ast.parse(path.read_bytes()).body
+                modules = [node.module or '' for node in nodes if isinstance(node, ast.ImportFrom)]
+                if (
+                    any(module.split('.')[0] == 'basicsr' for module in modules)
+                    and b'train_pipeline' in path.read_bytes()
+                ):
+                    found.append(path.relative_to(root).as_posix())
+    return found
+
+
+def with_line(source: bytes) -> bytes:
+    """A script with :data:`LINE` before its first import at the top, in its own kind of line breaks."""
+    nodes = ast.parse(source).body
+    first = next(
+        node
+        for node in nodes
+        if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, 'module', '') != '__future__'
+    )
+    lines = source.splitlines(keepends=True)
+    end = b'\r\n' if lines[first.lineno - 1].endswith(b'\r\n') else b'\n'
+    return b''.join([*lines[: first.lineno - 1], LINE.encode(), end, *lines[first.lineno - 1 :]])
+
+
+def without_line(source: bytes) -> bytes:
+    """A script without :data:`LINE`."""
+    return b''.join(line for line in source.splitlines(keepends=True) if line.rstrip() != LINE.encode())
 
 
 @dataclass
@@ -122,12 +167,13 @@ class Linked(Outcome):
 
 
 class Checkout:
-    """A BasicSR checkout, what it should hold, and what it does hold."""
+    """A BasicSR checkout or a project with BasicSR, what it should hold, and what it does hold."""
 
     def __init__(self, folder: str, verbose: bool = False):
         self.folder, self.verbose = folder, verbose
-        self.root = find_checkout(folder)
-        self.wanted = wanted_files()
+        self.root, self.scripts = find_checkout(folder)
+        self.train = self.scripts[0] if self.scripts else 'basicsr/train.py'
+        self.wanted = wanted_files({} if self.scripts else SHIMS)
         self.files, self.folders = self._read_record()
 
     def _read_record(self) -> tuple[dict[str, str], list[str]]:
@@ -158,6 +204,8 @@ class Checkout:
     def state(self, name: str) -> str:
         """``missing``, ``current``, ``outdated`` (of an older version), ``edited`` (changed since) or ``foreign``."""
         path = self.root / name
+        if name in self.scripts:
+            return 'missing' if without_line(path.read_bytes()) == path.read_bytes() else 'current'
         if not os.path.lexists(path):
             parent = next(p for p in path.parents if os.path.lexists(p))
             return 'missing' if parent.is_dir() else 'foreign'
@@ -174,12 +222,15 @@ class Checkout:
 
     def states(self) -> dict[str, str]:
         """The state of every file that is wanted, or that an older version of the plugin has written."""
-        return {name: self.state(name) for name in dict.fromkeys((*self.wanted, *self.files))}
+        return {name: self.state(name) for name in dict.fromkeys((*self.scripts, *self.wanted, *self.files))}
 
     def _told(self, verb: str, names: list[str]) -> list[str]:
         """What was done to files: every one of them if asked for, then how many of which kind."""
-        shims = sum(name in SHIMS for name in names)
-        kinds = [(shims, 'shim', 'basicsr/'), (sum(name.endswith('.yml') for name in names), 'option file', 'options/')]
+        kinds = [
+            (sum(name in SHIMS for name in names), 'shim', 'basicsr/'),
+            (sum(name in self.scripts for name in names), 'import', ', '.join(self.scripts)),
+            (sum(name.endswith('.yml') for name in names), 'option file', 'options/'),
+        ]
         counted = ' and '.join(f'{n} {kind}{"s" * (n > 1)} in {place}' for n, kind, place in kinds if n)
         listed = [f'{verb} {name}' for name in names] if self.verbose else []
         return [*listed, f'{verb} {counted}.'] if names else []
@@ -194,6 +245,7 @@ class Checkout:
                 'give the command again.'
             )
         due = [name for name in self.wanted if states[name] in ('missing', 'outdated')]
+        lines_due = [name for name in self.scripts if states[name] == 'missing']
         for name in due:
             if name not in SHIMS and states[name] == 'missing':
                 self.files[name] = _checksum(self.wanted[name])
@@ -203,6 +255,9 @@ class Checkout:
             self._write_record()
         for name in due:
             write(self.root / name, self.wanted[name])
+        for name in lines_due:
+            self._rewrite(name, with_line)
+        due = [*lines_due, *due]
         dropped = [name for name in self.files if name not in self.wanted]
         for name in dropped:  # the plugin has this option file no more
             if states[name] == 'outdated':
@@ -217,10 +272,11 @@ class Checkout:
         lines += [_kept(name) for name in self.wanted if states[name] == 'edited']
         if due or dropped:
             place = shlex.quote(self.folder)
+            how = f'{self.train} imports this plugin' if self.scripts else 'BasicSR finds this plugin through the shims'
             lines += [
-                f'{self.folder} is linked: BasicSR finds this plugin through the shims.',
+                f'{self.folder} is linked: {how}.',
                 f'  try it:    sdakd link {place} --check',
-                f'  train:     cd {place} && python basicsr/train.py -opt {EXAMPLE}',
+                f'  train:     cd {place} && python {self.train} -opt {EXAMPLE}',
                 f'  undo it:   sdakd link {place} --remove',
             ]
         else:
@@ -230,11 +286,15 @@ class Checkout:
     def remove(self) -> Linked:
         """Takes away what was written and has not been changed."""
         states = self.states()
-        written = [name for name in SHIMS if states[name] in ('current', 'outdated')]
+        written = [name for name in states if name in SHIMS and states[name] in ('current', 'outdated')]
         written += [name for name in self.files if states[name] in ('current', 'outdated')]
         kept = [name for name in self.files if states[name] == 'edited']
         for name in written:
             (self.root / name).unlink()
+        lines_taken = [name for name in self.scripts if states[name] == 'current']
+        for name in lines_taken:
+            self._rewrite(name, without_line)
+        written = [*lines_taken, *written]
         for name in reversed(self.folders):
             folder = self.root / name
             if folder.is_dir() and not any(folder.iterdir()):
@@ -245,34 +305,41 @@ class Checkout:
         lines.append(f'{self.folder} {end}.')
         return Linked(lines)
 
+    def _rewrite(self, name: str, change: Callable[[bytes], bytes]) -> None:
+        path = self.root / name
+        mode = path.stat().st_mode
+        write(path, change(path.read_bytes()))
+        path.chmod(mode)
+
     def check(self) -> Linked:
         """Whether the checkout is linked and works; the status is 0 only then."""
         states = self.states()
         again = f'run `sdakd link {self.folder}`'
-        if not any(states[name] in ('current', 'outdated') for name in SHIMS):
+        if not any(states[name] in ('current', 'outdated') for name in self.scripts or SHIMS):
             return Linked([f'not linked: {again}.'], 1)
-        due = [name for name in self.wanted if states[name] not in ('current', 'edited')]
+        due = [name for name in (*self.scripts, *self.wanted) if states[name] not in ('current', 'edited')]
         due += [name for name in self.files if name not in self.wanted]
         if due:
             return Linked([f'out of date: {again} ({", ".join(due)}).'], 1)
         edited = [name for name in self.wanted if states[name] == 'edited']
         changed = f', of which {", ".join(edited)} changed since' if edited else ''
         files = sum(name.endswith('.yml') for name in self.wanted)
-        linked = f'linked: {len(SHIMS)} shims, {files} option files{changed}.'
-        if not (self.root / 'basicsr/version.py').is_file():
+        through = f'an import in {", ".join(self.scripts)}' if self.scripts else f'{len(SHIMS)} shims'
+        linked = f'linked: {through}, {files} option files{changed}.'
+        if not self.scripts and not (self.root / 'basicsr/version.py').is_file():
             fault = f'{self.folder} has no basicsr/version.py, which its installation generates, {INSTALL}'
         else:
             found = self._try()
             fault = self._fault(found)
         if fault:
             return Linked([linked, f'not working: {fault}.'], 1)
-        return Linked([linked, f'working: `python basicsr/train.py` there knows {", ".join(found["models"])}.'])
+        return Linked([linked, f'working: `python {self.train}` there knows {", ".join(found["models"])}.'])
 
     def _try(self) -> dict:
-        """Imports the checkout's BasicSR in a process of its own, as its train.py would."""
+        """Imports what ``train.py`` imports, in a process of its own."""
         code = f'{inspect.getsource(_probe)}\n_probe()'
         process = subprocess.run(
-            [sys.executable, '-c', code, str(self.root), FINDING, *SHIMS.values()],
+            [sys.executable, '-c', code, str(self.root), FINDING, self.train, *SHIMS.values()],
             cwd=self.root,
             env={**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'},  # to look leaves no trace
             capture_output=True,
@@ -304,6 +371,17 @@ class Checkout:
             )
         if error == 'UserError':
             return message.rstrip('.')
+        package = self.train.partition('/')[0]
+        if error == 'ModuleNotFoundError' and self.scripts and module.partition('.')[0] == package:
+            return (
+                f'`python {self.train}` does not find {module}, install {package} as its README says, or put '
+                'PYTHONPATH=. before the command'
+            )
+        if error and self.scripts:
+            return (
+                f'`python {self.train}` fails in {self.folder} with {error}: {message.strip()[:300]}; see the command '
+                'itself for the whole'
+            )
         if error:
             return (
                 f'`import basicsr` fails in {self.folder} with {error}: {message.strip()[:300]}; see '
@@ -329,25 +407,31 @@ def _checksum(data: bytes) -> str:
 
 
 def _probe() -> None:
-    """Prints what the checkout's BasicSR registers; its source is run where nothing of this plugin is imported yet."""
+    """Prints what BasicSR registers for a script; its source is run where nothing of this plugin is imported yet."""
     import importlib.util
     import json
     import os
+    import runpy
     import sys
 
-    root, finding, *packages = sys.argv[1:]
+    root, finding, train, *packages = sys.argv[1:]
+    own = train == 'basicsr/train.py'
     # what the path is for `python basicsr/train.py`; '' stands for the current folder, which that command leaves out
-    sys.path[:] = [os.path.join(root, 'basicsr'), *(entry for entry in sys.path if entry)]
+    sys.path[:] = [os.path.dirname(os.path.join(root, train)), *(entry for entry in sys.path if entry)]
     spec = importlib.util.find_spec('basicsr')
     origin = spec and (spec.origin or str(list(spec.submodule_search_locations)))
     found = {'literal': os.path.realpath(origin or '') == os.path.realpath(os.path.join(root, 'basicsr/__init__.py'))}
     found['instead'] = None if found['literal'] else origin
+    if not own:
+        found['literal'] = True  # a project uses the BasicSR that is installed
     if not found['literal']:
         sys.path.insert(1, root)  # PYTHONPATH=.
     specs = {name: importlib.util.find_spec(name) for name in packages}
     found['lacking'] = [name for name, spec in specs.items() if spec is None or spec.origin is None]
     try:
         if not found['lacking']:
+            if not own:
+                runpy.run_path(os.path.join(root, train), run_name='probe')
             from basicsr.utils.registry import MODEL_REGISTRY
 
             found['models'] = sorted(name for name in MODEL_REGISTRY.keys() if name.startswith('SDAKD'))
@@ -359,7 +443,7 @@ def _probe() -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add, action = Flags(parser, link), parser.add_mutually_exclusive_group()
-    add('folder', help='folder of a BasicSR checkout')
+    add('folder', help='folder of a BasicSR checkout, or of a project that trains with BasicSR')
     only = 'only say whether it is linked and works (exit status 0)'
     add('--check', action='store_true', help=only, to=action)
     add('--remove', action='store_true', help='take away what was written and not changed since', to=action)
@@ -367,16 +451,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def link(folder: str | Path, *, check: bool = False, remove: bool = False, verbose: bool = False) -> Linked:
-    """Drops the plugin into a BasicSR checkout.
+    """Drops the plugin into a BasicSR checkout, or into a project that trains by BasicSR's ``train_pipeline``.
 
     Args:
-        folder: Of the checkout.
+        folder: Of the checkout or project.
         check: Only look whether it is linked and works.
         remove: Take away what was written and has not been changed since.
         verbose: List every file.
 
     Raises:
-        UserError: No BasicSR checkout, a file of someone else's in the way, or a folder that cannot be written.
+        UserError: Neither of them, a file of someone else's in the way, or a folder that cannot be written.
     """
     folder = str(folder)
     try:

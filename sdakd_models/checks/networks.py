@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from sdakd.compat import Mistakes, UserError, near, one_line
+from sdakd_arch.families import family_of
 from sdakd_arch.width import build, scale_of
 from sdakd_arch.zoo import ensure_file
 from sdakd_models.cast import Cast
@@ -128,6 +129,14 @@ def check_crop(scenario: Scenario, cast: Cast) -> None:
     crop, scale = scenario.crop, scenario.scale
     if not isinstance(crop, int) or crop % scale:
         raise UserError(f'datasets:train:gt_size: the crop of {crop} must be a multiple of scale {scale}.')
+    networks = {'network_g': cast.student} | {f'the teacher {name}': each for name, each in cast.teachers.items()}
+    for who, network in networks.items():
+        multiple = 1 if network is None else family_of(network).multiple(network)
+        if scenario.input_crop % multiple:
+            raise UserError(
+                f'datasets:train:gt_size: the crop of {crop} gives inputs of {scenario.input_crop} pixels, and {who} '
+                f'takes multiples of {multiple}, such as its windows; write a multiple of {multiple * scale}.'
+            )
     if cast.teachers and 2 * scenario.margin >= scenario.input_crop:
         raise UserError(
             f'train:teacher_margin: a border of {scenario.margin} leaves nothing of crops of {scenario.input_crop} '

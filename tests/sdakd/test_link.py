@@ -208,7 +208,7 @@ def test_a_newer_plugin_updates_what_is_unchanged(bare, sdakd, monkeypatch):
     now = link.wanted_files
     older = {n: (b'# older\n' + d if n.startswith('options/') else d + b'# older\n') for n, d in now().items()}
     older['options/sub/deep/gone.yml'] = older['options/sub/gone_too.yml'] = b'name: gone\n'
-    monkeypatch.setattr(link, 'wanted_files', lambda: older)
+    monkeypatch.setattr(link, 'wanted_files', lambda shims: older)
     before = tree(bare)
     sdakd(bare)
     monkeypatch.setattr(link, 'wanted_files', now)
@@ -254,7 +254,7 @@ def test_what_others_have_written_stays(kind, bare, sdakd, monkeypatch):
         (bare / name).mkdir()
     else:
         files = {**link.wanted_files(), 'options/sub/new.yml': b'name: new\n'}
-        monkeypatch.setattr(link, 'wanted_files', lambda: files)
+        monkeypatch.setattr(link, 'wanted_files', lambda shims: files)
         (bare / 'options/sub').write_text('')
         name = 'options/sub/new.yml'
     before = tree(bare)
@@ -345,7 +345,8 @@ def test_a_mistake_is_one_sentence(python, tmp_path):
     status, out = python(tmp_path, '-m', 'sdakd.cli', 'link', 'nowhere', path='', MEND='')
     assert (status, out) == (
         2,
-        'Error: nowhere is no folder: name the folder of a BasicSR checkout (`git clone` of BasicSR).\n',
+        'Error: nowhere is no folder: name the folder of a BasicSR checkout (`git clone` of BasicSR) or of a '
+        'project that trains with BasicSR.\n',
     )
 
 
@@ -502,3 +503,147 @@ sys.stdout.write(basicsr.__file__)
 """
     status, out = python(linked, '-c', code)
     assert status == 0 and out.endswith(str(linked / 'basicsr/__init__.py')), out
+
+
+# ---------------------------------------------- a project with an installed BasicSR ---------------------------------
+
+TRAIN = """# a project's script
+from __future__ import annotations
+import os.path as osp
+
+import windows.archs
+from basicsr.train import train_pipeline
+
+if __name__ == '__main__':
+    root_path = osp.abspath(osp.join(__file__, osp.pardir, osp.pardir))
+    train_pipeline(root_path)
+"""
+
+# an architecture that takes sizes of whole windows only, as HAT's
+ARCH = """
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+
+@ARCH_REGISTRY.register()
+class Windows(nn.Module):
+    def __init__(self, window_size=16):
+        super().__init__()
+        self.window_size = window_size
+        self.body = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), nn.PixelShuffle(4))
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        x.view(n, c, h // self.window_size, self.window_size, w // self.window_size, self.window_size)
+        return self.body(x)
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Laid out like Real-ESRGAN, HAT and GFPGAN: a package with train.py, options/, BasicSR installed elsewhere."""
+    folder = tmp_path / 'project'
+    (folder / 'windows/archs').mkdir(parents=True)
+    (folder / 'options').mkdir()
+    (folder / 'windows/__init__.py').write_text('')
+    (folder / 'windows/archs/__init__.py').write_text('from . import windows_arch\n')
+    (folder / 'windows/archs/windows_arch.py').write_text(ARCH)
+    (folder / 'windows/train.py').write_text(TRAIN)
+    return folder
+
+
+def test_a_project_gets_one_import_and_loses_it(project, sdakd):
+    before = tree(project)
+    status, out = sdakd(project)
+    assert status == 0 and out.splitlines()[:2] == [
+        f'wrote 1 import in windows/train.py and {len(OPTIONS)} option files in options/.',
+        f'{project} is linked: windows/train.py imports this plugin.',
+    ]
+    assert f'cd {project} && python windows/train.py -opt options/sdakd_realesrgan_x4.yml' in out
+    after = tree(project)
+    assert set(after) - set(before) >= {*FILES, link.RECORD} and not set(SHIMS) & set(after)
+    lines = after['windows/train.py'].decode().splitlines()
+    assert lines[2] == link.LINE and [*lines[:2], *lines[3:]] == TRAIN.splitlines()
+    status, out = sdakd(project)
+    assert (status, out) == (0, f'{project} is linked already: nothing has changed.\n') and tree(project) == after
+    status, out = sdakd(project, '--remove')
+    assert status == 0 and tree(project) == before and out.endswith('is not linked any more.\n')
+    status, out = sdakd(project, '--remove')
+    assert (status, out) == (0, f'{project} is not linked: there was nothing to remove.\n')
+    status, out = sdakd(project, '--check')
+    assert (status, out) == (1, f'not linked: run `sdakd link {project}`.\n')
+
+
+@pytest.mark.parametrize('source', [
+    TRAIN.replace('\n', '\r\n').encode(),
+    b'\xef\xbb\xbf' + TRAIN.encode(),
+    TRAIN.rstrip().encode(),
+    b'"""Doc.\n\nimport nothing\n"""\n# -*- coding: utf-8 -*-\n\nimport os; import sys\n'
+    b'from basicsr import train_pipeline\n',
+    '# größe\nfrom basicsr.train import (\n    train_pipeline,\n)\n'.encode(),
+])  # fmt: skip
+def test_whatever_the_script_looks_like(project, sdakd, source):
+    """The import is the first one, other lines stay as they are, byte by byte."""
+    import ast
+
+    (project / 'windows/train.py').write_bytes(source)
+    sdakd(project)
+    linked = (project / 'windows/train.py').read_bytes()
+    imports = [node for node in ast.parse(linked).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    first = next(node for node in imports if getattr(node, 'module', '') != '__future__')
+    assert [name.name for name in first.names] == ['sdakd_models'] and linked.count(b'sdakd_models') == 1
+    sdakd(project, '--remove')
+    assert (project / 'windows/train.py').read_bytes() == source
+
+
+@pytest.mark.parametrize('source', ['import basicsr_other\ntrain_pipeline()\n', 'print(1\n', 'import torch\n'])
+def test_what_is_no_script_of_basicsr(project, source):
+    (project / 'windows/train.py').write_text(source)
+    with pytest.raises(UserError, match='no train.py in it calls .* or write `import sdakd_models` into your own'):
+        link.link(project)
+
+
+def test_a_script_at_the_top(project, sdakd):
+    (project / 'windows/train.py').rename(project / 'train.py')
+    assert 'wrote 1 import in train.py' in sdakd(project)[1]
+
+
+def test_a_project_trains_its_own_architecture(project, python, sdakd, shared_world, monkeypatch, tmp_path):
+    """An unmodified BasicSR; inputs of validation that are no multiple of the windows are padded."""
+    import cv2
+    import numpy as np
+
+    for name, value in python.environment(path=str(project)).items():
+        monkeypatch.setenv(name, value)
+    sdakd(project)
+    models = 'SDAKDGCFSRModel, SDAKDModel, SDAKDRealESRGANModel'
+    assert f'working: `python windows/train.py` there knows {models}.\n' in sdakd(project, '--check')[1]
+    options = shared_world.options() | {'network_g': {'type': 'Windows', 'window_size': 16}, 'num_gpu': 0}
+    del options['network_d'], options['path']
+    options['datasets']['train']['gt_size'] = 64
+    options['train']['stages'] = {'supervised': {'iters': 2, 'lr_g': 1e-3, 'terms': ['pixel']}}
+    options['train'] = {key: options['train'][key] for key in ('ema_decay', 'stages', 'pixel_opt')}
+    options['val'] |= {'val_freq': 2, 'save_img': True}
+    image = np.random.default_rng(0).integers(0, 256, (27, 37, 3), np.uint8)
+    for side, scale in (('gt', 4), ('lq', 1)):
+        (tmp_path / side).mkdir()
+        cv2.imwrite(str(tmp_path / side / 'odd.png'), image.repeat(scale, 0).repeat(scale, 1))
+        options['datasets']['val'][f'dataroot_{side}'] = str(tmp_path / side)
+    status, out = python(project, 'windows/train.py', '-opt', write(project, 'mine.yml', options), path=str(project))
+    assert status == 0 and '# psnr: ' in out, out
+    (picture,) = (project / 'experiments/run/visualization').rglob('*.png')
+    assert cv2.imread(str(picture)).shape == (108, 148, 3)
+    options['datasets']['train']['gt_size'] = 96
+    status, out = python(project, 'windows/train.py', '-opt', write(project, 'mine.yml', options), path=str(project))
+    assert (
+        status == 2 and 'datasets:train:gt_size: the crop of 96 gives inputs of 24 pixels, and network_g takes' in out
+    )
+    assert 'write a multiple of 64.' in out
+
+
+def test_check_of_a_project_that_is_not_installed(project, python, sdakd, monkeypatch):
+    for name, value in python.environment(path='').items():
+        monkeypatch.setenv(name, value)
+    sdakd(project)
+    status, out = sdakd(project, '--check')
+    assert status == 1 and 'not working: `python windows/train.py` does not find windows' in out
