@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import os
-import select
 import signal
 import sys
 from typing import TextIO
@@ -41,6 +41,7 @@ def train(root_path: str) -> int:
         The exit status: 0, or 2 for a mistake that one sentence on stderr explains.
     """
     sys.excepthook = compat.exit_with_sentence
+    stops.follow_starter()
     compat.import_basicsr()
     import basicsr.train
     import sdakd_models  # noqa: F401  registers the models and wraps parse_options
@@ -80,13 +81,11 @@ def main(argv: list[str] | None = None) -> int:
             sign()
             sys.stderr.write(f'\nInterrupted: {text}.\n')
             return 128 + (came or [signal.SIGINT])[0]
-        except BrokenPipeError:
-            if not _is_closed(sys.stdout):
-                raise
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EINVAL) or not _is_closed(sys.stdout):  # Windows has the other
+                raise compat.of_system(error) or error from None
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in it is for nobody
             return 141  # as of a program that SIGPIPE ends
-        except OSError as error:
-            raise compat.of_system(error) or error from None
 
 
 def _run(argv: list[str]) -> int:
@@ -112,17 +111,20 @@ def _print(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if error.errno in (errno.EPIPE, errno.EINVAL):
+            raise
         raise compat.of_system(error, 'standard output', 'it cannot be written') or error from None
 
 
 def _is_closed(stream: TextIO) -> bool:
     """Whether nobody reads any more what is written, as behind ``| head``."""
-    poll = select.poll()
-    poll.register(stream, select.POLLERR)
-    return bool(poll.poll(0))
+    try:
+        stream.write('\n')  # the pipe that has broken may be another one
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _exit_with_sentence(argv: list[str], kind: type[BaseException], error: BaseException, traceback) -> None:

@@ -211,6 +211,10 @@ def _distribute(opt: dict, launcher: str, file: str, mistakes: Mistakes) -> None
     elif opt['dist']:
         wanted = ('backend', 'port') if launcher == 'slurm' else ('backend',)
         params = {key: value for key, value in (opt.get('dist_params') or {}).items() if key in wanted}
+        if not torch.distributed.is_available():
+            raise UserError(f'--launcher {launcher}', 'this torch has no torch.distributed; train without a launcher.')
+        if not torch.distributed.is_nccl_available() and params.get('backend', 'nccl') == 'nccl':
+            params['backend'] = 'gloo'  # NCCL is Linux's
         try:
             if opt['num_gpu'] == 0:
                 torch.distributed.init_process_group('gloo')

@@ -190,7 +190,7 @@ class Forked:
         number = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(number, stream)
-        sys.stdout, sys.stderr = (open(stream, 'w', buffering=1) for stream in (1, 2))
+        sys.stdout, sys.stderr = (open(stream, 'w', encoding='utf-8', buffering=1) for stream in (1, 2))
         os.environ.update(environment)
         logging.getLogger('basicsr').handlers.clear()
         initialized_logger.clear()

@@ -39,6 +39,7 @@ PACKAGES = {  # import name -> what pip calls it; those of pyproject.toml
     'tabulate': 'tabulate',
     'jinja2': 'jinja2',
     'filelock': 'filelock',
+    'psutil': 'psutil',
     'PIL': 'pillow',
 }
 EXTRAS = {  # extra -> its packages by import name, what they are for
@@ -333,9 +334,10 @@ def _plugins() -> Iterator[Finding]:
 def _processor() -> Iterator[Finding]:
     import torch
 
+    from sdakd import machine
     from sdakd.commands.bench.backends import computes_bf16
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    cores = machine.cores()
     threads = torch.get_num_threads()
     text = f'{cores} cores, torch computes with {threads} threads'
     if threads > cores:

@@ -28,6 +28,7 @@ from PIL import Image
 from sdakd import stops
 from sdakd.compat import UserError, no_file, part_of, replacing
 from sdakd.files.limits import most_pixels, start_process
+from sdakd.machine import cores
 from sdakd.progress import Progress, say
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
@@ -279,11 +280,6 @@ def _attempt(work: Callable[[str], Any], name: str) -> tuple[str, Any, UnusableE
         return name, work(name), None
     except UnusableError as error:
         return name, None, error
-
-
-def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 class Pass:

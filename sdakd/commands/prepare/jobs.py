@@ -17,8 +17,9 @@ import lmdb
 from sdakd import compat, stops
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
-from sdakd.files.images import Pass, cores, write
+from sdakd.files.images import Pass, write
 from sdakd.files.limits import MAX_PIXELS, pixel_limit
+from sdakd.machine import cores, shown
 
 RECORD = '.sdakd_prepare.json'  # what an output folder was made of; BasicSR's folder scan passes over dot-files
 
@@ -29,6 +30,20 @@ def apart(folder: str, output: str, flag: str = '-i') -> None:
         raise UserError(
             '-o', f'{output} lies in the folder of the inputs ({flag} {folder}); put it beside that folder.'
         )
+
+
+def shared_folder(folders: Sequence[str]) -> str:
+    """The folder that holds all of several.
+
+    Raises:
+        UserError: There is none: they lie on several drives of Windows.
+    """
+    if len(folders) == 1:
+        return folders[0]
+    try:
+        return shown(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+    except ValueError:
+        raise UserError('-i', f'{", ".join(folders)} lie on several drives; put them on one.') from None
 
 
 def claim(output: str, record: dict[str, Any]) -> None:
