@@ -41,6 +41,7 @@ def train(root_path: str) -> int:
         The exit status: 0, or 2 for a mistake that one sentence on stderr explains.
     """
     sys.excepthook = compat.exit_with_sentence
+    _print_anything()
     stops.follow_starter()
     compat.import_basicsr()
     import basicsr.train
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         UserError: A mistake that a user can mend; it ends the process with its sentence and exit status 2.
     """
     sys.excepthook = compat.exit_with_sentence
+    _print_anything()
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ['train']:  # its flags are BasicSR's own and are parsed where BasicSR parses them
         sys.argv = ['sdakd train', *argv[1:]]
@@ -68,8 +70,6 @@ def main(argv: list[str] | None = None) -> int:
         return train(os.getcwd())
 
     sys.excepthook = functools.partial(_exit_with_sentence, argv)
-    if hasattr(sys.stdout, 'reconfigure'):  # a file's name may be no text, and a terminal may know no ±
-        sys.stdout.reconfigure(errors='backslashreplace')
     with stops.heard() as came:
         try:
             try:
@@ -86,6 +86,12 @@ def main(argv: list[str] | None = None) -> int:
                 raise compat.of_system(error) or error from None
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in it is for nobody
             return 141  # as of a program that SIGPIPE ends
+
+
+def _print_anything() -> None:
+    """A file's name may be no text, and a terminal may know no ±."""
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')
 
 
 def _run(argv: list[str]) -> int:

@@ -488,6 +488,14 @@ REMEDIES = {
     errno.EISDIR: 'remove the folder of that name or choose another one',
     errno.ENOTEMPTY: 'remove the folder of that name or choose another one',
 }
+# Windows' numbers, where its errno says too little or something else
+REMEDIES_OF_WINDOWS = {
+    32: 'close the program that has it open',  # ERROR_SHARING_VIOLATION
+    33: 'close the program that has it open',  # ERROR_LOCK_VIOLATION
+    123: 'choose a name without < > : " | ? *',  # ERROR_INVALID_NAME
+    206: 'choose a shorter path, or switch on long paths in Windows',  # ERROR_FILENAME_EXCED_RANGE
+    267: 'choose a name without < > : " | ? *',  # ERROR_DIRECTORY
+}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
@@ -508,9 +516,12 @@ def of_system(
     found: BaseException | None = error
     while found is not None and not isinstance(found, OSError):
         found = found.__context__
-    if found is None or found.errno not in REMEDIES:
+    if found is None:
         return None
-    sentence = f'{what} ({found.strerror}); {REMEDIES[found.errno]}, and give the same command again.'
+    remedy = REMEDIES_OF_WINDOWS.get(getattr(found, 'winerror', None)) or REMEDIES.get(found.errno)
+    if remedy is None:
+        return None
+    sentence = f'{what} ({found.strerror}); {remedy}, and give the same command again.'
     kind = FullError if found.errno in FULL else UserError
     return kind(str(path or found.filename or ''), sentence)
 

@@ -21,6 +21,11 @@ def shown(path: str | os.PathLike) -> str:
         return os.path.abspath(path)
 
 
+def refused_letters(name: str, system: str = os.name) -> str:
+    """The letters of a name that no file or folder may have on a system; of Windows, where a colon hides the file."""
+    return ' '.join(letter for letter in '<>:"|?*' if letter in name) if system == 'nt' else ''
+
+
 def cores() -> int:
     """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -30,6 +30,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from sdakd.compat import Mistakes, UserError, exit_with_sentence, in_order_of, one_voice
 from sdakd.lock import check_free, hold
+from sdakd.machine import refused_letters
 from sdakd.option_files import arguments, model_type, read_options, read_yaml
 from sdakd.shipped import without_schema_line
 from sdakd_arch.weights import read_weights
@@ -49,7 +50,6 @@ from sdakd_models.rehearsal import rehearse
 from sdakd_models.sdakd_model import SDAKDModel
 
 _original = basicsr.utils.options.parse_options
-_copy_opt_file = basicsr.utils.options.copy_opt_file
 _of_basicsr: dict[str, Callable] = {}  # what this plugin's runs put something else in the place of
 
 
@@ -174,19 +174,20 @@ def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
     """Writes a run's options into its folder, where BasicSR would copy the option file.
 
     A file that extends others or has a ``width``, or whose values the command line changes, is not complete: the
-    resolved options take its place, under its name. Any other file is copied with its comments, as BasicSR does it. A
-    file that was archived before may be the option file: BasicSR has moved it with its folder by now, or would copy it
-    onto itself.
+    resolved options take its place, under its name. Any other file is copied with its comments, as BasicSR does it, but
+    as the UTF-8 that option files are on every system. A file that was archived before may be the option file: BasicSR
+    has moved it with its folder by now, or would copy it onto itself.
     """
     if get_dist_info()[0] > 0:
         return
     copied = os.path.join(experiments_root, os.path.basename(opt_file))
+    command = ' '.join(shlex.join(sys.argv).split())
     if os.path.isfile(opt_file) and read_yaml(opt_file) == options:
         if os.path.realpath(opt_file) != os.path.realpath(copied):
-            _copy_opt_file(opt_file, experiments_root)
-            Path(copied).write_text(without_schema_line(Path(copied).read_text(encoding='utf-8')), encoding='utf-8')
+            text = without_schema_line(Path(opt_file).read_text(encoding='utf-8'))
+            head = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n'
+            Path(copied).write_text(head + text, encoding='utf-8')
         return
-    command = ' '.join(shlex.join(sys.argv).split())
     text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True, width=120)
     with open(copied, 'w', encoding='utf-8') as file:
         file.write(
@@ -261,6 +262,8 @@ def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_trai
     opt['name'] = str(opt.get('name') or 'run')
     if os.path.basename(opt['name']) != opt['name'] or opt['name'] in ('.', '..'):
         mistakes.add('name', f'{opt["name"]!r} names a folder under experiments/, it may hold no path separator.')
+    elif letters := refused_letters(opt['name']):
+        mistakes.add('name', f'{opt["name"]!r} names a folder under experiments/, which may hold no {letters} here.')
     opt['path'] = opt.get('path') or {}
     opt['logger'] = {'print_freq': 100, 'save_checkpoint_freq': 5000, 'use_tb_logger': False} | (
         opt.get('logger') or {}

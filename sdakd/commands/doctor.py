@@ -7,12 +7,14 @@ absence it is to report.
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
 import json
+import locale
 import os
 import platform
 import re
@@ -134,6 +136,7 @@ def doctor(folder: str | os.PathLike = '.', as_json: bool = False) -> Diagnosis:
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ('SDAKD', _sdakd),
         ('Python', _python),
+        ('text files', _text),
         ('packages', _packages),
         ('torch', _torch),
         ('torchvision', _torchvision),
@@ -204,6 +207,15 @@ def _python() -> Iterator[Finding]:
         yield Finding('Python', 'note', text, f'BasicSR 1.4.2 of PyPI does not install on it; {newest} or older does')
     else:
         yield Finding('Python', 'ok', text)
+
+
+def _text() -> Iterator[Finding]:
+    encoding = locale.getpreferredencoding(False)
+    if codecs.lookup(encoding).name == 'utf-8':
+        yield Finding('text files', 'ok', encoding)
+    else:
+        remedy = 'BasicSR reads and writes text by it; set the environment variable PYTHONUTF8=1'
+        yield Finding('text files', 'note', f'{encoding}, which lacks letters that names of files may have', remedy)
 
 
 def _packages() -> Iterator[Finding]:

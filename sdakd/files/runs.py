@@ -228,7 +228,8 @@ def start(
         return subprocess.Popen(
             command,
             cwd=folder,
-            env={**(os.environ if env is None else env), stops.LEASH: '1'},
+            # what it prints is read as UTF-8, and BasicSR reads and writes text as the system likes it
+            env={**(os.environ if env is None else env), stops.LEASH: '1', 'PYTHONUTF8': '1'},
             stdin=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -9,6 +9,7 @@ encodings and the libraries' own code for it are Linux's.
 import errno
 import os
 import sys
+import types
 
 WANTED = os.environ.get('SIMULATE', '')
 OURS = {'sdakd', 'sdakd_arch', 'sdakd_data', 'sdakd_losses', 'sdakd_metrics', 'sdakd_models', 'basicsr', '__main__'}
@@ -162,6 +163,11 @@ def become_windows():
     subprocess.Popen = Popen
     sys.addaudithook(hear)
 
+
+# what a test has defined is found by processes that it spawns, whatever else is called `tests` on their path
+tests = types.ModuleType('tests')
+tests.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+sys.modules.setdefault('tests', tests)
 
 if WANTED:
     import multiprocessing
