@@ -7,6 +7,7 @@ that every ``finally`` runs; its text, if it has one, says what is left behind a
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -85,6 +86,22 @@ def held_back(deaf: bool = False) -> Iterator[None]:
         if _waiting and not _held:
             _waiting = False
             raise KeyboardInterrupt
+
+
+def spare_helpers() -> None:
+    """Starts what Python runs beside worker processes that are spawned, so that it hears of no Ctrl-C or closing terminal.
+
+    A server and a tracker of semaphores: who lost them would end in tracebacks.
+    """
+    method = multiprocessing.get_start_method()
+    if method == 'fork' or not hasattr(signal, 'pthread_sigmask'):
+        return
+    from multiprocessing import forkserver, resource_tracker
+
+    with held_back(deaf=True):
+        resource_tracker.ensure_running()
+        if method == 'forkserver':
+            forkserver.ensure_running()
 
 
 @contextlib.contextmanager

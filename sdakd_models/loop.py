@@ -62,6 +62,7 @@ class Loop:
 
     def listen(self) -> None:
         """From now on signals are requests to stop, until the second one; and other errors than a user's save too."""
+        stops.spare_helpers()
         if threading.current_thread() is threading.main_thread():
             for number in stops.SIGNALS:
                 if number != getattr(signal, 'SIGHUP', None) or signal.getsignal(number) is not signal.SIG_IGN:  # nohup

@@ -260,6 +260,7 @@ def _in_order(function: Callable, items: Iterable, workers: int) -> Iterator:
     """Yields ``function(item)`` in the order of the items, a few of them ahead, so that memory stays bounded."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)  # a forked process would wait for OpenCV's threads, which are not forked
+    stops.spare_helpers()
     pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(most_pixels(),))
     ahead: deque = deque()
     try:
