@@ -74,14 +74,15 @@ def held_back(deaf: bool = False) -> Iterator[None]:
         deaf: Whether a program that is started meanwhile never hears of a Ctrl-C or a closing terminal.
     """
     global _held, _waiting
-    deaf = deaf and hasattr(signal, 'pthread_sigmask')
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS) - {signal.SIGTERM}) if deaf else set()
+    before = None
+    if deaf and hasattr(signal, 'pthread_sigmask'):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS) - {signal.SIGTERM})
     _held += 1
     try:
         yield
     finally:
         _held -= 1
-        if deaf:
+        if before is not None and hasattr(signal, 'pthread_sigmask'):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if _waiting and not _held:
             _waiting = False
@@ -89,7 +90,7 @@ def held_back(deaf: bool = False) -> Iterator[None]:
 
 
 def spare_helpers() -> None:
-    """Starts what Python runs beside worker processes that are spawned, so that it hears of no Ctrl-C or closing terminal.
+    """Starts what Python runs beside spawned worker processes, so that it hears of no Ctrl-C or closing terminal.
 
     A server and a tracker of semaphores: who lost them would end in tracebacks.
     """

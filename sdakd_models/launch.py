@@ -24,7 +24,7 @@ from pathlib import Path
 import basicsr.utils.options
 import torch
 import yaml
-from basicsr.utils import check_resume, set_random_seed
+from basicsr.utils import check_resume, get_root_logger, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -81,6 +81,7 @@ def parse_options(root_path: str, is_train: bool = True):
     args = arguments()
     _replace_everywhere('load_resume_state', functools.partial(begin, file=args.opt, change_stages=args.change_stages))
     _replace_everywhere('MessageLogger', TrainingLog)
+    _replace_everywhere('get_root_logger', open_log)
     _replace_everywhere('create_train_val_dataloader', create_train_val_dataloader)
     Loop.latest = Loop(args.debug)
     with one_voice():
@@ -194,6 +195,15 @@ def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
             f'# The options of {os.path.abspath(opt_file)}, complete: with what that file extends and narrows, and\n'
             f'# with --force_yml. Written on {time.asctime()} by the command\n#   {command}\n\n{text}'
         )
+
+
+def open_log(*given, **more) -> logging.Logger:
+    """BasicSR's ``get_root_logger``; its file is UTF-8 on every system, which may have no letters for a path."""
+    logger = get_root_logger(*given, **more)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.stream.reconfigure(encoding='utf-8', errors='backslashreplace')
+    return logger
 
 
 def _distribute(opt: dict, launcher: str, file: str, mistakes: Mistakes) -> None:
