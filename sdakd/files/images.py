@@ -94,14 +94,17 @@ def by_stem(
     """Maps output names to inputs.
 
     Raises:
-        UserError: Two inputs would get the same output.
+        UserError: Two inputs would get the same output, as names on macOS and Windows are the same in either case.
     """
     found: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for name in names:
-        other = found.setdefault(rename(name), name)
+        found[rename(name)] = name
+        other = seen.setdefault(rename(name).casefold(), name)
         if other != name:
+            case = '' if rename(other) == rename(name) else ' on systems that do not tell a from A'
             raise UserError(
-                where, f'{name} and {other} in {folder} would both become {rename(name)}; rename one of them.'
+                where, f'{name} and {other} in {folder} would both become {rename(name)}{case}; rename one of them.'
             )
     return found
 
