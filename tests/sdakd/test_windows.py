@@ -223,6 +223,14 @@ def test_a_process_unpickles_classes_of_basicsr_before_anything_of_ours(tmp_path
     assert end(begin(tmp_path, '-c', LOADER, how=how)) == (0, '(1, 3, 24, 32)\n')
 
 
+def test_a_script_that_its_workers_would_run_again(tmp_path, photographs):
+    (tmp_path / 'in').mkdir()
+    cv2.imwrite(str(tmp_path / 'in/a.png'), photographs['coffee'])
+    line = "from sdakd.commands.prepare.subimages import subimages\nsubimages('in', 'out', crop_size=64, step=64)\n"
+    (tmp_path / 'mine.py').write_text(line, encoding='utf-8')
+    assert "write `if __name__ == '__main__':` in mine.py" in end(begin(tmp_path, 'mine.py', how='spawn'))[1]
+
+
 # ------------------------------------------------------ the sources ---------------------------------------------------
 
 

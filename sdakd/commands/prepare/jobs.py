@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -138,10 +140,18 @@ def job(function: Callable[..., Made]) -> Callable[..., Made]:
         except BrokenProcessPool:
             fewer = max(1, (options.get('workers') or cores()) // 2)
             raise UserError(
-                f'a worker process was killed, most likely for want of memory: try --workers {fewer}.'
+                f'a worker process was killed, most likely for want of memory: try --workers {fewer}{_or_a_script()}.'
             ) from None
 
     return guarded
+
+
+def _or_a_script() -> str:
+    """What else may have ended a worker that is started afresh: it runs the main program's file once more."""
+    main = sys.modules['__main__']
+    if multiprocessing.get_start_method() == 'fork' or main.__spec__ is not None or not hasattr(main, '__file__'):
+        return ''
+    return f"; or write `if __name__ == '__main__':` in {Path(main.__file__).name} before what it does"
 
 
 def add_job(jobs: Any, name: str, function: Callable[..., Made], description: str, output: str, **given: Any) -> Flags:
