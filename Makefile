@@ -10,6 +10,7 @@
 # OUT=demo                 the demo's folder
 # SEED=0                   the demo's random seed
 # JOBS=2                   how many test files run at a time
+# START=spawn              tests: how processes start their workers (fork, spawn, forkserver; default: the system's way)
 
 PYTHON ?= python3
 SEED ?= 0
@@ -25,7 +26,7 @@ demo: .venv/ready
 	$(BIN)/sdakd demo --seed $(SEED) $(if $(TEACHER),-t "$(TEACHER)") $(if $(PHOTOS),-d "$(PHOTOS)") -o $(OUT)
 
 test: .venv/tested
-	@$(BIN)/python tests/run.py --jobs $(JOBS)
+	@$(BIN)/python tests/run.py --jobs $(JOBS) $(if $(START),--start $(START))
 
 lint: .venv/tested
 	$(BIN)/ruff check .

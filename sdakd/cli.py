@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import os
-import select
 import signal
 import sys
 from typing import TextIO
@@ -41,6 +41,8 @@ def train(root_path: str) -> int:
         The exit status: 0, or 2 for a mistake that one sentence on stderr explains.
     """
     sys.excepthook = compat.exit_with_sentence
+    _print_anything()
+    stops.follow_starter()
     compat.import_basicsr()
     import basicsr.train
     import sdakd_models  # noqa: F401  registers the models and wraps parse_options
@@ -57,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         UserError: A mistake that a user can mend; it ends the process with its sentence and exit status 2.
     """
     sys.excepthook = compat.exit_with_sentence
+    _print_anything()
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ['train']:  # its flags are BasicSR's own and are parsed where BasicSR parses them
         sys.argv = ['sdakd train', *argv[1:]]
@@ -67,8 +70,6 @@ def main(argv: list[str] | None = None) -> int:
         return train(os.getcwd())
 
     sys.excepthook = functools.partial(_exit_with_sentence, argv)
-    if hasattr(sys.stdout, 'reconfigure'):  # a file's name may be no text, and a terminal may know no ±
-        sys.stdout.reconfigure(errors='backslashreplace')
     with stops.heard() as came:
         try:
             try:
@@ -80,13 +81,17 @@ def main(argv: list[str] | None = None) -> int:
             sign()
             sys.stderr.write(f'\nInterrupted: {text}.\n')
             return 128 + (came or [signal.SIGINT])[0]
-        except BrokenPipeError:
-            if not _is_closed(sys.stdout):
-                raise
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EINVAL) or not _is_closed(sys.stdout):  # Windows has the other
+                raise compat.of_system(error) or error from None
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in it is for nobody
             return 141  # as of a program that SIGPIPE ends
-        except OSError as error:
-            raise compat.of_system(error) or error from None
+
+
+def _print_anything() -> None:
+    """A file's name may be no text, and a terminal may know no ±."""
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')
 
 
 def _run(argv: list[str]) -> int:
@@ -112,17 +117,20 @@ def _print(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if error.errno in (errno.EPIPE, errno.EINVAL):
+            raise
         raise compat.of_system(error, 'standard output', 'it cannot be written') or error from None
 
 
 def _is_closed(stream: TextIO) -> bool:
     """Whether nobody reads any more what is written, as behind ``| head``."""
-    poll = select.poll()
-    poll.register(stream, select.POLLERR)
-    return bool(poll.poll(0))
+    try:
+        stream.write('\n')  # the pipe that has broken may be another one
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _exit_with_sentence(argv: list[str], kind: type[BaseException], error: BaseException, traceback) -> None:

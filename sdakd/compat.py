@@ -10,8 +10,11 @@ import functools
 import gc
 import hashlib
 import importlib
+import importlib.abc
 import importlib.util
 import json
+import multiprocessing.process
+import multiprocessing.reduction
 import os
 import re
 import stat
@@ -301,54 +304,79 @@ class Parser(argparse.ArgumentParser):
         raise UserError(self.prog, f'{message}; `{self.prog} -h` shows what there is.')
 
 
-def _define_box_operators() -> list:
-    """Declares the two operators that a CUDA torchvision wheel lacks beside a CPU-only torch.
-
-    torchvision registers fake kernels for them while it is imported, which fails when its compiled library could not
-    be loaded. Nothing of BasicSR, realesrgan or facexlib that this project uses calls the box operators themselves.
-    """
-    import torch
-
-    libraries = []
-    for schema in (
-        'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
-        'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
-    ):
-        library = torch.library.Library('torchvision', 'FRAGMENT')
-        library.define(schema)
-        libraries.append(library)
-    return libraries
-
+# ------------------------------------------------- imports of others -------------------------------------------------
+#
+# What torchvision lacks for BasicSR is put in while Python imports it, in every process in which this module was
+# imported; and this module comes first in every process that is spawned.
 
 _kept: list = []  # a torch.library.Library withdraws its schemas when it is collected
 
 
-def _import_torchvision() -> None:
-    try:
-        importlib.import_module('torchvision')
-    except RuntimeError as error:
-        if 'torchvision::' not in str(error):
-            raise
-        for name in [n for n in sys.modules if n == 'torchvision' or n.startswith('torchvision.')]:
-            del sys.modules[name]
-        _kept.extend(_define_box_operators())
-        importlib.import_module('torchvision')
-        warnings.warn(
-            'torchvision was built for another torch (its compiled box operators are missing); '
-            'super-resolution does not use them, but install the matching torchvision for anything else',
-            stacklevel=3,
-        )
+class _BoxOperators(importlib.abc.MetaPathFinder):
+    """Declares the two operators that a torchvision lacks beside a torch for which it was not built.
+
+    torchvision registers fake kernels for them while it is imported, which fails where its compiled library could not
+    be loaded. Nothing of BasicSR, realesrgan or facexlib that this project uses calls the box operators themselves.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == 'torchvision._meta_registrations' and not _kept:
+            import torch
+
+            if hasattr(torch.ops.torchvision, 'nms'):
+                return
+            for schema in (
+                'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+                'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+            ):
+                library = torch.library.Library('torchvision', 'FRAGMENT')
+                library.define(schema)
+                _kept.append(library)
+            if multiprocessing.current_process().name == 'MainProcess':  # else it has been said
+                warnings.warn(
+                    'torchvision was built for another torch (its compiled box operators are missing); '
+                    'super-resolution does not use them, but install the matching torchvision for anything else',
+                    stacklevel=2,
+                )
 
 
-def _alias_functional_tensor() -> None:
+class _FunctionalTensor(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """BasicSR 1.4.2 imports ``rgb_to_grayscale`` from a module that torchvision 0.17 removed."""
+
     name = 'torchvision.transforms.functional_tensor'
-    if importlib.util.find_spec(name) is None:
+
+    def find_spec(self, name: str, path: object = None, target: object = None):
+        return importlib.util.spec_from_loader(name, self) if name == self.name else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
         from torchvision.transforms.functional import rgb_to_grayscale
 
-        module = types.ModuleType(name, 'Alias for BasicSR 1.4.2, made by sdakd.compat.')
         module.rgb_to_grayscale = rgb_to_grayscale
-        sys.modules[name] = module
+
+
+def _new_process(kind: type) -> multiprocessing.process.BaseProcess:
+    return kind.__new__(kind)
+
+
+def _reduce_process(process: multiprocessing.process.BaseProcess) -> tuple:
+    """As Python pickles it, but for the function in front: whoever unpickles it imports this module first.
+
+    What a process works on may be BasicSR's, such as a data set, which is imported when it is unpickled.
+    """
+    return _new_process, (type(process),), process.__dict__
+
+
+def _mend_imports() -> None:
+    if any(isinstance(each, _BoxOperators) for each in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _BoxOperators())
+    sys.meta_path.append(_FunctionalTensor())  # where torchvision has the module, it is found before
+    kinds = {multiprocessing.get_context(method).Process for method in multiprocessing.get_all_start_methods()}
+    for kind in (multiprocessing.Process, *kinds):
+        multiprocessing.reduction.register(kind, _reduce_process)
+
+
+_mend_imports()
 
 
 def prepare_imports() -> None:
@@ -373,9 +401,7 @@ def prepare_imports() -> None:
         raise UserError(
             f'torch {torch.__version__} is too old: install torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} or newer.'
         )
-    _import_torchvision()
-    if 'torchvision.transforms.functional_tensor' not in sys.modules:
-        _alias_functional_tensor()
+    importlib.import_module('torchvision')
 
 
 @contextlib.contextmanager
@@ -462,6 +488,14 @@ REMEDIES = {
     errno.EISDIR: 'remove the folder of that name or choose another one',
     errno.ENOTEMPTY: 'remove the folder of that name or choose another one',
 }
+# Windows' numbers, where its errno says too little or something else
+REMEDIES_OF_WINDOWS = {
+    32: 'close the program that has it open',  # ERROR_SHARING_VIOLATION
+    33: 'close the program that has it open',  # ERROR_LOCK_VIOLATION
+    123: 'choose a name without < > : " | ? *',  # ERROR_INVALID_NAME
+    206: 'choose a shorter path, or switch on long paths in Windows',  # ERROR_FILENAME_EXCED_RANGE
+    267: 'choose a name without < > : " | ? *',  # ERROR_DIRECTORY
+}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
@@ -482,9 +516,12 @@ def of_system(
     found: BaseException | None = error
     while found is not None and not isinstance(found, OSError):
         found = found.__context__
-    if found is None or found.errno not in REMEDIES:
+    if found is None:
         return None
-    sentence = f'{what} ({found.strerror}); {REMEDIES[found.errno]}, and give the same command again.'
+    remedy = REMEDIES_OF_WINDOWS.get(getattr(found, 'winerror', None)) or REMEDIES.get(found.errno)
+    if remedy is None:
+        return None
+    sentence = f'{what} ({found.strerror}); {remedy}, and give the same command again.'
     kind = FullError if found.errno in FULL else UserError
     return kind(str(path or found.filename or ''), sentence)
 

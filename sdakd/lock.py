@@ -1,29 +1,35 @@
-"""One training per folder: a lock that goes away with its process, whatever ends it.
+"""One training per folder, one command per output: locks that go away with their process, whatever ends it.
 
-On the ground floor, like :mod:`sdakd.compat`: trainings take it, and `sdakd doctor` shows it.
+On the ground floor, like :mod:`sdakd.compat`: trainings and commands take them, and `sdakd doctor` shows those of
+trainings.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import filelock
 
 from sdakd.compat import UserError, replacing
+from sdakd.progress import say
+
+WITHOUT_LOCKS = {None, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what disks say that offer none
 
 _held: dict[Path, filelock.BaseFileLock] = {}  # of this process
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who trains in a folder.
+    """Who works in a folder.
 
     Args:
         pid: Of the process, on ``host``.
@@ -58,11 +64,15 @@ def holder(lock: Path) -> Holder | str | None:
         with filelock.FileLock(lock, timeout=0):
             return None  # what a killed process has left
     except filelock.Timeout:
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            return Holder(**json.loads(_record(lock).read_text(encoding='utf-8')))
-        return 'process unknown'
+        return _known(lock)
     except (OSError, NotImplementedError):
         return None
+
+
+def _known(lock: Path) -> Holder | str:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Holder(**json.loads(_record(lock).read_text(encoding='utf-8')))
+    return 'process unknown'
 
 
 def check_free(folder: str | os.PathLike) -> None:
@@ -93,22 +103,82 @@ def hold(folder: str | os.PathLike) -> str | None:
         return None
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(lock, timeout=0)
-        held.acquire()
+        _take(lock)
     except filelock.Timeout:
         check_free(folder)
         return hold(folder)  # the other one has ended meanwhile
     except (OSError, NotImplementedError) as error:
         return getattr(error, 'strerror', None) or str(error)
-    _held[lock] = held
     atexit.register(_release, lock, os.getpid())
-    own = Holder(os.getpid(), platform.node() or 'this machine', time.strftime('%Y-%m-%d %H:%M:%S'))
-    with contextlib.suppress(OSError, UserError), replacing(_record(lock)) as file:
-        file.write(json.dumps(asdict(own)).encode())
     for pattern in ('.*.partial', '.*.part'):
         for part in Path(folder).rglob(pattern):
             part.unlink(missing_ok=True)
     return None
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, flag: str) -> Iterator[None]:
+    """Locks a command's output folder against other commands while it lasts.
+
+    Args:
+        folder: It must be there; receives a file ``.lock``.
+        flag: That names it.
+
+    Raises:
+        UserError: Another command works in it, or it cannot be locked.
+    """
+    lock = Path(folder, '.lock').absolute()
+    try:
+        _take(lock)
+    except filelock.Timeout:
+        raise UserError(flag, f'another command works in {folder} ({_known(lock)}); wait for it or stop it.') from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        if getattr(error, 'errno', None) not in WITHOUT_LOCKS:
+            raise UserError(flag, f'{lock} cannot be written ({reason}); remove it, if it is a link.') from None
+        say(f'{folder} cannot be locked ({reason}): give no other command that works there.')
+    try:
+        yield
+    finally:
+        if lock in _held:
+            _record(lock).unlink(missing_ok=True)
+            _held.pop(lock).release()
+
+
+@contextlib.contextmanager
+def waiting_for(path: Path) -> Iterator[None]:
+    """Waits until no other process makes a file, and keeps others waiting while it lasts.
+
+    Args:
+        path: The file; its folder must be there.
+
+    Raises:
+        OSError: Nothing can be written there.
+    """
+    lock = path.with_name(f'.{path.name}.lock')
+    taken = filelock.FileLock(lock)
+    try:
+        taken.acquire()
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, 'errno', None) not in WITHOUT_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # while it is held: afterwards it may be another's
+            lock.unlink()
+        taken.release()
+
+
+def _take(lock: Path) -> None:
+    if lock in _held:
+        raise filelock.Timeout(str(lock))
+    taken = filelock.FileLock(lock, timeout=0)
+    taken.acquire()
+    _held[lock] = taken
+    own = Holder(os.getpid(), platform.node() or 'this machine', time.strftime('%Y-%m-%d %H:%M:%S'))
+    with contextlib.suppress(OSError, UserError), replacing(_record(lock)) as file:
+        file.write(json.dumps(asdict(own)).encode())
 
 
 def _release(lock: Path, pid: int) -> None:

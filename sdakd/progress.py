@@ -173,7 +173,8 @@ def _forget() -> None:
     _open.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _look() -> None:

@@ -1,18 +1,20 @@
-"""How a command is stopped: Ctrl-C, SIGTERM and SIGHUP (a terminal that closes) end it in order.
+"""How a command is stopped: Ctrl-C, SIGTERM, SIGHUP (a terminal that closes) and Windows' Ctrl-Break end it in order.
 
-On the ground floor, like :mod:`sdakd.compat`. All three raise a :class:`KeyboardInterrupt` in the main thread, so that
-every ``finally`` runs; its text, if it has one, says what is left behind and how to go on.
+On the ground floor, like :mod:`sdakd.compat`. All of them raise a :class:`KeyboardInterrupt` in the main thread, so
+that every ``finally`` runs; its text, if it has one, says what is left behind and how to go on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
 
-SIGNALS = tuple(getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGBREAK') if hasattr(signal, name))
+LEASH = 'SDAKD_LEASH'  # of the environment: what started this process holds the other end of its standard input
 _held = 0  # how many held_back() are open
 _waiting = False  # whether a signal has come meanwhile
 
@@ -72,17 +74,35 @@ def held_back(deaf: bool = False) -> Iterator[None]:
         deaf: Whether a program that is started meanwhile never hears of a Ctrl-C or a closing terminal.
     """
     global _held, _waiting
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS) - {signal.SIGTERM}) if deaf else set()
+    before = None
+    if deaf and hasattr(signal, 'pthread_sigmask'):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS) - {signal.SIGTERM})
     _held += 1
     try:
         yield
     finally:
         _held -= 1
-        if deaf:
+        if before is not None and hasattr(signal, 'pthread_sigmask'):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if _waiting and not _held:
             _waiting = False
             raise KeyboardInterrupt
+
+
+def spare_helpers() -> None:
+    """Starts what Python runs beside spawned worker processes, so that it hears of no Ctrl-C or closing terminal.
+
+    A server and a tracker of semaphores: who lost them would end in tracebacks.
+    """
+    method = multiprocessing.get_start_method()
+    if method == 'fork' or not hasattr(signal, 'pthread_sigmask'):
+        return
+    from multiprocessing import forkserver, resource_tracker
+
+    with held_back(deaf=True):
+        resource_tracker.ensure_running()
+        if method == 'forkserver':
+            forkserver.ensure_running()
 
 
 @contextlib.contextmanager
@@ -96,3 +116,20 @@ def leaving(text: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(text) from None
+
+
+def follow_starter() -> None:
+    """In a program that :func:`sdakd.files.runs.start` has started: stops when asked to, and ends with its starter.
+
+    Both come through standard input: a byte is a SIGTERM, which Windows has no way to send, and its end says that the
+    starter has ended, in whatever way.
+    """
+    if os.environ.pop(LEASH, None) is None:
+        return
+
+    def follow() -> None:
+        while os.read(0, 1):
+            signal.raise_signal(signal.SIGTERM)
+        os._exit(1)
+
+    threading.Thread(target=follow, name='starter', daemon=True).start()

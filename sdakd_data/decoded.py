@@ -22,6 +22,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from sdakd.compat import UserError, no_file
+from sdakd.machine import cores
 from sdakd.progress import Progress
 from sdakd_data import databases
 from sdakd_data.remembered import Remembered, Stamp
@@ -134,7 +135,7 @@ class Decoder:
         """
         threads = cv2.getNumThreads()
         cv2.setNumThreads(0)  # an image per thread is what keeps cores busy
-        workers = _cores()
+        workers = cores()
         pool, written = ThreadPoolExecutor(workers, 'decoding'), time.monotonic()
         ahead: deque[tuple[str, str, Stamp | None, Future | object]] = deque()
         progress = Progress(what, total, 'images')
@@ -210,7 +211,3 @@ class _Room:
             with self.change:
                 self.held -= amount
                 self.change.notify_all()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -18,6 +18,7 @@ import torch
 from basicsr.data import build_dataloader
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sdakd import stops
 from sdakd.compat import UserError
 from sdakd_data.randomness import aside
 
@@ -143,11 +144,10 @@ class Drawn(Dataset):
                 raise FileNotFoundError('the file does not exist')
 
 
-def _begin_worker(number: int) -> None:
+def _begin_worker(_number: int) -> None:
     """Ctrl-C and the end of a terminal reach all processes of a run; the main process stops its workers itself."""
-    for name in ('SIGINT', 'SIGHUP'):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in set(stops.SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def training_loader(dataset: Drawn, draws: Draws, opt: Mapping) -> DataLoader:

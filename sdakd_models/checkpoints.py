@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
-import sys
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -14,6 +11,7 @@ import torch
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 
+from sdakd import machine
 from sdakd.compat import UserError
 from sdakd_arch.weights import load_into, read_weights, save_whole
 from sdakd_data.randomness import random_state, seed_all, set_random_state
@@ -27,18 +25,10 @@ PROCESSES = 3  # what a seed is for, beside those of data and validation
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """The most memory that this process has held, in MiB: torch's on a GPU, all of it on a CPU; None on Windows."""
+    """The most memory that this process has held, in MiB: torch's on a GPU, all of it on a CPU."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path('/proc/self/status')
-    if status.is_file():  # Linux's getrusage knows the peak of whoever started this process as well
-        return int(re.search(r'VmHWM:\s+(\d+) kB', status.read_text())[1]) / 2**10
-    if importlib.util.find_spec('resource') is None:
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == 'darwin' else 2**10)  # bytes there, KiB elsewhere
+    return machine.peak_memory()
 
 
 class Checkpoints:

@@ -24,12 +24,13 @@ from pathlib import Path
 import basicsr.utils.options
 import torch
 import yaml
-from basicsr.utils import check_resume, set_random_seed
+from basicsr.utils import check_resume, get_root_logger, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from sdakd.compat import Mistakes, UserError, exit_with_sentence, in_order_of, one_voice
 from sdakd.lock import check_free, hold
+from sdakd.machine import refused_letters
 from sdakd.option_files import arguments, model_type, read_options, read_yaml
 from sdakd.shipped import without_schema_line
 from sdakd_arch.weights import read_weights
@@ -49,7 +50,6 @@ from sdakd_models.rehearsal import rehearse
 from sdakd_models.sdakd_model import SDAKDModel
 
 _original = basicsr.utils.options.parse_options
-_copy_opt_file = basicsr.utils.options.copy_opt_file
 _of_basicsr: dict[str, Callable] = {}  # what this plugin's runs put something else in the place of
 
 
@@ -81,6 +81,7 @@ def parse_options(root_path: str, is_train: bool = True):
     args = arguments()
     _replace_everywhere('load_resume_state', functools.partial(begin, file=args.opt, change_stages=args.change_stages))
     _replace_everywhere('MessageLogger', TrainingLog)
+    _replace_everywhere('get_root_logger', open_log)
     _replace_everywhere('create_train_val_dataloader', create_train_val_dataloader)
     Loop.latest = Loop(args.debug)
     with one_voice():
@@ -174,25 +175,35 @@ def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
     """Writes a run's options into its folder, where BasicSR would copy the option file.
 
     A file that extends others or has a ``width``, or whose values the command line changes, is not complete: the
-    resolved options take its place, under its name. Any other file is copied with its comments, as BasicSR does it. A
-    file that was archived before may be the option file: BasicSR has moved it with its folder by now, or would copy it
-    onto itself.
+    resolved options take its place, under its name. Any other file is copied with its comments, as BasicSR does it, but
+    as the UTF-8 that option files are on every system. A file that was archived before may be the option file: BasicSR
+    has moved it with its folder by now, or would copy it onto itself.
     """
     if get_dist_info()[0] > 0:
         return
     copied = os.path.join(experiments_root, os.path.basename(opt_file))
+    command = ' '.join(shlex.join(sys.argv).split())
     if os.path.isfile(opt_file) and read_yaml(opt_file) == options:
         if os.path.realpath(opt_file) != os.path.realpath(copied):
-            _copy_opt_file(opt_file, experiments_root)
-            Path(copied).write_text(without_schema_line(Path(copied).read_text(encoding='utf-8')), encoding='utf-8')
+            text = without_schema_line(Path(opt_file).read_text(encoding='utf-8'))
+            head = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n'
+            Path(copied).write_text(head + text, encoding='utf-8')
         return
-    command = ' '.join(shlex.join(sys.argv).split())
     text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True, width=120)
     with open(copied, 'w', encoding='utf-8') as file:
         file.write(
             f'# The options of {os.path.abspath(opt_file)}, complete: with what that file extends and narrows, and\n'
             f'# with --force_yml. Written on {time.asctime()} by the command\n#   {command}\n\n{text}'
         )
+
+
+def open_log(*given, **more) -> logging.Logger:
+    """BasicSR's ``get_root_logger``; its file is UTF-8 on every system, which may have no letters for a path."""
+    logger = get_root_logger(*given, **more)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.stream.reconfigure(encoding='utf-8', errors='backslashreplace')
+    return logger
 
 
 def _distribute(opt: dict, launcher: str, file: str, mistakes: Mistakes) -> None:
@@ -211,6 +222,10 @@ def _distribute(opt: dict, launcher: str, file: str, mistakes: Mistakes) -> None
     elif opt['dist']:
         wanted = ('backend', 'port') if launcher == 'slurm' else ('backend',)
         params = {key: value for key, value in (opt.get('dist_params') or {}).items() if key in wanted}
+        if not torch.distributed.is_available():
+            raise UserError(f'--launcher {launcher}', 'this torch has no torch.distributed; train without a launcher.')
+        if not torch.distributed.is_nccl_available() and params.get('backend', 'nccl') == 'nccl':
+            params['backend'] = 'gloo'  # NCCL is Linux's
         try:
             if opt['num_gpu'] == 0:
                 torch.distributed.init_process_group('gloo')
@@ -257,6 +272,8 @@ def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_trai
     opt['name'] = str(opt.get('name') or 'run')
     if os.path.basename(opt['name']) != opt['name'] or opt['name'] in ('.', '..'):
         mistakes.add('name', f'{opt["name"]!r} names a folder under experiments/, it may hold no path separator.')
+    elif letters := refused_letters(opt['name']):
+        mistakes.add('name', f'{opt["name"]!r} names a folder under experiments/, which may hold no {letters} here.')
     opt['path'] = opt.get('path') or {}
     opt['logger'] = {'print_freq': 100, 'save_checkpoint_freq': 5000, 'use_tb_logger': False} | (
         opt.get('logger') or {}

@@ -7,7 +7,6 @@ puts in the place of BasicSR's, and the model asks its :class:`Loop` between two
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -19,14 +18,13 @@ import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.utils import get_root_logger
 
+from sdakd import stops
 from sdakd.compat import UserError, exit_with_sentence
 from sdakd_data.draws import Drawn, Draws, SampleError, training_loader
 from sdakd_models.processes import ending_together, is_ending
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
-
-SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
 
 class Stopped(SystemExit):
@@ -64,8 +62,9 @@ class Loop:
 
     def listen(self) -> None:
         """From now on signals are requests to stop, until the second one; and other errors than a user's save too."""
+        stops.spare_helpers()
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in stops.SIGNALS:
                 if number != getattr(signal, 'SIGHUP', None) or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                     signal.signal(number, self._hear)
         sys.excepthook = ending_together(last_words)
@@ -75,7 +74,7 @@ class Loop:
             return  # a launcher ends all when one has failed
         if self.wanted is not None:
             signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         self.wanted = number
         if self.model is None or self.model.opt['rank'] == 0:
             _say(f'{signal.Signals(number).name}: the run saves after this step and stops; once more stops it at once.')

@@ -26,9 +26,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch.distributed.distributed_c10d import _get_default_store
 
 from sdakd.compat import UserError, exit_with_sentence, tell_launcher
+from sdakd.machine import lives
+from sdakd.stops import SIGNALS
 
 POLL = 0.05  # seconds between two looks at who has come
 PULSE = 1.0  # seconds between two looks at the others
@@ -36,7 +37,6 @@ SILENT = 300.0  # seconds without a sign of life after which a process on anothe
 PATIENCE = 5.0  # seconds in which it shows why a connection was lost
 FAILURE = 'sdakd/failure'  # key of the store
 _LOST = re.compile(r'\b(gloo|nccl|broken pipe|connection (closed|reset|refused))\b', re.IGNORECASE)
-_ENDING = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
 _meetings = itertools.count()  # equal on all processes: each goes through the same meetings in the same order
 
@@ -82,7 +82,7 @@ class _Others:
     """What this process knows of the others, and how it is told."""
 
     def __init__(self) -> None:
-        self.store = _get_default_store()
+        self.store = _store()
         self.rank, self.number = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.ending = threading.Lock()  # held by the thread that ends this process
         own = {'pid': os.getpid(), 'host': platform.node(), 'place': _place()}
@@ -90,7 +90,7 @@ class _Others:
         self.peers: list[_Peer] = []
         for rank in range(self.number):
             found = json.loads(self.store.get(f'sdakd/process/{rank}'))
-            near = found['place'] == own['place'] and _runs(found['pid'])
+            near = found['place'] == own['place'] and lives(found['pid'])
             if rank != self.rank:
                 self.peers.append(_Peer(rank, found['pid'], found['host'], near, heard=time.monotonic()))
 
@@ -106,14 +106,14 @@ class _Others:
         try:
             return _Failure(**json.loads(self.store.compare_set(FAILURE, '', json.dumps(asdict(own)))))
         except Exception:  # the store has ended with the main process: the first one of those left speaks
-            first = min([self.rank, *(peer.rank for peer in self.peers if peer.near and _runs(peer.pid))])
+            first = min([self.rank, *(peer.rank for peer in self.peers if peer.near and lives(peer.pid))])
             return own if first == self.rank else _Failure(first, status, text)
 
     def killed(self) -> _Peer | None:
         """A process that has ended without a word."""
         for peer in self.peers:
             if peer.near:
-                ended = not _runs(peer.pid)
+                ended = not lives(peer.pid)
             else:
                 with contextlib.suppress(Exception):  # without a store, nobody is heard any more
                     beat = self.store.add(f'sdakd/beat/{peer.rank}', 0)
@@ -142,7 +142,7 @@ class _Others:
             self.store.set(f'sdakd/left/{self.rank}', '1')
             until = time.monotonic() + PATIENCE
             while self.rank == 0 and time.monotonic() < until:
-                if all(self._left(peer.rank) or (peer.near and not _runs(peer.pid)) for peer in self.peers):
+                if all(self._left(peer.rank) or (peer.near and not lives(peer.pid)) for peer in self.peers):
                     break
                 time.sleep(POLL)
 
@@ -184,27 +184,24 @@ class _Others:
 _others: _Others | None = None
 
 
+def _store() -> torch.distributed.Store:
+    from torch.distributed.distributed_c10d import _get_default_store  # a torch built without distributed lacks it
+
+    return _get_default_store()
+
+
+def _together() -> bool:
+    """Whether this process is one of several."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _place() -> str:
     """What two processes have in common that see each other's numbers."""
     parts = [platform.node()]
-    with contextlib.suppress(OSError):
-        parts += [Path('/proc/sys/kernel/random/boot_id').read_text().strip(), os.readlink('/proc/self/ns/pid')]
+    with contextlib.suppress(OSError):  # Linux, whose containers may have one name
+        boot = Path('/proc/sys/kernel/random/boot_id').read_text(encoding='ascii').strip()
+        parts += [boot, os.readlink('/proc/self/ns/pid')]
     return ' '.join(parts)
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process of this machine lives; one that nobody has waited for yet does not."""
-    if sys.platform == 'win32':
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in 'ZX'
-    return True
 
 
 def _killed(peer: _Peer) -> UserError:
@@ -271,7 +268,7 @@ def ending_together(hook: Callable) -> Callable:
             return hook(kind, error, trace)
         others.ending.acquire()  # else the other thread ends the process
         if threading.current_thread() is threading.main_thread():
-            for number in _ENDING:  # from the launcher, which ends all when one has ended
+            for number in SIGNALS:  # from the launcher, which ends all when one has ended
                 signal.signal(number, signal.SIG_IGN)
         if _is_lost(error):
             error = _explain(others, error)
@@ -289,8 +286,8 @@ def ending_together(hook: Callable) -> Callable:
 
 def _is_lost(error: BaseException) -> bool:
     """Whether an error says that another process cannot be reached."""
-    return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and bool(_LOST.search(str(error)))
+    return isinstance(error, RuntimeError) and (  # DistError is one
+        isinstance(error, torch.distributed.DistError) or bool(_LOST.search(str(error)))
     )
 
 
@@ -322,9 +319,9 @@ def meet() -> None:
     A collective operation gives up after 10 minutes with NCCL and after 30 with Gloo, and the others wait in it while
     one checks data or validates. One process alone goes on at once.
     """
-    if not torch.distributed.is_initialized():
+    if not _together():
         return
-    store, key = _get_default_store(), f'sdakd/meeting/{next(_meetings)}'
+    store, key = _store(), f'sdakd/meeting/{next(_meetings)}'
     store.add(key, 1)
     while store.add(key, 0) < torch.distributed.get_world_size():
         time.sleep(POLL)
@@ -332,7 +329,7 @@ def meet() -> None:
 
 def gather(content: object) -> list:
     """What every process gives, in the order of their ranks, on the main process; an empty list on the others."""
-    if not torch.distributed.is_initialized():
+    if not _together():
         return [content]
     meet()
     main = torch.distributed.get_rank() == 0
@@ -343,7 +340,7 @@ def gather(content: object) -> list:
 
 def spread(content: object) -> object:
     """What the main process gives, on all of them."""
-    if not torch.distributed.is_initialized():
+    if not _together():
         return content
     found = [content]
     torch.distributed.broadcast_object_list(found)

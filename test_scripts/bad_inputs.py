@@ -244,7 +244,7 @@ def make_place() -> None:
     for name in 'ab':
         cv2.imwrite(f'in/{name}.png', noise)
     data, junk = Path('in/a.png').read_bytes(), bytes(range(256)) * 8
-    Path('texts/a.txt').write_text('a text')
+    Path('texts/a.txt').write_text('a text', encoding='utf-8')
     Path('broken/empty/a.png').touch()
     Path('broken/cut/a.png').write_bytes(data[: len(data) // 2])
     Path('broken/garbage/a.png').write_bytes(junk)
@@ -255,7 +255,7 @@ def make_place() -> None:
     cv2.imwrite('broken/twins/a.png', noise)
     cv2.imwrite('broken/twins/a.bmp', noise)
     Path('broken/folder/a.png').mkdir()
-    Path('broken/text/a.jpg').write_text('a text')
+    Path('broken/text/a.jpg').write_text('a text', encoding='utf-8')
     Path('broken/loop/loop').symlink_to('../loop')
     Path('loop').symlink_to('loop')
     os.mkfifo('pipe')
@@ -276,7 +276,7 @@ def make_place() -> None:
         'from': 'name: a\nmodel_type: ESRGANModel\nscale: 4\n', 'compare': 'output: out\n',
     }  # fmt: skip
     for name, text in texts.items():
-        Path(f'{name}.yml').write_text(text)
+        Path(f'{name}.yml').write_text(text, encoding='utf-8')
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         cli.main(['evaluate', '-m', 'bicubic', '-d', 'in', '-o', 'results', '--metrics', 'psnr'])
 

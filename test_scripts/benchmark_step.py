@@ -58,13 +58,13 @@ def make_world(folder: Path, opt: dict) -> None:
 
 def peak_memory(pid: int) -> float:
     """Largest resident memory of a Linux process so far, GiB."""
-    status = Path(f'/proc/{pid}/status').read_text()
+    status = Path(f'/proc/{pid}/status').read_text(encoding='utf-8')
     return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 2**20
 
 
 def cpu_seconds(pid: int) -> float:
     """Processor time that a Linux process has used so far, without its children's."""
-    fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    fields = Path(f'/proc/{pid}/stat').read_text(encoding='utf-8').rpartition(')')[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 

@@ -99,7 +99,7 @@ def main() -> int:
     args.photographs, args.teacher = (str(Path(path).resolve()) for path in (args.photographs, args.teacher))
     with tempfile.TemporaryDirectory() as args.folder:
         names = sorted(path.name for path in Path(args.photographs).iterdir() if path.suffix != '.txt')[:16]
-        Path(args.folder, 'list.txt').write_text('\n'.join(names) + '\n')
+        Path(args.folder, 'list.txt').write_text('\n'.join(names) + '\n', encoding='utf-8')
         for precision in args.precision:
             measure(args, precision)
     return 0

@@ -572,7 +572,11 @@ def silence() -> Iterator[None]:
     logger = logging.getLogger('basicsr')
     module.initialized_logger.clear()
     logger.handlers.clear()
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        open(os.devnull, 'w', encoding='utf-8') as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield

@@ -30,7 +30,7 @@ def look(pid: int) -> tuple[float, float, int, int, int]:
     memory, files, threads = [], 0, 0
     for each in pids:
         try:
-            status = Path(f'/proc/{each}/status').read_text()
+            status = Path(f'/proc/{each}/status').read_text(encoding='utf-8')
             memory.append(int(re.search(r'VmRSS:\s+(\d+)', status)[1]) / 1024)
             threads += int(re.search(r'Threads:\s+(\d+)', status)[1])
             files += len(os.listdir(f'/proc/{each}/fd'))

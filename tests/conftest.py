@@ -1,6 +1,7 @@
 """What all tests share: BasicSR made importable as the launcher does it, a fixed seed, small photographs."""
 
 import os
+import subprocess
 import sys
 import warnings
 
@@ -25,6 +26,26 @@ with warnings.catch_warnings():
     sys.path.remove(ROOT)
     compat.import_basicsr()
 sys.path.append(ROOT)
+
+SIMULATED = os.path.join(ROOT, 'tests', 'simulated')
+
+
+def _simulate_everywhere():
+    """Has every process that a test starts simulate what this one does, whatever environment the test gives it."""
+    begin = subprocess.Popen.__init__
+
+    def begin_simulated(self, *given, env=None, **more):
+        env = {'SIMULATE': os.environ['SIMULATE'], **(os.environ if env is None else env)}
+        env['PYTHONPATH'] = os.pathsep.join(filter(None, [env.get('PYTHONPATH'), SIMULATED]))
+        begin(self, *given, env=env, **more)
+
+    subprocess.Popen.__init__ = begin_simulated
+
+
+# for what is started by multiprocessing
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [os.environ.get('PYTHONPATH'), SIMULATED]))
+if os.environ.get('SIMULATE'):
+    _simulate_everywhere()
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -190,7 +211,7 @@ class Forked:
         number = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(number, stream)
-        sys.stdout, sys.stderr = (open(stream, 'w', buffering=1) for stream in (1, 2))
+        sys.stdout, sys.stderr = (open(stream, 'w', encoding='utf-8', buffering=1) for stream in (1, 2))
         os.environ.update(environment)
         logging.getLogger('basicsr').handlers.clear()
         initialized_logger.clear()

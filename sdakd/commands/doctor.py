@@ -7,12 +7,14 @@ absence it is to report.
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
 import json
+import locale
 import os
 import platform
 import re
@@ -39,6 +41,7 @@ PACKAGES = {  # import name -> what pip calls it; those of pyproject.toml
     'tabulate': 'tabulate',
     'jinja2': 'jinja2',
     'filelock': 'filelock',
+    'psutil': 'psutil',
     'PIL': 'pillow',
 }
 EXTRAS = {  # extra -> its packages by import name, what they are for
@@ -133,6 +136,7 @@ def doctor(folder: str | os.PathLike = '.', as_json: bool = False) -> Diagnosis:
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ('SDAKD', _sdakd),
         ('Python', _python),
+        ('text files', _text),
         ('packages', _packages),
         ('torch', _torch),
         ('torchvision', _torchvision),
@@ -203,6 +207,15 @@ def _python() -> Iterator[Finding]:
         yield Finding('Python', 'note', text, f'BasicSR 1.4.2 of PyPI does not install on it; {newest} or older does')
     else:
         yield Finding('Python', 'ok', text)
+
+
+def _text() -> Iterator[Finding]:
+    encoding = locale.getpreferredencoding(False)
+    if codecs.lookup(encoding).name == 'utf-8':
+        yield Finding('text files', 'ok', encoding)
+    else:
+        remedy = 'BasicSR reads and writes text by it; set the environment variable PYTHONUTF8=1'
+        yield Finding('text files', 'note', f'{encoding}, which lacks letters that names of files may have', remedy)
 
 
 def _packages() -> Iterator[Finding]:
@@ -333,9 +346,10 @@ def _plugins() -> Iterator[Finding]:
 def _processor() -> Iterator[Finding]:
     import torch
 
+    from sdakd import machine
     from sdakd.commands.bench.backends import computes_bf16
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    cores = machine.cores()
     threads = torch.get_num_threads()
     text = f'{cores} cores, torch computes with {threads} threads'
     if threads > cores:

@@ -343,7 +343,7 @@ class Checkout:
             cwd=self.root,
             env={**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'},  # to look leaves no trace
             capture_output=True,
-            text=True,
+            encoding='utf-8',
             errors='replace',
         )
         _, finding, rest = process.stdout.rpartition(FINDING)

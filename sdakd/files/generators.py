@@ -161,7 +161,7 @@ def options_beside(path: Path) -> dict | None:
         if no_file(file):
             continue
         try:
-            options = yaml.safe_load(file.read_text()) or {}
+            options = yaml.safe_load(file.read_text(encoding='utf-8')) or {}
             network = options.get('network_g')
         except (OSError, yaml.YAMLError, ValueError, AttributeError, RecursionError):
             continue

@@ -28,6 +28,7 @@ from PIL import Image
 from sdakd import stops
 from sdakd.compat import UserError, no_file, part_of, replacing
 from sdakd.files.limits import most_pixels, start_process
+from sdakd.machine import cores
 from sdakd.progress import Progress, say
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
@@ -93,14 +94,17 @@ def by_stem(
     """Maps output names to inputs.
 
     Raises:
-        UserError: Two inputs would get the same output.
+        UserError: Two inputs would get the same output, as names on macOS and Windows are the same in either case.
     """
     found: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for name in names:
-        other = found.setdefault(rename(name), name)
+        found[rename(name)] = name
+        other = seen.setdefault(rename(name).casefold(), name)
         if other != name:
+            case = '' if rename(other) == rename(name) else ' on systems that do not tell a from A'
             raise UserError(
-                where, f'{name} and {other} in {folder} would both become {rename(name)}; rename one of them.'
+                where, f'{name} and {other} in {folder} would both become {rename(name)}{case}; rename one of them.'
             )
     return found
 
@@ -259,6 +263,7 @@ def _in_order(function: Callable, items: Iterable, workers: int) -> Iterator:
     """Yields ``function(item)`` in the order of the items, a few of them ahead, so that memory stays bounded."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)  # a forked process would wait for OpenCV's threads, which are not forked
+    stops.spare_helpers()
     pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(most_pixels(),))
     ahead: deque = deque()
     try:
@@ -279,11 +284,6 @@ def _attempt(work: Callable[[str], Any], name: str) -> tuple[str, Any, UnusableE
         return name, work(name), None
     except UnusableError as error:
         return name, None, error
-
-
-def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 class Pass:

@@ -7,8 +7,6 @@ another one. What a run is, its key says: a digest of its options and of the fil
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -20,15 +18,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
-from sdakd import stops
-from sdakd.compat import UserError
+from sdakd import machine, stops
 from sdakd.files.images import write
 from sdakd.lock import check_free
 from sdakd.progress import say
@@ -148,12 +146,11 @@ class Run:
         write(self.path('yml'), yaml.safe_dump({**self.options, 'name': self.name}, sort_keys=False).encode())
         return self.path('yml')
 
-    def start(self, threads: int, keep: tuple[int, ...] = ()) -> subprocess.Popen:
+    def start(self, threads: int) -> subprocess.Popen:
         """Starts its process, or lets it go on from its last checkpoint.
 
         Args:
             threads: That it may use for arithmetic.
-            keep: File descriptors that it inherits.
         """
         if self.record.starts and not any((self.experiment / 'training_states').glob('*.state')):
             check_free(self.experiment)
@@ -173,7 +170,7 @@ class Run:
             path.append(str(ROOT))
         environment['PYTHONPATH'] = os.pathsep.join(filter(None, path))
         with open(self.path('log'), 'ab' if self.record.starts > 1 else 'wb') as log:
-            return start(command, self.root, env=environment, stdout=log, pass_fds=keep)
+            return start(command, self.root, env=environment, stdout=log)
 
     def progress(self) -> int:
         """The last iteration that its log knows of."""
@@ -214,83 +211,43 @@ def _end_of(path: Path, size: int = 20_000) -> bytes:
         return b''
 
 
-_LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed parent leaves nothing behind that goes on training
-
-
-def start(command: Sequence[str], folder: Path, **options: Any) -> subprocess.Popen:
+def start(
+    command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen:
     """Starts a training in a session of its own: a Ctrl-C reaches its parent alone, who then asks it once to stop.
+
+    It ends when this process ends, however that comes about: see :func:`sdakd.stops.follow_starter`.
 
     Args:
         command: The program and its arguments.
         folder: Where it works.
+        env: Its environment; default: that of this process.
         options: Of ``subprocess.Popen``, such as ``stdout``.
     """
     with stops.held_back():
         return subprocess.Popen(
             command,
             cwd=folder,
-            stdin=subprocess.DEVNULL,
+            # what it prints is read as UTF-8, and BasicSR reads and writes text as the system likes it
+            env={**(os.environ if env is None else env), stops.LEASH: '1', 'PYTHONUTF8': '1'},
+            stdin=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent if _LIBC is not None else None,
+            creationflags=getattr(subprocess, 'CREATE_NEW_PROCESS_GROUP', 0),  # Windows knows no sessions
             **options,
         )
 
 
-def peak_of(pid: int) -> float | None:
-    """The most memory in MiB that a living process has held since its program began.
-
-    Not ``ru_maxrss``: it also counts the parent's memory at the time of the fork.
-    """
-    try:
-        found = re.search(r'VmHWM:\s+(\d+) kB', Path(f'/proc/{pid}/status').read_text())
-    except OSError:
-        return None
-    return int(found[1]) / 1024 if found else None
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path, flag: str) -> Iterator[int]:
-    """Locks a folder against other commands and processes that they left behind; yields a file descriptor.
-
-    Processes that inherit the descriptor keep the folder taken.
-
-    Raises:
-        UserError: One does.
-    """
-    path = folder / '.lock'
-    try:
-        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise UserError(flag, f'{path} cannot be written ({error.strerror}); remove it, if it is a link.') from None
-    with os.fdopen(number, 'r+') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise UserError(
-                flag,
-                f'another command works in {folder} (process {file.read().strip() or "unknown"}, or what it '
-                'started); wait for it or stop it.',
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield file.fileno()
-
-
 def end(processes: Iterable[subprocess.Popen]) -> None:
-    """Asks trainings to stop, waits until they have saved their state, and leaves no process of their sessions behind.
+    """Asks trainings to stop, waits until they have saved their state, and leaves no process of theirs behind.
 
     Only the trainings themselves are asked: without its data loader's workers, one could not finish its iteration.
     """
     processes, readers = list(processes), []
+    families = [machine.family(process.pid) for process in processes]
     for process in processes:
-        process.terminate()
+        with contextlib.suppress(OSError):  # it has ended already
+            os.write(process.stdin.fileno(), b's')
         if process.stdout is not None:  # it may have something to say meanwhile, and a full pipe would hold it up
             readers.append(threading.Thread(target=process.stdout.read, daemon=True))
             readers[-1].start()
@@ -300,10 +257,12 @@ def end(processes: Iterable[subprocess.Popen]) -> None:
             time.sleep(POLL / 4)
         if limit == PATIENCE and any(process.poll() is None for process in processes):
             say('Waiting for the training to save its state; a second Ctrl-C leaves at once.')
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    for process, family in zip(processes, families, strict=True):
+        for one in (process, *family):
+            with contextlib.suppress(psutil.Error):
+                one.kill()
         process.wait()
+        process.stdin.close()
     for reader in readers:
         reader.join()
 
@@ -318,7 +277,7 @@ class _Busy:
 
     def look(self) -> None:
         self.run.record.seconds = self.before + time.monotonic() - self.begun
-        peak = peak_of(self.process.pid)
+        peak = machine.peak_memory(self.process.pid)
         if peak is not None:
             self.run.record.peak_mib = max(peak, self.run.record.peak_mib or 0)
         self.run.record.iteration = max(self.run.record.iteration, self.run.progress())
@@ -331,14 +290,12 @@ def train_all(
     runs: Iterable[Run],
     jobs: int = 1,
     threads: int | None = None,
-    keep: tuple[int, ...] = (),
     watch: Callable[[Run, str], None] = lambda run, event: None,
 ) -> None:
     """Trains every run that is not done, ``jobs`` at a time; a broken one is noted in its record, the others go on.
 
     Args:
         threads: For each process; default: the machine's cores, divided among ``jobs``.
-        keep: File descriptors that the processes inherit.
         watch: Called with a run and ``begun``, ``busy`` (several times a second), ``done``, ``broken`` or ``kept``.
 
     Raises:
@@ -355,7 +312,7 @@ def train_all(
                     continue
                 before = run.record.seconds
                 with stops.held_back():  # none is started that is not known
-                    busy.append(_Busy(run, run.start(threads, keep), time.monotonic(), before))
+                    busy.append(_Busy(run, run.start(threads), time.monotonic(), before))
                 watch(run, 'begun')
             for one in list(busy):
                 one.look()
@@ -364,6 +321,7 @@ def train_all(
                     watch(one.run, 'busy')
                     continue
                 busy.remove(one)
+                one.process.stdin.close()
                 one.run.finish(status)
                 watch(one.run, one.run.record.state)
             if busy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,6 +248,20 @@ def split_name(text: str) -> tuple[str | None, str]:
     return (name, path) if named else (None, text)
 
 
+def split_pair(text: str) -> tuple[str, str, str]:
+    """``HR:LR`` as both paths, either of which may be empty, with the colon between; a path alone as that path.
+
+    The colon behind the letter of a Windows drive is none, and other colons may be parts of names.
+    """
+    if os.path.exists(text):
+        return text, '', ''
+    cuts = [place for place, letter in enumerate(text) if letter == ':']
+    pairs = [(text[:place], ':', text[place + 1 :]) for place in cuts]
+    there = [pair for pair in pairs if all(not path or os.path.exists(path) for path in pair[::2])]
+    plain = [pair for pair in pairs if not re.search(r'(^|:)[A-Za-z]$', pair[0]) or pair[2][:1] not in ('/', '\\')]
+    return next(iter(there or plain), (text, '', ''))
+
+
 def set_name(path: str) -> str:
     """The folder's name; where it says no more than HR or LRx4, its parent's."""
     path = Path(os.path.abspath(path))
@@ -265,7 +280,7 @@ def open_sets(sources: Iterable[str], scale: int) -> list[TestSet]:
     sets: dict[str, TestSet] = {}
     for source in sources:
         given, paths = split_name(source)
-        hr, colon, lr = (paths, '', '') if os.path.exists(paths) else paths.partition(':')
+        hr, colon, lr = split_pair(paths)
         if colon and not lr:
             raise UserError(
                 '-d', f'{source} names no folder behind its colon; write HR:LR, or :LR without ground truth.'

@@ -87,9 +87,9 @@ def test_the_script_sees_what_is_left_and_what_is_changed(monkeypatch):
     assert bad_inputs.run(case).fault == 'left ./new.part' and not Path('new.part').exists()
 
     def other(_words):
-        Path('texts/a.txt').write_text('another text')
+        Path('texts/a.txt').write_text('another text', encoding='utf-8')
         raise UserError('-i', 'a sentence.')
 
     monkeypatch.setattr(cli, 'main', other)
     assert bad_inputs.run(case).fault == 'changed ./texts/a.txt'
-    Path('texts/a.txt').write_text('a text')
+    Path('texts/a.txt').write_text('a text', encoding='utf-8')

@@ -118,7 +118,7 @@ def test_bf16_is_measured_where_the_processor_has_units_or_on_demand(
 def test_the_processor_is_asked_itself():
     """Linux lists what a processor can: without AVX-512 and its kind, an x86 has no units for bfloat16."""
     cpuinfo = Path('/proc/cpuinfo')
-    if not cpuinfo.exists() or not (found := re.search(r'^flags\s*:(.*)$', cpuinfo.read_text(), re.M)):
+    if not cpuinfo.exists() or not (found := re.search(r'^flags\s*:(.*)$', cpuinfo.read_text(encoding='utf-8'), re.M)):
         pytest.skip('not an x86 with Linux')
     assert backends.computes_bf16() == bool({'avx512bw', 'avx_ne_convert'} & set(found[1].split()))
 

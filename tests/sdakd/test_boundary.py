@@ -661,7 +661,7 @@ def test_upscale_writes_through_no_link(name, precious, place):
 
 
 def test_a_folder_is_locked_through_no_link(precious, place):
-    from sdakd.files.runs import alone_in
+    from sdakd.lock import alone_in
 
     (place / '.lock').symlink_to(precious)
     with pytest.raises(UserError, match=r'-o: .*\.lock cannot be written'), alone_in(place, '-o'):

@@ -87,7 +87,7 @@ def records(output):
 @pytest.fixture(scope='module')
 def finished(ground):
     """The smoke comparison, killed after its first cell and given again; with what was there in between."""
-    from sdakd.files.runs import alone_in
+    from sdakd.lock import alone_in
 
     output = ground / 'OUT'
     command = [*COMMAND, '-opt', str(SMOKE), '-o', 'OUT', '--jobs', '2']

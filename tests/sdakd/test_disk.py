@@ -236,7 +236,7 @@ def test_an_output_that_cannot_be_written():
     if not os.path.exists('/dev/full'):
         pytest.skip('there is no /dev/full here')
     code = f'import sys; sys.path.insert(0, {str(ROOT)!r}); from sdakd import cli; sys.exit(cli.main())'
-    with open('/dev/full', 'w') as full:
+    with open('/dev/full', 'w', encoding='utf-8') as full:
         done = subprocess.run([sys.executable, '-c', code, 'options'], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith('Error: standard output: it cannot be written (No space left on device); make room')

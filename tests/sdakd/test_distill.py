@@ -223,7 +223,7 @@ def test_a_folder_with_other_things_is_left_alone(world, tmp_path):
 
 
 def test_a_folder_in_which_another_one_works_is_left_alone(world, tmp_path):
-    from sdakd.files.runs import alone_in
+    from sdakd.lock import alone_in
 
     with alone_in(tmp_path, '-o'), pytest.raises(UserError, match=f'-o: another command works in {tmp_path} .process'):
         sdakd.distill(world / 'teacher_x4.pth', world / 'photos', tmp_path, degradation='bicubic', iters=60)

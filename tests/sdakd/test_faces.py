@@ -359,7 +359,7 @@ def test_several_factors_are_measured_in_one_call(ground, measured, expected):
     assert len({round(fd) for fd, _ in expected.values()}) > 3  # the cells differ, so that exchanged ones were seen
     assert 'GMACs: for 64x64 input pixels; GCFSR: for one face.' in done.stdout
     assert 'table_factors as .md, .csv and .tex; in x2, x4 each results.json' in done.stdout
-    with open(out / 'table_factors.csv', newline='') as file:
+    with open(out / 'table_factors.csv', encoding='utf-8', newline='') as file:
         header, *rows = csv.reader(file)
     assert header == ['Set', 'Model', 'FD-squeezenet x2', 'FD-squeezenet x4']
     assert [row[:2] for row in rows] == [['CelebA-HQ', name] for name in (*MODELS, 'bicubic')]
@@ -377,7 +377,7 @@ def test_the_papers_table_in_miniature(measured, expected, tmp_path, monkeypatch
     content['rows'] = [row for row in content['rows'] if row['model'] in MODELS]
     (tmp_path / 'table.yml').write_text(yaml.safe_dump(content))
     call('table_fid', tmp_path / 'table.yml', tmp_path / 'out', tmp_path, monkeypatch)
-    with open(tmp_path / 'out/table_fid.csv', newline='') as file:
+    with open(tmp_path / 'out/table_fid.csv', encoding='utf-8', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [(row['Method'], row['Width']) for row in rows] == [('teacher', '1'), ('SDAKD', '1/2'), ('SDAKD', '1/4')]
     for row, name in zip(rows, MODELS, strict=True):

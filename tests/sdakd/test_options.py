@@ -92,12 +92,12 @@ def test_commands_take_a_name(tmp_path, parse, photographs, monkeypatch):
 def test_a_file_may_extend_one_that_ships(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for given in ('methods/fakd', 'fakd', 'options/methods/fakd.yml'):
-        Path('mine.yml').write_text(f'extends: {given}\nname: mine\n')
+        Path('mine.yml').write_text(f'extends: {given}\nname: mine\n', encoding='utf-8')
         assert read_merged('mine.yml') == read_merged(FILES['methods/fakd']) | {'name': 'mine'}
-    Path('fakd.yml').write_text('name: beside\n')
-    Path('mine.yml').write_text('extends: fakd.yml\nscale: 2\n')
+    Path('fakd.yml').write_text('name: beside\n', encoding='utf-8')
+    Path('mine.yml').write_text('extends: fakd.yml\nscale: 2\n', encoding='utf-8')
     assert read_merged('mine.yml') == {'name': 'beside', 'scale': 2}
-    Path('mine.yml').write_text('extends: methods/fkad\n')
+    Path('mine.yml').write_text('extends: methods/fkad\n', encoding='utf-8')
     with pytest.raises(UserError, match=r'extends: the file methods/fkad does not exist; .* did you mean methods/fakd'):
         read_merged('mine.yml')
 
@@ -148,7 +148,7 @@ def test_a_printed_file_stands_alone(name, tmp_path):
 def test_a_printed_file_is_read_as_the_one_it_was(tmp_path, parse, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ('demo_teacher', 'teacher_discriminator_gcfsr_1024'):
-        Path('mine.yml').write_text(str(sdakd.options(name)))
+        Path('mine.yml').write_text(str(sdakd.options(name)), encoding='utf-8')
         said = []
         for given in ('mine.yml', name):
             with pytest.raises(UserError) as error:

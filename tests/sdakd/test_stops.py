@@ -20,6 +20,7 @@ from sdakd import cli
 from sdakd.commands import upscale
 from sdakd.commands.upscale.record import NAME as RECORD
 from sdakd.files.runs import end, start
+from sdakd.machine import lives
 
 ROOT = Path(cli.__file__).parents[1]
 # the checkout's folder basicsr/ must not hide an installed BasicSR
@@ -237,10 +238,12 @@ def test_what_is_ignored_stays_ignored():
 
 TRAINING = """
 import os, signal, sys, time
+from sdakd import stops
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 if not os.fork():
     time.sleep(600)  # such as a data loader's worker: it is not asked, or the training could not save
+stops.follow_starter()
 print('begun', flush=True)
 while not asked:
     time.sleep(0.01)
@@ -263,6 +266,26 @@ def test_trainings_save_before_they_end(tmp_path):
     for process in processes:
         assert process.returncode is not None
         wait_for(lambda process=process: not of_session(process.pid))
+
+
+STARTER = """
+import subprocess, sys, time
+from pathlib import Path
+from sdakd.files.runs import start
+code = 'import os, time; from sdakd import stops; stops.follow_starter(); print(os.getpid(), flush=True); time.sleep(9)'
+training = start([sys.executable, '-c', code], Path(), stdout=subprocess.PIPE)
+print(int(training.stdout.readline()), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_training_ends_with_whoever_has_started_it(tmp_path):
+    starter = begin(code=STARTER, cwd=tmp_path)
+    training = int(starter.stdout.readline())
+    assert lives(training)
+    starter.kill()
+    starter.wait()
+    wait_for(lambda: not lives(training))
 
 
 # ------------------------------------------------ errors that nobody foresaw -----------------------------------------

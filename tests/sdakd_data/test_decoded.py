@@ -293,7 +293,7 @@ def test_an_interruption_leaves_no_thread_and_loses_nothing(images, decodings, m
     for number in range(300):
         aged(shutil.copy(folder / 'a.png', folder / f'{number:03d}.png'))
     names = [f'{number:03d}.png' for number in range(300)]
-    monkeypatch.setattr(decoded, '_cores', lambda: 2)
+    monkeypatch.setattr(decoded, 'cores', lambda: 2)
     decoder = Decoder({'type': 'disk'}, {'gt': str(folder)}, 'datasets:train')
     with pytest.raises(KeyboardInterrupt):
         for number, _ in enumerate(decoder.sizes([('gt', str(folder / name)) for name in names], 300, 'images')):
@@ -309,7 +309,7 @@ def test_an_interruption_leaves_no_thread_and_loses_nothing(images, decodings, m
 def test_the_order_is_that_of_the_images(images, monkeypatch):
     """Whichever thread is first."""
     folder, wanted = images
-    monkeypatch.setattr(decoded, '_cores', lambda: 4)
+    monkeypatch.setattr(decoded, 'cores', lambda: 4)
     decode = Decoder.decode
     waits = dict(zip(wanted, (0.05, 0, 0.02, 0, 0.03, 0, 0, 0.01, 0, 0), strict=True))
     monkeypatch.setattr(Decoder, 'decode', lambda *a: time.sleep(waits[os.path.basename(a[2])]) or decode(*a))

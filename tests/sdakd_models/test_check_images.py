@@ -179,7 +179,7 @@ def test_an_interruption_is_a_sentence_and_the_next_start_goes_on(world, parse, 
         return decode(data, flag)
 
     monkeypatch.setattr(cv2, 'imdecode', interrupted)
-    monkeypatch.setattr('sdakd_data.decoded._cores', lambda: 2)
+    monkeypatch.setattr('sdakd_data.decoded.cores', lambda: 2)
     options = world.options()
     del options['datasets']['val']
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it

@@ -99,7 +99,7 @@ def test_a_run_that_goes_back_leaves_what_came_later(world):
     train(world, file, last=17)
     assert saved(world) == [10, 14, 16]
     state = world.root / 'experiments/run/training_states/10.state'
-    options = yaml.safe_load(Path(file).read_text())
+    options = yaml.safe_load(Path(file).read_text(encoding='utf-8'))
     options['path'] = {'resume_state': str(state)}
     back = world.write(options, 'back.yml')
     before = (world.root / 'experiments/run/training_states/16.state').stat().st_mtime_ns
@@ -177,7 +177,7 @@ def test_mistakes(world, parse, logger, sentence):
 
 
 def test_the_best_needs_a_validation(world, parse):
-    options = yaml.safe_load(Path(write(world, keep_best=True)).read_text())
+    options = yaml.safe_load(Path(write(world, keep_best=True)).read_text(encoding='utf-8'))
     del options['val']
     with pytest.raises(UserError, match='logger:keep_best: it needs val:metrics'):
         parse(world.write(options), world.root)

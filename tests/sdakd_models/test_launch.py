@@ -84,7 +84,7 @@ def test_basicsr_through_pythonpath_and_editable(world, checkout, tmp_path):
     """A BasicSR checkout on PYTHONPATH, together with this project's root, and as an editable installation."""
     basicsr_checkout = tmp_path / 'BasicSR'
     shutil.copytree(INSTALLED, basicsr_checkout / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
-    with open(basicsr_checkout / 'basicsr/train.py', 'a') as file:
+    with open(basicsr_checkout / 'basicsr/train.py', 'a', encoding='utf-8') as file:
         file.write("\n\ndef _mark():\n    import sys\n    sys.stderr.write('the checkout is running\\n')\n\n_mark()\n")
     file = world.write(short(world))
     path = os.pathsep.join([str(checkout), str(basicsr_checkout)])
@@ -99,7 +99,9 @@ def test_basicsr_through_pythonpath_and_editable(world, checkout, tmp_path):
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(tmp_path / 'venv')], check=True)
     python = str(tmp_path / 'venv/bin/python')
     site = sysconfig.get_path('purelib', vars={'base': str(tmp_path / 'venv')})
-    with open(os.path.join(site, 'parent.pth'), 'w') as pth:  # torch and the rest, but BasicSR from the checkout
+    with open(
+        os.path.join(site, 'parent.pth'), 'w', encoding='utf-8'
+    ) as pth:  # torch and the rest, but BasicSR from the checkout
         pth.write(sysconfig.get_path('purelib') + '\n')
     pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--quiet', '--no-deps', '--no-build-isolation',
            '--no-index', '--ignore-installed', '-e', str(basicsr_checkout)]  # fmt: skip
@@ -111,7 +113,7 @@ def test_basicsr_through_pythonpath_and_editable(world, checkout, tmp_path):
     for name in os.listdir(sysconfig.get_path('purelib')):
         if not name.startswith('basicsr'):
             os.symlink(os.path.join(sysconfig.get_path('purelib'), name), hide / name)
-    with open(os.path.join(site, 'parent.pth'), 'w') as pth:
+    with open(os.path.join(site, 'parent.pth'), 'w', encoding='utf-8') as pth:
         pth.write(f'{hide}\n')
     status, out = command('basicsr/train.py', '-opt', file, cwd=str(checkout), python=python, PYTHONPATH=str(checkout))
     assert status == 0 and 'the checkout is running' in out, out

@@ -221,7 +221,7 @@ def test_torchrun_with_a_process_that_is_killed(world, options):
         lines.append(line)
         if 'iter:       3' in line:
             break
-    children = Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()
+    children = Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text(encoding='utf-8').split()
     ranks = {}
     for pid in children:
         environment = Path(f'/proc/{pid}/environ').read_bytes().split(b'\0')

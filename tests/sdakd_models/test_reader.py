@@ -27,7 +27,9 @@ def put(folder, **files):
     for name, content in files.items():
         path = Path(folder, f'{name.replace("__", "/")}.yml')
         path.parent.mkdir(exist_ok=True)
-        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+        path.write_text(
+            content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False), encoding='utf-8'
+        )
 
 
 def refused(sentence, read, *arguments):
@@ -455,9 +457,9 @@ def test_the_archived_file_resolves_to_the_same(world, parse, monkeypatch):
 
 def test_a_file_that_is_complete_is_archived_with_its_comments(world, parse, tmp_path):
     file = Path(world.write(world.options()))
-    file.write_text('# why this run\n' + file.read_text())
+    file.write_text('# why this run\n' + file.read_text(encoding='utf-8'), encoding='utf-8')
     text = archived(file, parse, tmp_path / 'root').read_text()
-    assert text.endswith(file.read_text()) and '# CMD:' in text
+    assert text.endswith(file.read_text(encoding='utf-8')) and '# CMD:' in text
 
 
 @pytest.mark.parametrize(
@@ -473,8 +475,8 @@ def test_a_file_that_is_complete_is_archived_with_its_comments(world, parse, tmp
 def test_an_archived_file_leads_no_editor_astray(schema, stays, world, parse, tmp_path):
     """A relative path to the schema starts from the folder of the file, which is another one for the copy."""
     file = Path(world.write(world.options()))
-    line, rest = f'# yaml-language-server: $schema={schema}\n', '# why this run\n' + file.read_text()
-    file.write_text(line + rest)
+    line, rest = f'# yaml-language-server: $schema={schema}\n', '# why this run\n' + file.read_text(encoding='utf-8')
+    file.write_text(line + rest, encoding='utf-8')
     text = archived(file, parse, tmp_path / 'root').read_text()
     assert text.endswith(f'\n\n{line if stays else ""}{rest}') and text.count('yaml-language-server') == stays
 

@@ -52,7 +52,7 @@ def test_they_are_measured_logged_and_kept(world, parse, free, monkeypatch):
     # the rehearsal's own steps, on small crops, and those of the longest stage, on the run's
     assert {crop for _, crop, _ in crops[:3]} == {8} and {each[1:] for each in crops[3:]} == {(16, 'distillation')}
     assert {count for count, *_ in crops[3:]} >= {1, 2}
-    assert opt.get('num_threads') is None and 'threads' not in yaml.safe_load(open(file))
+    assert opt.get('num_threads') is None and 'threads' not in yaml.safe_load(open(file, encoding='utf-8'))
     with log() as lines:
         model = build_model(opt)
     assert opt['threads'] in lines

@@ -239,7 +239,7 @@ def _time(case: Case, cuda: bool) -> float:
 
 def _processor() -> str:
     try:
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
+        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
             if line.startswith('model name'):
                 return line.partition(':')[2].strip()
     except OSError:

@@ -19,7 +19,7 @@ from sdakd.commands.bench.backends import GRAPHS, noise, open_model, start  # no
 
 def _status(key: str) -> int:
     """A size in KiB from Linux's account of this process."""
-    for line in Path('/proc/self/status').read_text().splitlines():
+    for line in Path('/proc/self/status').read_text(encoding='utf-8').splitlines():
         if line.startswith(f'{key}:'):
             return int(line.split()[1])
     raise OSError(f'no {key}')
@@ -30,7 +30,8 @@ def _measure_growth(
 ) -> float | None:
     """In a process of its own: see :func:`peak_growth`."""
     try:
-        Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew (proc(5)); also tells whether it can
+        # the peak starts anew (proc(5)); also tells whether it can
+        Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
     except OSError:
         return None
     torch.set_num_threads(threads)
@@ -43,7 +44,7 @@ def _measure_growth(
     with torch.no_grad():
         run = start(backend, precision, opened, Path(graph) if graph else None, noise(size), threads)
         del opened  # the backend has its own weights
-        Path('/proc/self/clear_refs').write_text('5')
+        Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
         for _ in range(2):
             run()
     return (_status('VmHWM') - before) / 1024

@@ -177,7 +177,7 @@ def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
     )
 
 
-def _train(matrix: Matrix, jobs: int, threads: int, lock: int) -> tuple[list[Cell], list[Cell], list[dict], list[str]]:
+def _train(matrix: Matrix, jobs: int, threads: int) -> tuple[list[Cell], list[Cell], list[dict], list[str]]:
     """Trains trials and cells.
 
     Returns:
@@ -198,9 +198,9 @@ def _train(matrix: Matrix, jobs: int, threads: int, lock: int) -> tuple[list[Cel
     iterations += discriminator.iterations if discriminator else 0
     progress = Progress(sum(counts.values()) + (discriminator is not None), iterations)
     try:
-        train_all([discriminator] if discriminator else [], 1, threads * jobs, (lock,), progress)
+        train_all([discriminator] if discriminator else [], 1, threads * jobs, progress)
         trials = [cell(row, ratios[0], seeds[0], f) for row in matrix.rows for f in _factors(config, row)]
-        train_all([trial.run for trial in trials], jobs, threads, (lock,), progress)
+        train_all([trial.run for trial in trials], jobs, threads, progress)
         best, tried = _choose(config, matrix, trials)
         every = {trial.run.name: trial for trial in trials}
         final = []
@@ -210,7 +210,7 @@ def _train(matrix: Matrix, jobs: int, threads: int, lock: int) -> tuple[list[Cel
                     if row.name in best:
                         one = cell(row, ratio, seed, best[row.name])
                         final.append(every.setdefault(one.run.name, one))
-        train_all([one.run for one in final if one not in trials], jobs, threads, (lock,), progress)
+        train_all([one.run for one in final if one not in trials], jobs, threads, progress)
     finally:
         progress.progress.close()
     return final, list(every.values()), tried, [row.name for row in matrix.rows if row.name not in best]
@@ -302,8 +302,8 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
     from sdakd.commands.compare.config import read_config
     from sdakd.commands.compare.matrix import Matrix
     from sdakd.commands.compare.rows import read_rows
-    from sdakd.files import runs
     from sdakd.files.results import output_folder, read_results
+    from sdakd.lock import alone_in
 
     config = read_config(file)
     folder = output or config.output
@@ -319,14 +319,14 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
             return Compared(_dry_run(matrix, jobs, threads), '', file)
         read_results(place)
         output_folder(place)
-        with runs.alone_in(place, '-o') as lock:
+        with alone_in(place, '-o'):
             data.make_pairs(config, images, splits, place, matrix.scale)
             with tempfile.TemporaryDirectory() as rehearsed:
                 rehearsal.check_rows(matrix, Path(rehearsed), real_data=True)
             for ratio in config.ratios():
                 for seed in config.seeds:
                     matrix.make_start(ratio, seed)
-            final, every, tried, lost = _train(matrix, jobs, threads, lock)
+            final, every, tried, lost = _train(matrix, jobs, threads)
             if any(cell.run.done for cell in final):
                 text = _summarise(Path(file).name, matrix, final, every, tried, jobs)
                 text += f'Written to {folder}: comparison.md, tables, figures, results.json, report.html\n'

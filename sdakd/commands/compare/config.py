@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, field
 
 from sdakd.compat import Mistakes, UserError, near
 from sdakd.files.runs import ROOT
+from sdakd.files.testsets import split_pair
 from sdakd.shipped import find_shipped, near_shipped, shipped_files
 from sdakd_arch.width import fraction
 from sdakd_metrics.metrics import METRICS
@@ -275,9 +276,8 @@ def locate(path: str, where: str, folder: bool = False) -> Path:
 
 def locate_set(source: str, where: str) -> str:
     """A test set as ``sdakd evaluate -d`` takes it, ``HR`` or ``HR:LR``, with absolute paths."""
-    if Path(os.path.expanduser(source)).exists() or (ROOT / source).exists() or ':' not in source:
-        return str(locate(source, where, folder=True))
-    return ':'.join(str(locate(part, where, folder=True)) if part else '' for part in source.split(':', 1))
+    gt, colon, lq = (source, '', '') if (ROOT / source).exists() else split_pair(source)
+    return colon.join(str(locate(part, where, folder=True)) if part else '' for part in (gt, lq)[: 1 + len(colon)])
 
 
 def method_file(name: str, method: Method, base: Path) -> Path:

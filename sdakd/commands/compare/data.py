@@ -14,6 +14,7 @@ from sdakd.commands.compare.config import Config, Pairs, locate, locate_set
 from sdakd.compat import UserError
 from sdakd.files.images import ENDINGS, Pass, by_stem, list_images, write
 from sdakd.files.runs import digest
+from sdakd.files.testsets import split_pair
 
 
 @dataclass
@@ -86,7 +87,7 @@ def open_images(config: Config) -> tuple[Images, dict[str, list[str]]]:
     data, facts = config.data, []
     test = {name: locate_set(source, f'data:test:{name}') for name, source in config.data.test.items()}
     groups = {
-        f'data:test:{name}': _files(Path(source.partition(':')[0]))
+        f'data:test:{name}': _files(Path(split_pair(source)[0]))
         for name, source in test.items()
         if source[0] != ':' and not source.endswith('.lmdb')
     }

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sdakd import compat, stops
 from sdakd.commands.interface import MOST_SEED, Flags, Outcome, number, one_of, whole
 from sdakd.compat import UserError
+from sdakd.machine import shown
 from sdakd.progress import duration, sign
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 DEGRADATIONS = ('realesrgan', 'bicubic', 'none')
 RECORD = 'distill.json'
 OF_DATA = ('data', 'degradation', 'seed', 'photos-validation')  # arguments that the prepared photographs rest on
-KEPT = ('teacher', 'photographs', '.lock')  # that may be in the folder before
+KEPT = ('teacher', 'photographs', '.lock', '.lock.json')  # that may be in the folder before
 STARTS = 20  # seconds in which a training starts
 LEAST = 60  # iterations, below which nothing is learned
 STEP = 0.5  # seconds of a step on a processor for which the batch is chosen
@@ -93,7 +94,7 @@ class Distilled(Outcome):
 
         if not self.rows:
             return ''
-        lines = [f'  {os.path.relpath(path)}: {what}' for what, path in self.files.items()]
+        lines = [f'  {shown(path)}: {what}' for what, path in self.files.items()]
         return '\n'.join(['', table(self.rows[0], self.rows[1:]), self.facts, *self.notes, *lines, ''])
 
 
@@ -146,7 +147,7 @@ def distill(
     from sdakd.commands.distill.photographs import Source
     from sdakd.commands.prepare.jobs import apart
     from sdakd.files.results import output_folder
-    from sdakd.files.runs import alone_in
+    from sdakd.lock import alone_in
     from sdakd_arch.width import fraction
 
     ratio = fraction(width, '-w')
@@ -387,7 +388,7 @@ class Work:
         import torch
 
         from sdakd.commands.distill import recipe
-        from sdakd.files.images import cores
+        from sdakd.machine import cores
 
         if 'plan' not in self.record:
             say('Timing a step of every stage')
@@ -472,7 +473,7 @@ class Work:
         rows.append(['measuring, export, report', '', '', f'{plan["closing"] / 60:.1f}'])
         rows.append(['together', '', '', f'{(total + plan["closing"]) / 60:.1f}'])
         say(table(['stage', 'iterations', 'seconds each', 'minutes'], rows).rstrip())
-        say(f'Writes to {os.path.relpath(self.folder)}: student.pth, export/, MODEL_CARD.md, report.html, '
+        say(f'Writes to {shown(self.folder)}: student.pth, export/, MODEL_CARD.md, report.html, '
             'comparison.png, table.md, distill.yml, results/, experiments/, data/')  # fmt: skip
 
     # --------------------------------------------------------------------------------------------- training, closing

@@ -21,8 +21,9 @@ from sdakd.commands.export import export
 from sdakd.commands.report import report
 from sdakd.commands.report.pictures import choose_region
 from sdakd.files.generators import open_network
-from sdakd.files.images import cores, read_image, write
+from sdakd.files.images import read_image, write
 from sdakd.files.results import table, write_tables
+from sdakd.machine import cores
 from sdakd_arch.weights import describe
 from sdakd_arch.zoo import LICENCE, MODELS
 

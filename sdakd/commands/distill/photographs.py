@@ -23,6 +23,7 @@ from sdakd.files.images import (
     stem,
     write_png,
 )
+from sdakd.files.testsets import split_pair
 
 LARGEST = 480  # pixels: sides of what is cut out of the middle of a photograph that is held out
 MOST_PARTS = 20_000  # about 7 GB; more photographs than make so many are left out, by lot
@@ -52,16 +53,12 @@ class Source:
         """
         gt, lq = text, None
         if pairs:
-            cuts = [i for i, letter in enumerate(text) if letter == ':']
-            found = [
-                (text[:i], text[i + 1 :]) for i in cuts if os.path.isdir(text[:i]) and os.path.isdir(text[i + 1 :])
-            ]
-            if not found:
+            gt, _, lq = split_pair(text)
+            if not (os.path.isdir(gt) and os.path.isdir(lq)):
                 raise UserError(
                     where, f'{text!r} does not name two folders; with --degradation none write GT:LQ, the folder of '
                     'the photographs and that of their small versions.'
                 )  # fmt: skip
-            gt, lq = found[0]
         return cls(gt, lq, where)
 
     def names(self) -> list[str]:

@@ -18,7 +18,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from sdakd.commands.bench.backends import computes_bf16
 from sdakd.compat import UserError
 from sdakd.files.generators import Opened
-from sdakd.files.images import cores, write
+from sdakd.files.images import write
+from sdakd.machine import cores
 from sdakd.shipped import options_folder
 from sdakd_arch.families import example_of, family_of
 from sdakd_arch.families.discriminators import unet

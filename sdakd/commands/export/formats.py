@@ -206,12 +206,13 @@ def to_ncnn(opened: Opened, path: Path, half: bool = False) -> None:
     write(work / 'model.pt', data)
     shapes = ['inputshape=[1,3,{},{}]f32'.format(*TRACED), 'inputshape2=[1,3,{},{}]f32'.format(*TRACED_TOO)]
     command = [pnnx.EXEC_PATH, 'model.pt', *shapes, f'fp16={int(half)}']
-    done = subprocess.run(command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    pipes = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'encoding': 'utf-8', 'errors': 'replace'}
+    done = subprocess.run(command, cwd=work, check=False, **pipes)
     graph, weights = work / 'model.ncnn.param', work / 'model.ncnn.bin'
     if done.returncode or not (graph.is_file() and weights.is_file()):
         last = (done.stderr.strip().splitlines() or ['without a word'])[-1]
         raise _refusal('ncnn', opened, RuntimeError(f'pnnx ended with status {done.returncode}: {last}'))
-    text = graph.read_text()
+    text = graph.read_text(encoding='utf-8')
     for name, wanted in (('in0', 'data'), ('out0', 'output')):
         text = re.sub(rf'(?<!\S){name}(?!\S)', wanted, text)
     write(path, text.encode())

@@ -37,7 +37,7 @@ def _existing_lmdb(folder: str, output: str, keys: dict[str, str], workers: int 
     """
     try:
         finished = os.path.getmtime(os.path.join(output, 'data.mdb'))
-        lines = Path(output, 'meta_info.txt').read_text().splitlines()
+        lines = Path(output, 'meta_info.txt').read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError):
         raise UserError('-o', f'{output} already exists and is no database of images; give another name.') from None
     remedy = f'delete {output} to have it made again, or give another name'

@@ -15,7 +15,7 @@ import cv2
 from sdakd.commands.interface import number, whole
 from sdakd.commands.prepare import alignment, database
 from sdakd.commands.prepare.identities import PARTS, assign
-from sdakd.commands.prepare.jobs import RECORD, Made, add_job, apart, claim, job, made
+from sdakd.commands.prepare.jobs import RECORD, Made, add_job, apart, claim, job, made, shared_folder
 from sdakd.compat import UserError
 from sdakd.files.images import Pass, UnusableError, by_stem, is_made, list_images, read_image, stem, write_png
 from sdakd.files.limits import MAX_PIXELS
@@ -66,7 +66,7 @@ def _inputs(folders: list[str], output: str) -> tuple[str, list[str]]:
     """The folder of -i, or what several share, and the pictures below it."""
     for folder in folders:
         apart(folder, output)
-    root = folders[0] if len(folders) == 1 else os.path.relpath(os.path.commonpath(map(os.path.abspath, folders)))
+    root = shared_folder(folders)
     paths = [os.path.join(folder, name) for folder in folders for name in list_images(folder)]
     names = list(dict.fromkeys(Path(os.path.relpath(path, root)).as_posix() for path in paths))
     return root, list(by_stem(names, root, _flat).values())

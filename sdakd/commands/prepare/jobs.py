@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -17,8 +19,9 @@ import lmdb
 from sdakd import compat, stops
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
-from sdakd.files.images import Pass, cores, write
+from sdakd.files.images import Pass, write
 from sdakd.files.limits import MAX_PIXELS, pixel_limit
+from sdakd.machine import cores, shown
 
 RECORD = '.sdakd_prepare.json'  # what an output folder was made of; BasicSR's folder scan passes over dot-files
 
@@ -29,6 +32,20 @@ def apart(folder: str, output: str, flag: str = '-i') -> None:
         raise UserError(
             '-o', f'{output} lies in the folder of the inputs ({flag} {folder}); put it beside that folder.'
         )
+
+
+def shared_folder(folders: Sequence[str]) -> str:
+    """The folder that holds all of several.
+
+    Raises:
+        UserError: There is none: they lie on several drives of Windows.
+    """
+    if len(folders) == 1:
+        return folders[0]
+    try:
+        return shown(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+    except ValueError:
+        raise UserError('-i', f'{", ".join(folders)} lie on several drives; put them on one.') from None
 
 
 def claim(output: str, record: dict[str, Any]) -> None:
@@ -123,10 +140,18 @@ def job(function: Callable[..., Made]) -> Callable[..., Made]:
         except BrokenProcessPool:
             fewer = max(1, (options.get('workers') or cores()) // 2)
             raise UserError(
-                f'a worker process was killed, most likely for want of memory: try --workers {fewer}.'
+                f'a worker process was killed, most likely for want of memory: try --workers {fewer}{_or_a_script()}.'
             ) from None
 
     return guarded
+
+
+def _or_a_script() -> str:
+    """What else may have ended a worker that is started afresh: it runs the main program's file once more."""
+    main = sys.modules['__main__']
+    if multiprocessing.get_start_method() == 'fork' or main.__spec__ is not None or not hasattr(main, '__file__'):
+        return ''
+    return f"; or write `if __name__ == '__main__':` in {Path(main.__file__).name} before what it does"
 
 
 def add_job(jobs: Any, name: str, function: Callable[..., Made], description: str, output: str, **given: Any) -> Flags:

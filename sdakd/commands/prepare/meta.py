@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdakd.commands.prepare.jobs import Made, add_job, apart, job, made
+from sdakd.commands.prepare.jobs import Made, add_job, apart, job, made, shared_folder
 from sdakd.compat import UserError
 from sdakd.files.images import Pass, UnusableError, by_stem, list_images, read_image, write
 from sdakd.files.limits import MAX_PIXELS
@@ -87,12 +87,7 @@ def meta(
         broken = [line for line in lines if line.count(', ') > 1 or '\n' in line]
         what = '", "'
     else:
-        default = (
-            folders[0]
-            if len(folders) == 1
-            else os.path.relpath(os.path.commonpath([os.path.abspath(f) for f in folders]))
-        )
-        roots = {root} if isinstance(root, str) else set(root or [default])
+        roots = {root} if isinstance(root, str) else set(root or [shared_folder(folders)])
         root = roots.pop()
         if roots:
             raise UserError('--root', 'an option file has one dataroot_gt; give one folder that holds all inputs.')
