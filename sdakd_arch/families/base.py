@@ -118,6 +118,10 @@ class Family:
         """A network in operators that ONNX Runtime and OpenVINO compute faster, with copied weights."""
         return network
 
+    def common(self, network: Mapping, state: State) -> tuple[dict, State]:
+        """Options and state dict, of the same output, by the names and layers that other programs know."""
+        return dict(network), state
+
     def padded(self, network: Mapping, state: State) -> tuple[dict, State]:
         """Options and state dict, of the same output, in sizes that programs built on spandrel take for granted.
 

@@ -1,0 +1,118 @@
+"""What a file holds, told from its bytes: its name may say anything, and what came may be no model at all."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from typing import Literal
+
+from sdakd.compat import UserError
+
+Kind = Literal['safetensors', 'torch', 'onnx']
+
+LFS = b'version https://git-lfs.github.com/spec/'
+PAGE = (b'<!doctype', b'<html', b'<head', b'<?xml')
+NCNN = b'7767517'
+LARGEST_HEADER = 100 << 20  # bytes, of a safetensors file: what its own library accepts
+# first bytes -> what such a file is
+OTHERS = {
+    b'\x1f\x8b': 'a gzip archive; unpack it',
+    b'BZh': 'a bzip2 archive; unpack it',
+    b'7z\xbc\xaf\x27\x1c': 'a 7-Zip archive; unpack it',
+    b'Rar!': 'a RAR archive; unpack it',
+    b'\xfd7zXZ': 'an xz archive; unpack it',
+    b'\x28\xb5\x2f\xfd': 'a Zstandard archive; unpack it',
+    b'\x89HDF': 'an HDF5 file, as Keras writes them; give weights of PyTorch',
+    b'GGUF': 'a GGUF file; give .pth or .safetensors',
+    b'\x93NUMPY': 'an array of NumPy; give .pth or .safetensors',
+    b'\x89PNG': 'a PNG image; give a model',
+    b'\xff\xd8\xff': 'a JPEG image; give a model',
+    b'%PDF': 'a PDF; give a model',
+}
+AGAIN = 'download it again'
+
+
+def kind_of(path: str | os.PathLike, where: str) -> Kind:
+    """Tells which reader a model's file is for.
+
+    Args:
+        path: The file, which exists.
+        where: Flag or key to name in an error.
+
+    Returns:
+        ``safetensors``, ``onnx``, or ``torch``, which is also what nothing else is known of: its reader says more.
+
+    Raises:
+        UserError: It cannot be read, or holds something else than weights or a graph: what it is, and what to do.
+    """
+    try:
+        with open(path, 'rb') as file:
+            size, head = os.fstat(file.fileno()).st_size, file.read(512)
+            file.seek(max(0, size - 512))
+            blank = not head.strip(b'\0') and not file.read().strip(b'\0')
+    except OSError as error:
+        raise unreadable(path, where, error.strerror or str(error)) from None
+    if blank:
+        raise unreadable(path, where, f'it is empty; {AGAIN}' if not size else f'it holds zeros alone; {AGAIN}')
+    if head.startswith(LFS):
+        remedy = 'run `git lfs pull` where it was cloned, or download the file itself'
+        raise UserError(where, f'{path} is a Git LFS pointer, not the weights; {remedy}.')
+    if head.lstrip()[:16].lower().startswith(PAGE):
+        remedy = 'download the file itself, which may want a login or another address'
+        raise UserError(where, f'{path} is a web page, not the weights; {remedy}.')
+    for beginning, found in OTHERS.items():
+        if head.startswith(beginning):
+            raise UserError(where, f'{path} is {found}.')
+    if head.startswith(b'PK'):
+        return _in_zip(path, where)
+    length = int.from_bytes(head[:8], 'little')
+    if head[8:9] == b'{' and 0 < length <= LARGEST_HEADER:
+        return 'safetensors'
+    if _is_text(head):
+        raise _text(path, where, head)
+    # the number of the format's version, then its producer or the next field
+    if head[:1] == b'\x08' and head[1:2] <= b'\x20' and head[2:3] in (b'\x12', b'\x1a', b'\x22', b'\x2a', b'\x32', b':'):
+        return 'onnx'
+    return 'torch'
+
+
+def unreadable(path: str | os.PathLike, where: str, reason: str) -> UserError:
+    """That a file is no weights file, for a reason."""
+    return UserError(where, f'{path} cannot be read as a weights file ({reason}).')
+
+
+def _in_zip(path: str | os.PathLike, where: str) -> Kind:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        raise unreadable(path, where, f'it is cut off or damaged; {AGAIN}') from None
+    inside = {name.partition('/')[2] for name in names}
+    if 'data.pkl' in inside and not any(name.startswith('code/') for name in inside):
+        return 'torch'
+    if 'data.pkl' in inside or 'constants.pkl' in inside:
+        raise UserError(
+            where, f'{path} is a TorchScript program, which would run when it is opened; give the weights behind it.'
+        )
+    shown = ', '.join(names[:3]) + ', ...' * (len(names) > 3) or 'nothing'
+    raise UserError(where, f'{path} is a zip archive without weights of PyTorch ({shown}); unpack it.')
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # not where the 512 bytes have cut a character
+            return False
+        text = head[: error.start].decode()
+    return all(character.isprintable() or character in '\t\r\n\f\ufeff' for character in text)
+
+
+def _text(path: str | os.PathLike, where: str, head: bytes) -> UserError:
+    if head.startswith(NCNN):
+        return UserError(where, f"{path} is a graph of ncnn; let its name end in .param, and its weights' in .bin.")
+    text = head.decode(errors='ignore').strip('\ufeff \t\r\n')
+    if text.startswith(('{', '[')):
+        return UserError(where, f'{path} is a JSON text, not the weights, as an index or a message of a server; {AGAIN}.')
+    line = (text.splitlines() or [''])[0][:60]
+    return UserError(where, f'{path} is a text, not the weights ({line!r}); {AGAIN}.')
