@@ -71,7 +71,11 @@ def kind_of(path: str | os.PathLike, where: str) -> Kind:
     if _is_text(head):
         raise _text(path, where, head)
     # the number of the format's version, then its producer or the next field
-    if head[:1] == b'\x08' and head[1:2] <= b'\x20' and head[2:3] in (b'\x12', b'\x1a', b'\x22', b'\x2a', b'\x32', b':'):
+    if (
+        head[:1] == b'\x08'
+        and head[1:2] <= b'\x20'
+        and head[2:3] in (b'\x12', b'\x1a', b'\x22', b'\x2a', b'\x32', b':')
+    ):
         return 'onnx'
     return 'torch'
 
@@ -113,6 +117,8 @@ def _text(path: str | os.PathLike, where: str, head: bytes) -> UserError:
         return UserError(where, f"{path} is a graph of ncnn; let its name end in .param, and its weights' in .bin.")
     text = head.decode(errors='ignore').strip('\ufeff \t\r\n')
     if text.startswith(('{', '[')):
-        return UserError(where, f'{path} is a JSON text, not the weights, as an index or a message of a server; {AGAIN}.')
+        return UserError(
+            where, f'{path} is a JSON text, not the weights, as an index or a message of a server; {AGAIN}.'
+        )
     line = (text.splitlines() or [''])[0][:60]
     return UserError(where, f'{path} is a text, not the weights ({line!r}); {AGAIN}.')

@@ -77,7 +77,9 @@ def open_foreign(state: State, path: str | os.PathLike, where: str) -> Foreign |
     name = opened.architecture.name
     if not isinstance(opened, spandrel.ImageModelDescriptor):
         raise UserError(where, f'{path} holds {name}, which takes a mask beside the image; give a generator.')
-    check_channels({'type': name, 'num_in_ch': opened.input_channels, 'num_out_ch': opened.output_channels}, path, where)
+    check_channels(
+        {'type': name, 'num_in_ch': opened.input_channels, 'num_out_ch': opened.output_channels}, path, where
+    )
     if opened.purpose == 'FaceSR' or opened.size_requirements.square:
         raise UserError(
             where, f'{path} holds {name}, which takes square images of one kind; give a generator for any image.'

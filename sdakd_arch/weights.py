@@ -25,13 +25,15 @@ _load = torch.load
 # under which keys the weights of a generator lie, in the order in which they are tried: BasicSR, neosr and traiNNer,
 # KAIR, Lightning and other training programs
 SECTIONS = (
-    'params_ema', 'params-ema', 'params', 'state_dict', 'model_state_dict', 'model', 'net', 'net_g_ema', 'net_g', 'netG',
-    'generator', 'g_ema',
+    'params_ema', 'params-ema', 'params', 'state_dict', 'model_state_dict', 'model', 'net', 'net_g_ema', 'net_g',
+    'netG', 'generator', 'g_ema',
 )  # fmt: skip
 WRAPPERS = ('module.', '_orig_mod.')  # what DataParallel and torch.compile put in front of names
 PREFIXES = ('netG.', 'net_g.', 'generator.', 'model.', 'net.', 'network.')  # what training programs do
 # beginnings of what lies beside a generator in the state of a training
-COMPANIONS = re.compile(r'(net_?[df]|discriminator|criterion|cri_\w+|\w*loss\w*|perceptual\w*|vgg|lpips)\.', re.IGNORECASE)
+COMPANIONS = re.compile(
+    r'(net_?[df]|discriminator|criterion|cri_\w+|\w*loss\w*|perceptual\w*|vgg|lpips)\.', re.IGNORECASE
+)
 
 
 def load_tensors(path: str | os.PathLike, where: str, **options: object) -> object:
@@ -51,7 +53,11 @@ def load_tensors(path: str | os.PathLike, where: str, **options: object) -> obje
         kind_of(path, where)
         if tarfile.is_tarfile(path):  # torch before 2.6 unpacks this old format onto the disk
             raise UserError(where, f'{path} is a tar archive, as torch wrote before 0.4; save it anew with torch.save.')
-        return _load(path, **{'map_location': 'cpu', **options, 'weights_only': True})
+        options = {'map_location': 'cpu', **options, 'weights_only': True}
+        if not os.fspath(path).endswith('.safetensors'):
+            return _load(path, **options)
+        with open(path, 'rb') as file:  # newer torch looks at the ending of a path, which may be wrong
+            return _load(file, **options)
     except UserError:
         raise
     except Exception as error:  # torch, zipfile and pickle each raise their own

@@ -85,8 +85,8 @@ def _teacher(opt: Mapping, root_path: str) -> dict:
     network = infer_network(read_state(file, teacher.get('param_key'), 'teacher:weights'))
     if network is None:
         raise UserError(
-            f'the keys of {file} do not tell a network that could be narrowed; write teacher:network, or the type and keys '
-            'of the network at full width beside it.'
+            f'the keys of {file} do not tell a network that could be narrowed; write teacher:network, or the type and '
+            'keys of the network at full width beside it.'
         )
     return network
 

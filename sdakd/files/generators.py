@@ -35,8 +35,8 @@ class Opened:
         module: On the CPU, in float32, in eval mode; maps ``(N, 3, h, w)``, RGB in [0, 1], to ``(N, 3, h * scale,
             w * scale)``.
         scale: Factor between input and output; None for a :class:`FaceNetwork`, which enlarges to one size.
-        network: Its options as BasicSR's ``build_network`` takes them; None for an ONNX file that does not tell, and for
-            a :class:`sdakd_arch.foreign.Foreign`.
+        network: Its options as BasicSR's ``build_network`` takes them; None for an ONNX file that does not tell, and
+            for a :class:`sdakd_arch.foreign.Foreign`.
         metadata: What the file says of itself: the keys of :data:`METADATA` that it holds, decoded.
     """
 
@@ -186,7 +186,8 @@ def _open_onnx(path: Path, where: str, threads: int) -> Opened:
         module.probe()
     if isinstance(told, int) and told != module.scale:
         raise UserError(
-            where, f'{path} says of itself that it enlarges {told} times, and enlarges {module.scale} times; export it anew.'
+            where,
+            f'{path} says of itself that it enlarges {told} times, and enlarges {module.scale} times; export it anew.',
         )
     return Opened(path.stem, path, module, module.scale, network, metadata)
 

@@ -148,10 +148,10 @@ class RRDBNetFamily(Family):
         has to learn first what an image is: it stays behind bicubic interpolation for more than 1,000 steps. Here its
         first channels, one a colour, carry the pixels: each layer outside the trunk passes them on, the trunk adds zero
         to them and the last layer reads nothing else. The output at the start is exactly the image with every pixel
-        repeated, 4 x 4 times at scale 4, because leaky ReLU leaves values in [0, 1] as they are. The other weights of these layers
-        are random, of a size that keeps the signal behind leaky ReLU (He et al., arXiv 1502.01852, section 2.2), ten
-        times smaller in the trunk's last layer; the trunk keeps BasicSR's. Every parameter has a gradient from the
-        second step on.
+        repeated, 4 x 4 times at scale 4, because leaky ReLU leaves values in [0, 1] as they are. The other weights of
+        these layers are random, of a size that keeps the signal behind leaky ReLU (He et al., arXiv 1502.01852, section
+        2.2), ten times smaller in the trunk's last layer; the trunk keeps BasicSR's. Every parameter has a gradient
+        from the second step on.
 
         A network of scale 2 or 1 gets its image as blocks of 2 x 2 or 4 x 4 pixels, one channel a pixel of the block,
         and begins as the blocks' means, enlarged: an image of equal blocks, such as a checkerboard, has constant

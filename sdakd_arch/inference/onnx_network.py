@@ -167,7 +167,9 @@ class OnnxNetwork(nn.Module):
             raise self._refusal(f'takes {len(inputs)} inputs ({names}), not one RGB image (N, 3, height, width)')
         if len(outputs) != 1:
             names = ', '.join(entry.name for entry in outputs)
-            raise self._refusal(f'gives {len(outputs)} outputs ({names}), and nothing tells which is the image; export one')
+            raise self._refusal(
+                f'gives {len(outputs)} outputs ({names}), and nothing tells which is the image; export one'
+            )
         taken, given = inputs[0], outputs[0]
         for entry, verb, values in ((taken, 'takes', ''), (given, 'gives', ', whose images have values in [0, 1]')):
             if entry.type not in DTYPES:
@@ -180,9 +182,7 @@ class OnnxNetwork(nn.Module):
         if len(shape) != 4 or (fixed[1] and shape[1] != 3):
             raise self._refusal(f'takes {_shown(shape)}, not one RGB image (N, 3, height, width)')
         if fixed[2] or fixed[3]:
-            raise self._refusal(
-                f'takes images of one size, {_shown(shape)}; export it with dynamic height and width'
-            )
+            raise self._refusal(f'takes images of one size, {_shown(shape)}; export it with dynamic height and width')
         if fixed[0] and shape[0] != 1:
             raise self._refusal(f'takes {shape[0]} images at a time; export it for one, or with a dynamic batch')
 
@@ -247,7 +247,7 @@ def _shown(shape: list) -> str:
 
 
 def _wrong_shape(shape: list[int], height: int, width: int) -> str | None:
-    """What is wrong with an output's shape for an RGB image of this size; None where it is enlarged by a whole factor."""
+    """What is wrong with an output's shape for an RGB image of this size; None where that is enlarged as it should."""
     if len(shape) != 4 or shape[0] != 1:
         return f'gives {_shown(shape)} for an image of {width}x{height} pixels, not (1, 3, height, width)'
     if shape[1] != 3:
@@ -261,6 +261,6 @@ def _wrong_shape(shape: list[int], height: int, width: int) -> str | None:
     if tall == wide:
         return f'enlarges {tall:g} times; a generator here enlarges by a whole number'
     return (
-        f'gives {shape[3]}x{shape[2]} pixels for {width}x{height}, which is no whole multiple; a generator here enlarges '
-        'both sides by the same whole number'
+        f'gives {shape[3]}x{shape[2]} pixels for {width}x{height}, which is no whole multiple; a generator here '
+        'enlarges both sides by the same whole number'
     )
