@@ -55,14 +55,14 @@ def kind_of(path: str | os.PathLike, where: str) -> Kind:
     if blank:
         raise unreadable(path, where, f'it is empty; {AGAIN}' if not size else f'it holds zeros alone; {AGAIN}')
     if head.startswith(LFS):
-        remedy = 'run `git lfs pull` where it was cloned, or download the file itself'
-        raise UserError(where, f'{path} is a Git LFS pointer, not the weights; {remedy}.')
+        pull = 'it is a pointer of Git LFS; run `git lfs pull` where it was cloned, or download the file itself'
+        raise unreadable(path, where, pull)
     if head.lstrip()[:16].lower().startswith(PAGE):
-        remedy = 'download the file itself, which may want a login or another address'
-        raise UserError(where, f'{path} is a web page, not the weights; {remedy}.')
+        page = 'it is a web page; download the file itself, which may want a login or another address'
+        raise unreadable(path, where, page)
     for beginning, found in OTHERS.items():
         if head.startswith(beginning):
-            raise UserError(where, f'{path} is {found}.')
+            raise unreadable(path, where, f'it is {found}')
     if head.startswith(b'PK'):
         return _in_zip(path, where)
     length = int.from_bytes(head[:8], 'little')
@@ -82,7 +82,7 @@ def kind_of(path: str | os.PathLike, where: str) -> Kind:
 
 def unreadable(path: str | os.PathLike, where: str, reason: str) -> UserError:
     """That a file is no weights file, for a reason."""
-    return UserError(where, f'{path} cannot be read as a weights file ({reason}).')
+    return UserError(where, f'{path} cannot be read as a weights file: {reason}.')
 
 
 def _in_zip(path: str | os.PathLike, where: str) -> Kind:
@@ -95,11 +95,10 @@ def _in_zip(path: str | os.PathLike, where: str) -> Kind:
     if 'data.pkl' in inside and not any(name.startswith('code/') for name in inside):
         return 'torch'
     if 'data.pkl' in inside or 'constants.pkl' in inside:
-        raise UserError(
-            where, f'{path} is a TorchScript program, which would run when it is opened; give the weights behind it.'
-        )
+        program = 'it is a program of TorchScript, which would run when it is opened; give the weights behind it'
+        raise unreadable(path, where, program)
     shown = ', '.join(names[:3]) + ', ...' * (len(names) > 3) or 'nothing'
-    raise UserError(where, f'{path} is a zip archive without weights of PyTorch ({shown}); unpack it.')
+    raise unreadable(path, where, f'it is a zip archive without weights of PyTorch, of {shown}; unpack it')
 
 
 def _is_text(head: bytes) -> bool:
@@ -114,11 +113,10 @@ def _is_text(head: bytes) -> bool:
 
 def _text(path: str | os.PathLike, where: str, head: bytes) -> UserError:
     if head.startswith(NCNN):
-        return UserError(where, f"{path} is a graph of ncnn; let its name end in .param, and its weights' in .bin.")
+        ncnn = "it is a graph of ncnn; let its name end in .param, and that of its weights' file in .bin"
+        return unreadable(path, where, ncnn)
     text = head.decode(errors='ignore').strip('\ufeff \t\r\n')
     if text.startswith(('{', '[')):
-        return UserError(
-            where, f'{path} is a JSON text, not the weights, as an index or a message of a server; {AGAIN}.'
-        )
+        return unreadable(path, where, f'it is a JSON text, such as an index or an error of a server; {AGAIN}')
     line = (text.splitlines() or [''])[0][:60]
-    return UserError(where, f'{path} is a text, not the weights ({line!r}); {AGAIN}.')
+    return unreadable(path, where, f'it is a text that begins {line!r}; {AGAIN}')

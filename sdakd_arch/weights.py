@@ -165,7 +165,7 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
         return state
     kind = kind_of(path, where)
     if kind == 'onnx':
-        raise UserError(where, f'{path} is an ONNX graph, not weights; give .pth or .safetensors, or name it .onnx.')
+        raise unreadable(path, where, 'it is an ONNX graph; give .pth or .safetensors, or let its name end in .onnx')
     if kind == 'safetensors':
         from safetensors.torch import load_file
 

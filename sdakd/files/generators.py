@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from sdakd_arch.plugins import import_entry_points
 from sdakd_arch.weights import describe, infer_network, load_into, read_weights
 from sdakd_arch.width import build_told, check_channels, cost, scale_of
 
+BLOCK = 4  # pixels on a side, of what becomes channels in a graph of unknown architecture: RRDBNet's for scale 1
 SMALLEST_FACE = 4  # pixels; less is left by no factor of the training
 METADATA = ('network', 'scale', 'training', 'commit', 'version')  # what an exported file says of itself, as JSON texts
 
@@ -58,6 +60,11 @@ class Opened:
         if isinstance(self.module, OnnxNetwork | Foreign):
             return self.module.multiple
         return self.family.multiple(self.module)
+
+    @property
+    def grid(self) -> int:
+        """What tiles should begin at multiples of: a graph may unshuffle pixels and fill up blocks without telling."""
+        return math.lcm(self.multiple, BLOCK) if isinstance(self.module, OnnxNetwork) else self.multiple
 
     def describe(self) -> str:
         """One line for people."""

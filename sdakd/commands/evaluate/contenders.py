@@ -106,7 +106,7 @@ class NetworkContender(Contender):
         self.parameters, self.macs = opened.cost() or (None, None)
         self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         self.module, self.device, self.tile = opened.module.to(device), device, tile
-        self.multiple = opened.multiple
+        self.multiple, self.grid = opened.multiple, opened.grid
         self.noise, self.seed = noise, seed
 
     def check(self, sets: Iterable[TestSet]) -> None:
@@ -150,7 +150,7 @@ class NetworkContender(Contender):
             with torch.no_grad():
                 if self.faces:
                     return tensor2img([self.module(lq, self._noise(image, testset.scale))])
-                return tensor2img([run_tiled(self.module, lq, testset.scale, tile, OVERLAP, self.multiple)])
+                return tensor2img([run_tiled(self.module, lq, testset.scale, tile, OVERLAP, self.multiple, self.grid)])
         except torch.OutOfMemoryError:
             if self.faces:
                 raise UserError(
