@@ -44,7 +44,8 @@ class Foreign(nn.Module):
         if image.is_meta:  # what an architecture computes in between may need values
             count, _, height, width = image.shape
             return image.new_empty(count, 3, height * self.scale, width * self.scale)
-        return self.descriptor(image).clone()  # what is computed in inference mode cannot meet gradients
+        # some architectures work in place on their input, and what is computed in inference mode cannot meet gradients
+        return self.descriptor(image.clone()).clone()
 
 
 def open_foreign(state: State, path: str | os.PathLike, where: str) -> Foreign | None:
@@ -84,7 +85,20 @@ def open_foreign(state: State, path: str | os.PathLike, where: str) -> Foreign |
         raise UserError(
             where, f'{path} holds {name}, which takes square images of one kind; give a generator for any image.'
         )
-    return Foreign(opened.eval()).requires_grad_(False)
+    network = Foreign(opened.eval()).requires_grad_(False)
+    try:
+        output = network(torch.linspace(0, 1, 3 * 17 * 19).reshape(1, 3, 17, 19))
+    except Exception as error:  # spandrel guesses what weights do not tell
+        raise UserError(
+            where, f'{path} holds {network.describe()}, which does not run ({one_line(error)}); give another network.'
+        ) from None
+    if output.shape != (1, 3, 17 * network.scale, 19 * network.scale) or not torch.isfinite(output).all():
+        raise UserError(
+            where,
+            f'{path} holds {network.describe()}, which does not enlarge an image {network.scale} times; give another '
+            'network.',
+        )
+    return network
 
 
 def needs_spandrel() -> str:

@@ -34,7 +34,8 @@ class FeatureTaps:
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], where: str = 'layers') -> None:
-        _refuse_foreign(network, where)
+        if names:
+            _refuse_foreign(network, where)
         modules = dict(network.named_modules())
         self.names = list(names)
         self.active = False

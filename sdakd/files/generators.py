@@ -199,7 +199,9 @@ def _open_onnx(path: Path, where: str, threads: int) -> Opened:
     return Opened(path.stem, path, module, module.scale, network, metadata)
 
 
-def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: bool = False) -> Opened:
+def open_network(
+    path: str | Path, where: str = '-m', threads: int = 0, faces: bool = False, foreign: bool = False
+) -> Opened:
     """Opens a generator: BasicSR's and ESRGAN's ``.pth``, ``.safetensors``, ncnn's ``.param``/``.bin``, or ``.onnx``.
 
     The file's metadata or graph tell the architecture, else the names and shapes of its weights, else the option file
@@ -211,6 +213,7 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
         where: The flag or key to name in an error.
         threads: For ONNX Runtime; 0 leaves the choice to it.
         faces: Whether GCFSR will do, as a :class:`FaceNetwork`.
+        foreign: Whether a network will do that only spandrel knows, as a :class:`sdakd_arch.foreign.Foreign`.
 
     Raises:
         UserError: A missing or damaged file, pickled objects other than tensors, an architecture that cannot be told,
@@ -228,8 +231,15 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
     network = metadata.get('network') or infer_network(state)
     if network is None and (beside := options_beside(path)) is not None:
         network = check_told(beside['network_g'], f'{where}: the option file of {path}: network_g')
-    if network is None and (foreign := open_foreign(state, path, where)) is not None:
-        return Opened(path.stem, path, foreign, foreign.scale, None, metadata)
+    if network is None and (module := open_foreign(state, path, where)) is not None:
+        opened = Opened(path.stem, path, module, module.scale, None, metadata)
+        if foreign:
+            return opened
+        raise UserError(
+            where,
+            f'{path} holds {opened.describe()}, which can teach (`sdakd distill`, the key teacher) and be run (`sdakd '
+            'evaluate` and `upscale`), and nothing else; give a network of an architecture that this project knows.',
+        )
     if network is None:
         raise UserError(
             where,

@@ -85,7 +85,7 @@ class NetworkContender(Contender):
         from sdakd_arch.inference.onnx_network import OnnxNetwork
 
         super().__init__(name, source)
-        opened = open_network(path, faces=True)
+        opened = open_network(path, faces=True, foreign=True)
         self.faces = opened.scale is None
         if self.faces and tile:
             raise UserError('-t', f'{path} ({opened.network["type"]}) sees whole faces, without tiles; leave it out.')
