@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import tarfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -54,10 +55,11 @@ def load_tensors(path: str | os.PathLike, where: str, **options: object) -> obje
         if tarfile.is_tarfile(path):  # torch before 2.6 unpacks this old format onto the disk
             raise UserError(where, f'{path} is a tar archive, as torch wrote before 0.4; save it anew with torch.save.')
         options = {'map_location': 'cpu', **options, 'weights_only': True}
-        if not os.fspath(path).endswith('.safetensors'):
-            return _load(path, **options)
-        with open(path, 'rb') as file:  # newer torch looks at the ending of a path, which may be wrong
-            return _load(file, **options)
+        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+            warnings.simplefilter('ignore')  # that another program has written it
+            # newer torch looks at the ending of a path, which may be wrong
+            wrong = os.fspath(path).endswith('.safetensors')
+            return _load(stack.enter_context(open(path, 'rb')) if wrong else path, **options)
     except UserError:
         raise
     except Exception as error:  # torch, zipfile and pickle each raise their own

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdakd.compat import Mistakes, UserError
+from sdakd_arch.families import untold
 from sdakd_arch.foreign import needs_spandrel, open_foreign
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.weights import fingerprint, infer_network, load_into
@@ -202,10 +203,10 @@ def teacher_network(teacher: TeacherBlock) -> nn.Module:
     elif (network := open_foreign(state, teacher.weights, where)) is not None:
         return network
     else:
+        reason = untold(state) or f'{", ".join(sorted(state)[:3])}, ...'
         raise UserError(
-            f'{where}: the architecture cannot be told from the keys of {teacher.weights} '
-            f'({", ".join(sorted(state)[:3])}, ...): write it as {teacher.key("network")}, with the keys of network_g'
-            f'{needs_spandrel()}.'
+            f'{where}: the architecture cannot be told from the keys of {teacher.weights} ({reason}): write it as '
+            f'{teacher.key("network")}, with the keys of network_g{needs_spandrel()}.'
         )
     load_into(network, state, teacher.weights, where)
     return network

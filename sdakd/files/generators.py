@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from sdakd.compat import UserError, no_file
-from sdakd_arch.families import FAMILIES, Family, check_told, family_of, registered
+from sdakd_arch.families import FAMILIES, Family, check_told, family_of, registered, untold
 from sdakd_arch.file_kinds import kind_of
 from sdakd_arch.foreign import Foreign, needs_spandrel, open_foreign
 from sdakd_arch.inference.onnx_network import OnnxNetwork
@@ -241,10 +241,11 @@ def open_network(
             'evaluate` and `upscale`), and nothing else; give a network of an architecture that this project knows.',
         )
     if network is None:
+        known = ', '.join(name for name, family in FAMILIES.items() if not family.discriminator)
+        reason = untold(state) or f'its weights are of no known family ({known})'
         raise UserError(
             where,
-            f'nothing tells the architecture of {path}: its weights are of no known family '
-            f'({", ".join(name for name, family in FAMILIES.items() if not family.discriminator)}), and no option file '
+            f'nothing tells the architecture of {path}: {reason}, and no option file '
             f'with network_g lies two folders above; put it where its experiment left it{needs_spandrel()}.',
         )
     if family_of(network).discriminator:

@@ -51,6 +51,10 @@ class Family:
         """The options that a state dict tells; None where it is of another family or does not tell enough."""
         return None
 
+    def untold(self, state: State) -> str | None:
+        """What a state dict of this family does not tell of its network, as a clause; None where it is of another."""
+        return None
+
     def from_ncnn(self, graph: Graph) -> tuple[Placed, dict] | None:
         """The layers by their names in a state dict, and the options, of ncnn's graph; None where it is not this one's.
 

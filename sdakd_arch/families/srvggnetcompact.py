@@ -52,6 +52,12 @@ class SRVGGNetCompactFamily(Family):
             'act_type': 'prelu',
         }
 
+    def untold(self, state: State) -> str | None:
+        layers = {key.rpartition('.')[0] for key in state}
+        if len(layers) < 2 or layers != {f'body.{2 * number}' for number in range(len(layers))}:
+            return None
+        return 'it is SRVGGNetCompact, and whether its activation is ReLU or LeakyReLU leaves no trace in weights'
+
     def from_ncnn(self, graph: Graph) -> tuple[Placed, dict] | None:
         """SRVGGNetCompact shuffles pixels; its activation is what the graph says."""
         if 'PixelShuffle' not in graph.kinds:

@@ -223,6 +223,8 @@ class OnnxNetwork(nn.Module):
 
     def _range(self, image: torch.Tensor, output: torch.Tensor) -> str | None:
         """Which other range of values the graph is for, as far as it shows: what becomes of grey images."""
+        if torch.equal(output, output.round()) and output.min() < output.max():
+            return 'gives whole numbers, as graphs for [0, 255] do'
         means = [self(torch.full_like(image, level)).mean().item() for level in (0.25, 0.5, 0.75)]
         slope = 2 * (means[2] - means[0])
         offset = means[1] - slope / 2
@@ -231,8 +233,6 @@ class OnnxNetwork(nn.Module):
                 return found
         if output.abs().max() > 16:
             return f'gives values from {output.min():.0f} to {output.max():.0f} for values in [0, 1]'
-        if torch.equal(output, output.round()) and output.min() < output.max():
-            return 'gives whole numbers, as graphs for [0, 255] do'
         return None
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
