@@ -70,8 +70,10 @@ class Opened:
         """One line for people."""
         return describe(self.network) if self.network else self.module.describe()
 
-    def cost(self, size: int = 64) -> tuple[int, int] | None:
+    def cost(self, size: int = 64) -> tuple[int, int | None] | None:
         """Parameters and multiply-accumulates for ``size`` x ``size`` input pixels; None where they cannot be told."""
+        if isinstance(self.module, Foreign):  # what it computes in inference mode, torch does not count
+            return sum(parameter.numel() for parameter in self.module.parameters()), None
         try:
             return cost(self.network, size) if self.network else None
         except Exception:  # a graph of an architecture that is not registered here, or one that tells another
@@ -238,7 +240,8 @@ def open_network(
         raise UserError(
             where,
             f'{path} holds {opened.describe()}, which can teach (`sdakd distill`, the key teacher) and be run (`sdakd '
-            'evaluate` and `upscale`), and nothing else; give a network of an architecture that this project knows.',
+            'evaluate`, `bench` and `upscale`), and nothing else; give a network of an architecture that this project '
+            'knows.',
         )
     if network is None:
         known = ', '.join(name for name, family in FAMILIES.items() if not family.discriminator)

@@ -102,7 +102,7 @@ class NetworkContender(Contender):
                 'factors in separate runs.',
             )
         self.kind = 'onnx' if isinstance(opened.module, OnnxNetwork) else 'network'
-        self.network, self.metadata = opened.network, opened.metadata
+        self.network, self.metadata, self.described = opened.network, opened.metadata, opened.describe()
         self.parameters, self.macs = opened.cost() or (None, None)
         self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         self.module, self.device, self.tile = opened.module.to(device), device, tile
@@ -274,8 +274,6 @@ def open_contenders(
 
 
 def _network_line(contender: NetworkContender) -> str:
-    from sdakd_arch.weights import describe
-
-    if contender.network is None:
-        return 'ONNX graph'
-    return f'{describe(contender.network)}, {contender.parameters:,d} parameters'
+    if contender.parameters is None:
+        return contender.described
+    return f'{contender.described}, {contender.parameters:,d} parameters'

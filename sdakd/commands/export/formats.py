@@ -119,6 +119,8 @@ def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
         import onnx
     except ImportError:
         raise UserError('--to onnx', 'the package onnx is not installed: pip install onnx onnxruntime.') from None
+    if opened.network is None:
+        raise UserError('--to onnx', f'{opened.path} holds {opened.describe()}, whose graph is not known here.')
 
     axes = {'input': {0: 'batch', 2: 'height', 3: 'width'}}
     axes['output'] = {0: 'batch', 2: 'output_height', 3: 'output_width'}
