@@ -30,6 +30,7 @@ OTHERS = {
     b'%PDF': 'a PDF; give a model',
 }
 AGAIN = 'download it again'
+HEAD = 512  # bytes that are looked at
 
 
 def kind_of(path: str | os.PathLike, where: str) -> Kind:
@@ -45,28 +46,20 @@ def kind_of(path: str | os.PathLike, where: str) -> Kind:
     Raises:
         UserError: It cannot be read, or holds something else than weights or a graph: what it is, and what to do.
     """
-    try:
-        with open(path, 'rb') as file:
-            size, head = os.fstat(file.fileno()).st_size, file.read(512)
-            file.seek(max(0, size - 512))
-            blank = not head.strip(b'\0') and not file.read().strip(b'\0')
-    except OSError as error:
-        raise unreadable(path, where, error.strerror or str(error)) from None
-    if blank:
-        raise unreadable(path, where, f'it is empty; {AGAIN}' if not size else f'it holds zeros alone; {AGAIN}')
-    if head.startswith(LFS):
-        pull = 'it is a pointer of Git LFS; run `git lfs pull` where it was cloned, or download the file itself'
-        raise unreadable(path, where, pull)
-    if head.lstrip()[:16].lower().startswith(PAGE):
-        page = 'it is a web page; download the file itself, which may want a login or another address'
-        raise unreadable(path, where, page)
+    if reason := stand_in(path):
+        raise unreadable(path, where, reason)
+    with open(path, 'rb') as file:
+        head = file.read(HEAD)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - HEAD))
+        tail = file.read()
+    if not (head + tail).strip(b'\0'):
+        raise unreadable(path, where, f'it holds zeros alone; {AGAIN}')
     for beginning, found in OTHERS.items():
         if head.startswith(beginning):
             raise unreadable(path, where, f'it is {found}')
     if head.startswith(b'PK'):
         return _in_zip(path, where)
-    length = int.from_bytes(head[:8], 'little')
-    if head[8:9] == b'{' and 0 < length <= LARGEST_HEADER:
+    if is_safetensors(head):
         return 'safetensors'
     if _is_text(head):
         raise _text(path, where, head)
@@ -78,6 +71,27 @@ def kind_of(path: str | os.PathLike, where: str) -> Kind:
     ):
         return 'onnx'
     return 'torch'
+
+
+def stand_in(path: str | os.PathLike) -> str | None:
+    """What a file is that came in the place of any model, and what to do, as a clause; None where it may be a model."""
+    try:
+        with open(path, 'rb') as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        return error.strerror or str(error)
+    if not head:
+        return f'it is empty; {AGAIN}'
+    if head.startswith(LFS):
+        return 'it is a pointer of Git LFS; run `git lfs pull` where it was cloned, or download the file itself'
+    if head.lstrip()[:16].lower().startswith(PAGE):
+        return 'it is a web page; download the file itself, which may want a login or another address'
+    return None
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file begins as safetensors do: with the length of a header in JSON, and that."""
+    return head[8:9] == b'{' and 0 < int.from_bytes(head[:8], 'little') <= LARGEST_HEADER
 
 
 def unreadable(path: str | os.PathLike, where: str, reason: str) -> UserError:
@@ -105,7 +119,7 @@ def _is_text(head: bytes) -> bool:
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # not where the 512 bytes have cut a character
+        if error.start < len(head) - 3:  # not where a character was cut
             return False
         text = head[: error.start].decode()
     return all(character.isprintable() or character in '\t\r\n\f\ufeff' for character in text)

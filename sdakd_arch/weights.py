@@ -221,6 +221,7 @@ def _plain_names(state: State) -> State:
     """
     for prefix in WRAPPERS:
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    state.pop('n_averaged', None)  # torch's counter beside averaged weights
     modern = modern_keys(state)
     if infer_network(modern) is None:
         for prefix in PREFIXES:

@@ -159,7 +159,7 @@ def check_channels(network: Mapping, path: str | os.PathLike, where: str) -> Non
     """
     taken = network.get('num_in_ch', network.get('in_chans', 3))
     given = network.get('num_out_ch', taken)
-    if (taken, given) != (3, 3):
+    if isinstance(taken, int) and isinstance(given, int) and (taken, given) != (3, 3):
         raise UserError(
             where,
             f'{path} holds {describe(network)}, which maps {taken} channel{"s" * (taken != 1)} to {given}, where RGB '

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sdakd.compat import UserError, no_file
+from sdakd_arch.file_kinds import HEAD, is_safetensors, stand_in
 
 DTYPES = {'tensor(float)': torch.float32, 'tensor(float16)': torch.float16}
 MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 64)  # of pixels: what sides are tried to be multiples of
@@ -96,10 +97,17 @@ def check_external(path: Path, where: str) -> None:
     Raises:
         UserError: One does not, be it through a link, or is no file; or the graph's file is none.
     """
+    with open(path, 'rb') as file:
+        head = file.read(HEAD)
     try:
-        names = external_files(path)
+        reason = stand_in(path)
+        if head.startswith(b'PK') or is_safetensors(head):
+            reason = 'it holds weights or an archive; let its name end as that of such a file'
+        names = set() if reason else external_files(path)
     except (ValueError, IndexError):
-        raise UserError(where, f'{path} cannot be read as an ONNX graph; export it again.') from None
+        reason = 'it is none, or is damaged; export it again'
+    if reason:
+        raise UserError(where, f'{path} cannot be read as an ONNX graph: {reason}.')
     folder = os.path.realpath(path.parent)
     for name in sorted(names):
         place = os.path.realpath(os.path.join(folder, name.replace('\0', '')))

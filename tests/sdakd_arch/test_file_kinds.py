@@ -121,6 +121,26 @@ def test_what_it_is_and_what_to_do(tmp_path, name, ending):
         open_network(path)
 
 
+@pytest.mark.parametrize('name', ['pointer', 'page'])
+@pytest.mark.parametrize('ending', ['.onnx', '.param', '.bin'])
+def test_what_stands_for_a_graph_or_for_half_of_a_model(tmp_path, name, ending):
+    make, sentence = FILES[name]
+    (tmp_path / f'net{ending}').write_bytes(make())
+    if ending == '.bin':
+        (tmp_path / 'net.param').write_text('7767517\n1 1\nInput in 0 1 data\n')
+    with pytest.raises(UserError, match=rf'^-m: \S+net{ending} cannot be read as an .*{sentence}'):
+        open_network(tmp_path / f'net{ending}')
+
+
+def test_weights_under_the_names_of_others(tmp_path):
+    (tmp_path / 'net.bin').write_bytes(save(state()))
+    assert open_network(tmp_path / 'net.bin').scale == 4
+    for data in (save(state()), saved(state())):
+        (tmp_path / 'net.onnx').write_bytes(data)
+        with pytest.raises(UserError, match='cannot be read as an ONNX graph: it holds weights'):
+            open_network(tmp_path / 'net.onnx')
+
+
 def test_files_that_other_packages_load_are_told_apart_too(tmp_path):
     (tmp_path / 'vgg.pth').write_text(POINTER)
     with tensors_only('train:perceptual_opt'), pytest.raises(UserError, match='^train:perceptual_opt: .*Git LFS'):

@@ -12,6 +12,9 @@ from spandrel.architectures.ESRGAN import ESRGAN
 
 from sdakd.compat import UserError
 from sdakd.files.generators import open_network
+from sdakd_arch.families import family_of
+from sdakd_arch.inference.fast import Plain, accelerate
+from sdakd_arch.width import build, initialise, student_of
 
 SIZE = 12, 20
 WRAPPERS = {
@@ -36,6 +39,7 @@ OURS = {  # what spandrel does not open
     'torch.compile, model.': lambda state: {'params': prefixed('_orig_mod.model.', state)},
     'model.': lambda state: prefixed('model.', state),
     'network.': lambda state: {'params_ema': prefixed('network.', state)},
+    'AveragedModel': lambda state: {'n_averaged': torch.tensor(5), **prefixed('module.', state)},
     'Lightning': lambda state: {'state_dict': {**prefixed('net_g.', state), 'net_d.conv0.weight': torch.ones(3)}},
 }
 CONTAINERS = ('zip', 'legacy', 'safetensors')
@@ -240,3 +244,42 @@ def test_networks_of_other_images_than_rgb_are_refused_for_their_channels(tmp_pa
         open_network(path)
     told = re.search(r'(?:upscale|scale)=(\d+)', str(e.value))
     assert int(told[1]) == known.scale
+
+
+# ------------------------------------------------------------------------------- students of the networks that open
+
+
+@pytest.mark.parametrize(('scale', 'unshuffle'), [(1, 1), (2, 1), (8, 1), (2, 2), (1, 2), (4, 2)])
+def test_a_student_of_esrgan_begins_as_the_enlarged_image(scale, unshuffle):
+    network = build({'type': 'ESRGAN', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': scale, 'unshuffle': unshuffle,
+                     'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}, 'network_g')  # fmt: skip
+    initialise(network)
+    means = torch.nn.functional.avg_pool2d(image(), unshuffle)  # a block of pixels begins as its mean
+    wanted = means.repeat_interleave(scale * unshuffle, 2).repeat_interleave(scale * unshuffle, 3)
+    with torch.no_grad():
+        assert (network(image()) - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize('growth', [4, 8, 12])
+@pytest.mark.parametrize(('scale', 'unshuffle', 'plus'), [(1, 1, False), (2, 1, False), (8, 2, False), (2, 1, True)])
+def test_faster_forms_give_the_same(scale, unshuffle, plus, growth):
+    options = {'type': 'ESRGAN', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': scale, 'unshuffle': unshuffle}
+    options |= {'num_feat': 8, 'num_block': 2, 'num_grow_ch': growth, 'plus': plus}
+    network = made(build(options, 'network_g')).requires_grad_(False)
+    wanted = network(image())
+    family = family_of(options)
+    fast = accelerate(network)
+    assert isinstance(fast, Plain) == plus
+    for other in (fast, family.regrouped(network), family.portable(network)):
+        assert_same(other(image()), wanted)
+
+
+@pytest.mark.parametrize('layout', ['esrgan', 'bsrgan', 'realesrgan'])
+def test_an_opened_network_is_narrowed(tmp_path, layout):
+    state = esrgan(2).state_dict()
+    path = written(renamed(state, layout) if layout != 'esrgan' else state, tmp_path / 'net.pth')
+    narrow = student_of(open_network(path).network, 1 / 4)
+    assert narrow == {'type': 'ESRGAN', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2, 'unshuffle': 1,
+                      'num_feat': 2, 'num_block': 2, 'num_grow_ch': 8}  # fmt: skip
+    torch.save({'params': build(narrow, 'network_g').state_dict()}, tmp_path / 'student.pth')
+    assert open_network(tmp_path / 'student.pth').network == narrow

@@ -87,6 +87,22 @@ def test_a_student_is_trained(world, options, fork, kind):
     assert weights in (world.root / 'experiments/run/run.yml').read_text()
 
 
+@pytest.mark.parametrize('more', ['cache', 'bf16', 'pool'])
+def test_what_else_a_run_may_ask_for(world, options, fork, more):
+    options['teacher']['weights'] = str(written(world.root, 'SwinIR'))
+    if more == 'cache':
+        options['teacher']['cache'] = str(world.root / 'answers')
+    elif more == 'bf16':
+        options['train']['precision'] = 'bf16'
+    else:
+        options['train']['pool_reuse'] = 2
+        options |= {'gt_size': 32, 'queue_size': 4}
+        options['datasets']['train']['gt_size'] = 64
+    run = fork(world.root, '-opt', world.write(options))
+    printed = run.wait()
+    assert run.status == 0, printed
+
+
 def test_the_loss_is_the_distance_from_its_image(world, options, parse):
     from basicsr.models import build_model
 
