@@ -5,14 +5,17 @@ They give their image, and nothing else is known of them: they cannot be narrowe
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import re
 
 import torch
 from torch import nn
 
 from sdakd.compat import UserError, one_line
-from sdakd_arch.families import State
+from sdakd_arch.families import LARGEST
+from sdakd_arch.families.base import State
 from sdakd_arch.width import budget_for, check_channels
 
 
@@ -35,6 +38,11 @@ class Foreign(nn.Module):
         """What sides of tiles should be multiples of, in input pixels."""
         return self.descriptor.size_requirements.multiple_of
 
+    @property
+    def supports_half(self) -> bool:
+        """Whether it may be converted to float16."""
+        return self.descriptor.supports_half
+
     def describe(self) -> str:
         """One line for people."""
         return ' '.join([self.kind, *self.descriptor.tags, 'by spandrel'])
@@ -44,8 +52,12 @@ class Foreign(nn.Module):
         if image.is_meta:  # what an architecture computes in between may need values
             count, _, height, width = image.shape
             return image.new_empty(count, 3, height * self.scale, width * self.scale)
-        # some architectures work in place on their input, and what is computed in inference mode cannot meet gradients
-        return self.descriptor(image.clone()).clone()
+        precise = contextlib.nullcontext()
+        if not self.descriptor.supports_bfloat16:
+            precise = torch.autocast(image.device.type, enabled=False)
+        with precise:
+            # some architectures work in place on their input, and what is computed in inference mode meets no gradients
+            return self.descriptor(image.clone()).clone()
 
 
 def open_foreign(state: State, path: str | os.PathLike, where: str) -> Foreign | None:
@@ -65,6 +77,9 @@ def open_foreign(state: State, path: str | os.PathLike, where: str) -> Foreign |
     try:
         import spandrel
     except ImportError:
+        return None
+    # it counts layers by the largest number in names, before it builds any
+    if any(len(number) > len(str(LARGEST)) or int(number) > LARGEST for number in re.findall(r'\d+', ' '.join(state))):
         return None
     try:
         with budget_for(state):

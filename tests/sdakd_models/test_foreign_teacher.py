@@ -186,6 +186,28 @@ def test_code_in_a_file_does_not_run(tmp_path):
     assert not (tmp_path / 'victim').exists()
 
 
+def test_names_with_large_numbers_are_not_counted(tmp_path):
+    """spandrel counts layers by the largest number: a name alone would take all memory."""
+    path = written(tmp_path, 'SwinIR')
+    state = torch.load(path)['params_ema']
+    state['layers.9999999999.residual_group.blocks.0.norm1.weight'] = torch.ones(4)
+    torch.save(state, path)
+    with pytest.raises(UserError, match='nothing tells the architecture'):
+        open_network(path, foreign=True)
+
+
+@pytest.mark.parametrize('supported', [True, False])
+def test_precisions_that_an_architecture_does_not_support(tmp_path, supported):
+    from sdakd.commands.upscale.upscaler import Upscaler
+
+    opened = open_network(written(tmp_path), foreign=True)
+    opened.module.descriptor.supports_half = opened.module.descriptor.supports_bfloat16 = supported
+    with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
+        found = opened.module(torch.rand(1, 3, 8, 8))
+    assert found.dtype == (torch.bfloat16 if supported else torch.float32)
+    assert Upscaler(opened, half=True).half == supported
+
+
 def test_networks_that_are_no_generators_of_images_are_refused(tmp_path):
     torch.save(LaMa().state_dict(), tmp_path / 'lama.pth')
     torch.save(SPAN(num_in_ch=1, num_out_ch=1, feature_channels=8, upscale=4).state_dict(), tmp_path / 'grey.pth')

@@ -78,6 +78,7 @@ class Upscaler:
         half: bool = False,
         device: str | torch.device = 'cpu',
     ) -> None:
+        half = half and getattr(opened.module, 'supports_half', True)
         self.scale, self.tile_size, self.pre_pad, self.half = opened.scale, tile, pre_pad, half
         self.device = torch.device(device)
         model = opened.module.eval().to(self.device)
