@@ -76,7 +76,7 @@ def open_foreign(state: State, path: str | os.PathLike, where: str) -> Foreign |
     """
     try:
         import spandrel
-    except ImportError:
+    except (ImportError, RuntimeError):  # the latter where torchvision was built for another torch
         return None
     # it counts layers by the largest number in names, before it builds any
     if any(len(number) > len(str(LARGEST)) or int(number) > LARGEST for number in re.findall(r'\d+', ' '.join(state))):
@@ -84,12 +84,8 @@ def open_foreign(state: State, path: str | os.PathLike, where: str) -> Foreign |
     try:
         with budget_for(state):
             opened = spandrel.ModelLoader('cpu').load_from_state_dict(dict(state))
-    except spandrel.UnsupportedModelError:
+    except Exception:  # it is of none, or looks like one at first and does not fit
         return None
-    except Exception as error:  # of whatever an architecture does with weights that only look like its own
-        raise UserError(
-            where, f'{path} looks like a network of spandrel, which cannot open it ({one_line(error)}); check the file.'
-        ) from None
     name = opened.architecture.name
     if not isinstance(opened, spandrel.ImageModelDescriptor):
         raise UserError(where, f'{path} holds {name}, which takes a mask beside the image; give a generator.')

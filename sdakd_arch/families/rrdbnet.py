@@ -67,13 +67,9 @@ class RRDBNetFamily(Family):
         colours = state['conv_last.weight'].shape[0]
         unshuffle = {4 * colours: 2, 16 * colours: 4}.get(channels, 1)
         ups = sum(re.fullmatch(r'conv_up\d+\.weight', key) is not None for key in state)
-        scale, plus = 2**ups / unshuffle, any('.conv1x1.' in key for key in state)
-        options = {'num_in_ch': channels // unshuffle**2, 'num_out_ch': colours}
-        if ups == 2 and not plus:
-            options = {'type': 'RRDBNet', **options, 'scale': int(scale)}
-        elif scale >= 1:
-            options = {'type': 'ESRGAN', **options, 'upscale': int(scale), 'unshuffle': unshuffle}
-        else:
+        plus = any('.conv1x1.' in key for key in state)
+        options = _options(channels // unshuffle**2, colours, ups, unshuffle, plus)
+        if options is None:
             return None
         options['num_feat'] = features
         options['num_block'] = len({int(key.split('.')[1]) for key in state if key.startswith('body.')})
@@ -124,14 +120,19 @@ class RRDBNetFamily(Family):
             blocks += 1
         blob, channels = convolution('conv_body', blob, features, False)
         blob = graph.add(blob, first, 1.0, 'the residual around the body')
-        for name, active in (('conv_up1', True), ('conv_up2', True), ('conv_hr', True), ('conv_last', False)):
-            if name.startswith('conv_up'):
-                blob = graph.enlarge(blob, 2.0, f'the enlargement before {name}')
+        ups = 0
+        while graph.find('Interp', blob):
+            ups += 1
+            blob = graph.enlarge(blob, 2.0, f'the enlargement before conv_up{ups}')
+            blob, channels = convolution(f'conv_up{ups}', blob, channels, True)
+        for name, active in (('conv_hr', True), ('conv_last', False)):
             blob, channels = convolution(name, blob, channels, active)
         if channels != 3:
             raise NcnnError(f'its output has {channels} channels where RGB has 3')
         graph.end(blob)
-        network = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': {1: 4, 2: 2, 4: 1}[unshuffle]}
+        network = _options(3, 3, ups, unshuffle, False)
+        if network is None:
+            raise NcnnError(f'it unshuffles by {unshuffle} and enlarges {2**ups} times after that')
         return placed, network | {'num_feat': features, 'num_block': blocks, 'num_grow_ch': growth}
 
     def published_discriminator(self, network: Mapping) -> dict:
@@ -215,6 +216,15 @@ class RRDBNetFamily(Family):
             reason = 'opens as it is, or with --to safetensors' if growth == GROWTH else f'cannot be padded to {GROWTH}'
             raise ValueError(f'has {growth} growth channels already and {reason}')
         return {**network, 'num_grow_ch': GROWTH}, widen_growth(state)
+
+
+def _options(taken: int, given: int, ups: int, unshuffle: int, plus: bool) -> dict | None:
+    """Type, channels and scale: BasicSR's class where it can be the network; None where that shrinks its input."""
+    options = {'num_in_ch': taken, 'num_out_ch': given}
+    if ups == 2 and not plus:
+        return {'type': 'RRDBNet', **options, 'scale': 4 // unshuffle}
+    scale = 2**ups // unshuffle
+    return {'type': 'ESRGAN', **options, 'upscale': scale, 'unshuffle': unshuffle} if scale else None
 
 
 def _unshuffle(network: nn.Module) -> int:

@@ -218,13 +218,16 @@ def esrgan(scale, shuffle=None, plus=False):
 
 
 @pytest.mark.parametrize(
-    ('scale', 'shuffle', 'plus'), [(1, None, False), (2, None, False), (8, None, False), (1, 2, True), (4, None, True)]
+    ('scale', 'shuffle', 'plus'),
+    [(1, None, False), (2, None, False), (8, None, False), (4, 2, False), (1, 2, True), (4, None, True)],
 )
 def test_networks_of_esrgan_at_any_scale(tmp_path, scale, shuffle, plus):
     network = esrgan(scale, shuffle, plus)
     torch.save(network.state_dict(), tmp_path / 'net.pth')
     assert run('-m', tmp_path / 'net.pth', '--to', 'safetensors', 'onnx', 'torchscript', 'ncnn', '-o', tmp_path) == 0
     assert open_network(tmp_path / 'net.onnx').multiple == (shuffle or 1)
+    if not plus:
+        assert open_network(tmp_path / 'net.param').network == open_network(tmp_path / 'net.pth').network
     for image in images():
         wanted = network(image)
         bound = 1e-4 * wanted.abs().max().clamp(min=1)
@@ -233,6 +236,8 @@ def test_networks_of_esrgan_at_any_scale(tmp_path, scale, shuffle, plus):
         assert (in_onnx(tmp_path / 'net.onnx', image) - wanted).abs().max() < bound
         assert (torch.jit.load(str(tmp_path / 'net.pt'))(image) - wanted).abs().max() < bound
         assert (in_ncnn(tmp_path / 'net.param', image) - wanted).abs().max() < bound
+        if not plus:
+            assert (open_network(tmp_path / 'net.param').module(image) - wanted).abs().max() < bound
 
 
 def test_a_narrow_network_of_esrgan_plus_is_padded(tmp_path):

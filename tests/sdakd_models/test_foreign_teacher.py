@@ -186,6 +186,13 @@ def test_code_in_a_file_does_not_run(tmp_path):
     assert not (tmp_path / 'victim').exists()
 
 
+def test_weights_that_only_look_like_a_network_of_spandrel(tmp_path):
+    """It takes whatever has these two names for Compact."""
+    torch.save({'body.0.weight': torch.ones(4, 3, 3, 3), 'body.1.weight': torch.ones(2, 2)}, tmp_path / 'net.pth')
+    with pytest.raises(UserError, match='nothing tells the architecture'):
+        open_network(tmp_path / 'net.pth', foreign=True)
+
+
 def test_names_with_large_numbers_are_not_counted(tmp_path):
     """spandrel counts layers by the largest number: a name alone would take all memory."""
     path = written(tmp_path, 'SwinIR')
