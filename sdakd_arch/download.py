@@ -26,6 +26,7 @@ from typing import BinaryIO
 from sdakd.compat import UserError
 from sdakd.lock import waiting_for
 from sdakd.progress import Progress, say
+from sdakd_arch.file_kinds import PAGE
 from sdakd_arch.ncnn_file import read_ncnn
 from sdakd_arch.weights import save_whole
 
@@ -33,7 +34,6 @@ TIMEOUT = 15  # seconds without an answer
 RANGE_NOT_SATISFIABLE = 416
 CHUNK = 1 << 18
 LARGEST = 4 << 30  # bytes, of a file whose length nobody publishes
-PAGE = (b'<!doctype', b'<html', b'<head', b'<?xml')
 
 
 class _FailedError(Exception):

@@ -14,6 +14,7 @@ import torch
 
 from sdakd.compat import UserError
 from sdakd_arch.families import FAMILIES
+from sdakd_arch.file_kinds import is_safetensors, stand_in
 from sdakd_arch.ncnn_graph import Graph, Layer, NcnnError, Placed
 
 MAGIC = '7767517'
@@ -23,15 +24,18 @@ OTHERS = {0x000D4B38: 'its weights are 8-bit integers', 0x0002C056: 'its weights
 
 
 def is_ncnn(path: str | os.PathLike) -> bool:
-    """Whether a file is ncnn's by its ending; torch, too, writes ``.bin``, and is told by the first bytes."""
+    """Whether a file is ncnn's by its ending; others, too, write ``.bin``, and are told by the first bytes."""
     path = Path(path)
     if path.suffix != '.bin':
         return path.suffix == '.param'
+    if path.with_suffix('.param').is_file():
+        return True
     try:
         with open(path, 'rb') as file:
-            return not file.read(2).startswith((b'PK', b'\x80'))
+            head = file.read(16)
     except OSError:
         return False
+    return not (head.startswith((b'PK', b'\x80')) or is_safetensors(head))
 
 
 def _parameter(word: str) -> tuple[int, float | list[float]]:
@@ -150,10 +154,13 @@ def read_ncnn(path: str | os.PathLike, where: str = 'weights') -> tuple[dict[str
     graph, weights = Path(path).with_suffix('.param'), Path(path).with_suffix('.bin')
 
     def refuse(file: Path, reason: object, remedy: str) -> NoReturn:
-        raise UserError(f'{where}: {file} cannot be read as an ncnn model: {reason}; {remedy}.') from None
+        told = stand_in(file) or f'{reason}; {remedy}'
+        raise UserError(f'{where}: {file} cannot be read as an ncnn model: {told}.') from None
 
     for file in (graph, weights):
         if not file.is_file():
+            if Path(path).is_file() and (reason := stand_in(path)):
+                raise UserError(where, f'{path} cannot be read as an ncnn model: {reason}.')
             if file == Path(path):
                 raise UserError(f'{where}: the file {file} does not exist.')
             raise UserError(f'{where}: {path} is half of an ncnn model; put {file.name} beside it.')
@@ -164,6 +171,8 @@ def read_ncnn(path: str | os.PathLike, where: str = 'weights') -> tuple[dict[str
         layers = _parse(graph.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, NcnnError) as error:
         refuse(graph, 'it is no text' if isinstance(error, UnicodeDecodeError) else error, again)
+    if weights.stat().st_size and stand_in(weights):
+        refuse(weights, '', again)
     try:
         placed, network = _follow(layers)
     except NcnnError as error:

@@ -11,6 +11,7 @@ from torch import nn
 
 from sdakd.compat import UserError, near
 from sdakd_arch.families import family_of
+from sdakd_arch.foreign import Foreign
 
 
 class FeatureTaps:
@@ -33,6 +34,8 @@ class FeatureTaps:
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], where: str = 'layers') -> None:
+        if names:
+            _refuse_foreign(network, where)
         modules = dict(network.named_modules())
         self.names = list(names)
         self.active = False
@@ -82,6 +85,15 @@ class FeatureTaps:
         self._recorded.clear()
 
 
+def _refuse_foreign(network: nn.Module, where: str) -> None:
+    if isinstance(network, Foreign):
+        raise UserError(
+            where,
+            f'{network.describe()} gives its image and no feature maps; compare images (the term output), and leave '
+            'terms on feature maps out.',
+        )
+
+
 def default_taps(network: nn.Module, count: int = 4, where: str = 'train:feature_opt:layers') -> list[str]:
     """The taps used where the options name none: ``count`` depths, evenly spread over the network's trunk.
 
@@ -91,6 +103,7 @@ def default_taps(network: nn.Module, count: int = 4, where: str = 'train:feature
     Raises:
         UserError: The architecture has no default.
     """
+    _refuse_foreign(network, where)
     steps = family_of(network).trunk(network)
     if not steps:
         raise UserError(f'{where}: {type(network).__name__} has no default taps, list the modules to compare.')

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import tarfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -16,10 +17,24 @@ from torch import nn
 
 from sdakd.compat import UserError, no_file, replacing
 from sdakd_arch.families import DescribedState, infer_network, modern_keys
+from sdakd_arch.file_kinds import AGAIN, kind_of, unreadable
 from sdakd_arch.ncnn_file import is_ncnn, read_ncnn
 
 State = dict[str, torch.Tensor]
 _load = torch.load
+
+# under which keys the weights of a generator lie, in the order in which they are tried: BasicSR, neosr and traiNNer,
+# KAIR, Lightning and other training programs
+SECTIONS = (
+    'params_ema', 'params-ema', 'params', 'state_dict', 'model_state_dict', 'model', 'net', 'net_g_ema', 'net_g',
+    'netG', 'generator', 'g_ema',
+)  # fmt: skip
+WRAPPERS = ('module.', '_orig_mod.')  # what DataParallel and torch.compile put in front of names
+PREFIXES = ('netG.', 'net_g.', 'generator.', 'model.', 'net.', 'network.')  # what training programs do
+# beginnings of what lies beside a generator in the state of a training
+COMPANIONS = re.compile(
+    r'(net_?[df]|discriminator|criterion|cri_\w+|\w*loss\w*|perceptual\w*|vgg|lpips)\.', re.IGNORECASE
+)
 
 
 def load_tensors(path: str | os.PathLike, where: str, **options: object) -> object:
@@ -36,9 +51,15 @@ def load_tensors(path: str | os.PathLike, where: str, **options: object) -> obje
     if reason := no_file(path):
         raise UserError(where, f'the file {path} {reason}.')
     try:
+        kind_of(path, where)
         if tarfile.is_tarfile(path):  # torch before 2.6 unpacks this old format onto the disk
             raise UserError(where, f'{path} is a tar archive, as torch wrote before 0.4; save it anew with torch.save.')
-        return _load(path, **{'map_location': 'cpu', **options, 'weights_only': True})
+        options = {'map_location': 'cpu', **options, 'weights_only': True}
+        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+            warnings.simplefilter('ignore')  # that another program has written it
+            # newer torch looks at the ending of a path, which may be wrong
+            wrong = os.fspath(path).endswith('.safetensors')
+            return _load(stack.enter_context(open(path, 'rb')) if wrong else path, **options)
     except UserError:
         raise
     except Exception as error:  # torch, zipfile and pickle each raise their own
@@ -46,10 +67,15 @@ def load_tensors(path: str | os.PathLike, where: str, **options: object) -> obje
 
 
 def _unreadable(path: str | os.PathLike, where: str, error: Exception) -> UserError:
-    reason = str(getattr(error, 'strerror', None) or error).strip().splitlines() or [type(error).__name__]
-    if re.search('weights[_ ]only', reason[0], re.IGNORECASE):  # torch advises to let the file run its code
-        reason = ['it is no checkpoint, or holds objects other than tensors, which could run code']
-    return UserError(where, f'{path} cannot be read as a weights file ({reason[0][:200]}).')
+    text = str(getattr(error, 'strerror', None) or error).strip()
+    reason = (text.splitlines() or [type(error).__name__])[0][:200]
+    if re.search('weights[_ ]only', reason, re.IGNORECASE):  # torch advises to let the file run its code
+        named = re.search(r'GLOBAL ([\w.]+)', text)
+        if named:
+            reason = f'it holds {named[1][:100]}, which could run code; save the state_dict of the network alone'
+        else:
+            reason = f'it is no checkpoint, or a damaged one; {AGAIN}'
+    return unreadable(path, where, reason)
 
 
 @contextlib.contextmanager
@@ -118,13 +144,14 @@ def _tensors(content: object, prefix: str = '') -> Iterator[tuple[str, torch.Ten
 def read_weights(path: str | os.PathLike, param_key: str | None = None, where: str = 'weights') -> State:
     """Reads a state dict, with plain float32 tensors on the CPU and today's key names.
 
-    Accepts ``.safetensors``; ``.pth`` with the tensors under ``params_ema``, ``params`` or ``state_dict``, or bare;
-    keys with DataParallel's ``module.`` in front; ESRGAN's two older namings of RRDBNet; and ncnn's ``.param`` and
-    ``.bin``, named by either, which tell their network (:class:`DescribedState`).
+    Accepts safetensors and what torch saves, whatever their names end in, with the tensors under a key of
+    :data:`SECTIONS` or bare; keys with a prefix of :data:`WRAPPERS` or :data:`PREFIXES` in front; ESRGAN's two older
+    namings of RRDBNet; and ncnn's ``.param`` and ``.bin``, named by either, which tell their network
+    (:class:`DescribedState`).
 
     Args:
         path: The file.
-        param_key: The key to read; where it is not in the file, or None, the others are tried in the order above.
+        param_key: The key to read; where it is not in the file, or None, those of :data:`SECTIONS` are tried in order.
         where: Key of the option file to name in an error.
 
     Raises:
@@ -138,7 +165,10 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
         state = DescribedState(*read_ncnn(path, where))
         check_finite(state, path, where)
         return state
-    if path.name.removesuffix('.part').endswith('.safetensors'):
+    kind = kind_of(path, where)
+    if kind == 'onnx':
+        raise unreadable(path, where, 'it is an ONNX graph; give .pth or .safetensors, or let its name end in .onnx')
+    if kind == 'safetensors':
         from safetensors.torch import load_file
 
         try:
@@ -149,23 +179,57 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
         content = load_tensors(path, where)
     if not isinstance(content, Mapping):
         raise UserError(f'{where}: {path} holds a {type(content).__name__}, not a dictionary of tensors.')
-    section = ''
-    for key in (param_key, 'params_ema', 'params', 'state_dict'):
-        if key in content and isinstance(content[key], Mapping):
-            content, section = content[key], key
-            break
+    content, sections = _unwrapped(content, param_key)
     state = {
-        key.removeprefix('module.'): (tensor.detach().float() if tensor.is_floating_point() else tensor.detach())
+        key: (tensor.detach().float() if tensor.is_floating_point() else tensor.detach())
         for key, tensor in content.items()
         if isinstance(key, str) and isinstance(tensor, torch.Tensor)
     }
     if not state:
         found = ', '.join(map(str, list(content)[:6])) or 'nothing'
         raise UserError(
-            f'{where}: {path} holds no tensors under params_ema, params, state_dict or bare; found {found}.'
+            f'{where}: {path} holds no tensors under {", ".join(SECTIONS[:4])} or another known key, or bare; found '
+            f'{found}.'
         )
-    check_finite({section: state} if section else state, path, where)
-    return modern_keys(state)
+    named = state
+    for section in reversed(sections):
+        named = {section: named}
+    check_finite(named, path, where)
+    return _plain_names(state)
+
+
+def _unwrapped(content: Mapping, param_key: str | None) -> tuple[Mapping, list[str]]:
+    """The innermost mapping that holds a generator's tensors, and the keys that lead to it."""
+    sections: list[str] = []
+    while len(sections) < 4:
+        inner = {key: value for key, value in content.items() if isinstance(value, Mapping) and value}
+        key = next((key for key in (param_key, *SECTIONS) if key in inner), None)
+        if key is None and len(content) == 1:
+            key = next(iter(inner), None)
+        if key is None or any(isinstance(value, torch.Tensor) for value in content.values()):
+            break
+        content = inner[key]
+        sections.append(str(key))
+    return content, sections
+
+
+def _plain_names(state: State) -> State:
+    """A state dict without what training programs put in front of its names, and with today's names.
+
+    A prefix of :data:`PREFIXES` goes only where a known network appears behind it and nothing of a network's own is
+    left out: the names of an architecture that nobody knows may begin so.
+    """
+    for prefix in WRAPPERS:
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    state.pop('n_averaged', None)  # torch's counter beside averaged weights
+    modern = modern_keys(state)
+    if infer_network(modern) is None:
+        for prefix in PREFIXES:
+            part = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+            others = (key for key in state if not key.startswith(prefix))
+            if part and all(map(COMPANIONS.match, others)) and infer_network(named := _plain_names(part)) is not None:
+                return named
+    return modern
 
 
 def load_into(network: nn.Module, state: State, path: str | os.PathLike, where: str) -> None:
@@ -175,6 +239,9 @@ def load_into(network: nn.Module, state: State, path: str | os.PathLike, where: 
         UserError: Keys or shapes differ; the message says which network the file holds, where that can be told.
     """
     own = network.state_dict()
+    for prefix in PREFIXES:  # a wrapper around a known network keeps the names that were taken for a program's
+        if own.keys() != state.keys() and own.keys() == {f'{prefix}{key}' for key in state}:
+            state = {f'{prefix}{key}': tensor for key, tensor in state.items()}
     missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
     shapes = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
     if missing or extra or shapes:

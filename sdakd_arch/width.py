@@ -143,6 +143,30 @@ def _budget(values: int, tensors: int) -> Iterator[None]:
             hook.remove()
 
 
+def budget_for(state: State | None) -> contextlib.AbstractContextManager:
+    """While it lasts, a network that becomes much larger than what a file holds stops to be built."""
+    if state is None:
+        return _budget(*LARGEST_GRAPH)
+    # normalisations register what they derive from a weight as well
+    return _budget(2 * sum(tensor.numel() for tensor in state.values()) + (1 << 20), 4 * len(state) + 100)
+
+
+def check_channels(network: Mapping, path: str | os.PathLike, where: str) -> None:
+    """Checks that a network of a file is one of RGB images.
+
+    Raises:
+        UserError: It takes or gives another number of channels.
+    """
+    taken = network.get('num_in_ch', network.get('in_chans', 3))
+    given = network.get('num_out_ch', taken)
+    if isinstance(taken, int) and isinstance(given, int) and (taken, given) != (3, 3):
+        raise UserError(
+            where,
+            f'{path} holds {describe(network)}, which maps {taken} channel{"s" * (taken != 1)} to {given}, where RGB '
+            'images have 3; give a network for RGB.',
+        )
+
+
 def build_told(network: Mapping, state: State | None, where: str, path: str | os.PathLike) -> nn.Module:
     """:func:`build` of a network that a file tells of itself, which may say anything.
 
@@ -157,13 +181,8 @@ def build_told(network: Mapping, state: State | None, where: str, path: str | os
     Raises:
         UserError: As :func:`build`, or the network is too large.
     """
-    if state is None:
-        values, tensors = LARGEST_GRAPH
-    else:  # normalisations register what they derive from a weight as well
-        values = 2 * sum(tensor.numel() for tensor in state.values()) + (1 << 20)
-        tensors = 4 * len(state) + 100
     try:
-        with _budget(values, tensors):
+        with budget_for(state):
             on_meta = build_on_meta(network, where)
             return on_meta if state is None else build(network, where)
     except _BeyondError:

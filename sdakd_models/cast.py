@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdakd.compat import Mistakes, UserError
+from sdakd_arch.families import untold
+from sdakd_arch.foreign import needs_spandrel, open_foreign
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.weights import fingerprint, infer_network, load_into
-from sdakd_arch.width import build, build_told, initialise
+from sdakd_arch.width import build, build_told, check_channels, initialise
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import DiscriminatorBlock, TeacherBlock
 from sdakd_models.players import Discriminator, Player, freeze
@@ -192,16 +194,21 @@ def teacher_network(teacher: TeacherBlock) -> nn.Module:
         initialise(network)
         return network
     state = read_state(teacher.weights, teacher.param_key, teacher.key('weights'))
+    where = teacher.key('weights')
     if teacher.network is not None:
         network = build(teacher.network, teacher.key('network'))
     elif (options := infer_network(state)) is not None:
-        network = build_told(options, state, teacher.key('weights'), teacher.weights)
+        check_channels(options, teacher.weights, where)
+        network = build_told(options, state, where, teacher.weights)
+    elif (network := open_foreign(state, teacher.weights, where)) is not None:
+        return network
     else:
+        reason = untold(state) or f'{", ".join(sorted(state)[:3])}, ...'
         raise UserError(
-            f'{teacher.key("weights")}: the architecture cannot be told from the keys of {teacher.weights} '
-            f'({", ".join(sorted(state)[:3])}, ...): write it as {teacher.key("network")}, with the keys of network_g.'
+            f'{where}: the architecture cannot be told from the keys of {teacher.weights} ({reason}): write it as '
+            f'{teacher.key("network")}, with the keys of network_g{needs_spandrel()}.'
         )
-    load_into(network, state, teacher.weights, teacher.key('weights'))
+    load_into(network, state, teacher.weights, where)
     return network
 
 

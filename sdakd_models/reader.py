@@ -84,7 +84,10 @@ def _teacher(opt: Mapping, root_path: str) -> dict:
     ensure_file(file, 'teacher:weights', 'write teacher:network')
     network = infer_network(read_state(file, teacher.get('param_key'), 'teacher:weights'))
     if network is None:
-        raise UserError(f'the keys of {file} do not tell which network the teacher is; write teacher:network.')
+        raise UserError(
+            f'the keys of {file} do not tell a network that could be narrowed; write teacher:network, or the type and '
+            'keys of the network at full width beside it.'
+        )
     return network
 
 

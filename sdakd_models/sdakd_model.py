@@ -14,6 +14,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
 from sdakd.progress import Progress
+from sdakd_arch.foreign import Foreign
 from sdakd_arch.weights import describe, infer_network
 from sdakd_arch.width import build, scale_of
 from sdakd_data.answers import Answer
@@ -134,7 +135,8 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
 
     def _log_network(self, role: str, network: nn.Module, options: Mapping | None = None) -> None:
         options = options or infer_network(network.state_dict())
-        kind = describe(options) if options else type(network).__name__
+        own = network.describe() if isinstance(network, Foreign) else type(network).__name__
+        kind = describe(options) if options else own
         get_root_logger().info(f'{role}: {kind}, {sum(p.numel() for p in network.parameters()):,d} parameters')
 
     # ------------------------------------------------------------------------------------------------------ training

@@ -50,6 +50,7 @@ EXTRAS = {  # extra -> its packages by import name, what they are for
     'export': (('onnx', 'onnxruntime'), 'ONNX in `sdakd export`, `bench`, `evaluate` and `upscale`'),
     'ncnn': (('pnnx', 'ncnn'), '`sdakd export --to ncnn`'),
     'openvino': (('openvino',), 'OpenVINO in `sdakd bench`'),
+    'spandrel': (('spandrel',), 'teachers of further architectures; checks of `sdakd export --to padded`'),
     'plot': (('matplotlib',), 'figures of `sdakd compare`'),
 }
 NEWEST_PYTHON = (3, 12)  # that BasicSR 1.4.2 installs on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,16 @@ import yaml
 from torch import nn
 
 from sdakd.compat import UserError, no_file
-from sdakd_arch.families import FAMILIES, Family, check_told, family_of, registered
+from sdakd_arch.families import FAMILIES, Family, check_told, family_of, registered, untold
+from sdakd_arch.file_kinds import kind_of
+from sdakd_arch.foreign import Foreign, needs_spandrel, open_foreign
 from sdakd_arch.inference.onnx_network import OnnxNetwork
+from sdakd_arch.ncnn_file import is_ncnn
 from sdakd_arch.plugins import import_entry_points
 from sdakd_arch.weights import describe, infer_network, load_into, read_weights
-from sdakd_arch.width import build_told, cost, scale_of
+from sdakd_arch.width import build_told, check_channels, cost, scale_of
 
+BLOCK = 4  # pixels on a side, of what becomes channels in a graph of unknown architecture: RRDBNet's for scale 1
 SMALLEST_FACE = 4  # pixels; less is left by no factor of the training
 METADATA = ('network', 'scale', 'training', 'commit', 'version')  # what an exported file says of itself, as JSON texts
 
@@ -32,7 +37,8 @@ class Opened:
         module: On the CPU, in float32, in eval mode; maps ``(N, 3, h, w)``, RGB in [0, 1], to ``(N, 3, h * scale,
             w * scale)``.
         scale: Factor between input and output; None for a :class:`FaceNetwork`, which enlarges to one size.
-        network: Its options as BasicSR's ``build_network`` takes them; None for an ONNX file that does not tell.
+        network: Its options as BasicSR's ``build_network`` takes them; None for an ONNX file that does not tell, and
+            for a :class:`sdakd_arch.foreign.Foreign`.
         metadata: What the file says of itself: the keys of :data:`METADATA` that it holds, decoded.
     """
 
@@ -50,17 +56,24 @@ class Opened:
 
     @property
     def multiple(self) -> int:
-        """Sides of the input must be multiples of this number of pixels; a graph does not tell, and may unshuffle."""
-        if isinstance(self.module, OnnxNetwork):
-            return 4 if self.scale < 4 else 1
+        """Sides of the input must be multiples of this number of pixels."""
+        if isinstance(self.module, OnnxNetwork | Foreign):
+            return self.module.multiple
         return self.family.multiple(self.module)
+
+    @property
+    def grid(self) -> int:
+        """What tiles should begin at multiples of: a graph may unshuffle pixels and fill up blocks without telling."""
+        return math.lcm(self.multiple, BLOCK) if isinstance(self.module, OnnxNetwork) else self.multiple
 
     def describe(self) -> str:
         """One line for people."""
-        return describe(self.network) if self.network else 'ONNX graph'
+        return describe(self.network) if self.network else self.module.describe()
 
-    def cost(self, size: int = 64) -> tuple[int, int] | None:
+    def cost(self, size: int = 64) -> tuple[int, int | None] | None:
         """Parameters and multiply-accumulates for ``size`` x ``size`` input pixels; None where they cannot be told."""
+        if isinstance(self.module, Foreign):  # what it computes in inference mode, torch does not count
+            return sum(parameter.numel() for parameter in self.module.parameters()), None
         try:
             return cost(self.network, size) if self.network else None
         except Exception:  # a graph of an architecture that is not registered here, or one that tells another
@@ -133,7 +146,7 @@ def read_metadata(path: Path, where: str = '-m', texts: Mapping[str, str] | None
     Raises:
         UserError: It names a network that is none; see :func:`sdakd_arch.families.check_told`.
     """
-    if path.suffix == '.safetensors':
+    if texts is None and not is_ncnn(path) and kind_of(path, where) == 'safetensors':
         from safetensors import safe_open
 
         with safe_open(path, 'pt') as file:
@@ -173,33 +186,41 @@ def options_beside(path: Path) -> dict | None:
 def _open_onnx(path: Path, where: str, threads: int) -> Opened:
     module = OnnxNetwork(path, where, threads)
     metadata = read_metadata(path, where, module.session.get_modelmeta().custom_metadata_map)
-    if metadata.get('network') is not None and registered(metadata['network']):
-        build_told(metadata['network'], None, where, path)
-    try:
-        output = module(torch.zeros(1, 3, 16, 16))
-    except Exception as error:  # a graph for one fixed size, for example
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(where, f'{path} does not run on an image of 16x16 pixels ({reason}).') from None
-    if not torch.isfinite(output).all():
-        raise UserError(where, f'{path} is damaged: it gives values that are not finite (NaN or infinity); replace it.')
-    return Opened(path.stem, path, module, output.shape[-1] // 16, metadata.get('network'), metadata)
+    network, told = metadata.get('network'), metadata.get('scale')
+    if network is not None and registered(network):
+        on_meta = build_told(network, None, where, path)
+        module.probe(ours=True)
+        module.multiple, told = family_of(network).multiple(on_meta), scale_of(on_meta, where)
+    else:
+        module.probe()
+    if isinstance(told, int) and told != module.scale:
+        raise UserError(
+            where,
+            f'{path} says of itself that it enlarges {told} times, and enlarges {module.scale} times; export it anew.',
+        )
+    return Opened(path.stem, path, module, module.scale, network, metadata)
 
 
-def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: bool = False) -> Opened:
+def open_network(
+    path: str | Path, where: str = '-m', threads: int = 0, faces: bool = False, foreign: bool = False
+) -> Opened:
     """Opens a generator: BasicSR's and ESRGAN's ``.pth``, ``.safetensors``, ncnn's ``.param``/``.bin``, or ``.onnx``.
 
     The file's metadata or graph tell the architecture, else the names and shapes of its weights, else the option file
-    of the BasicSR experiment that the checkpoint lies in. ``params_ema`` is preferred to ``params``.
+    of the BasicSR experiment that the checkpoint lies in, else spandrel where it is installed. ``params_ema`` is
+    preferred to ``params``.
 
     Args:
         path: The file.
         where: The flag or key to name in an error.
         threads: For ONNX Runtime; 0 leaves the choice to it.
         faces: Whether GCFSR will do, as a :class:`FaceNetwork`.
+        foreign: Whether a network will do that only spandrel knows, as a :class:`sdakd_arch.foreign.Foreign`.
 
     Raises:
         UserError: A missing or damaged file, pickled objects other than tensors, an architecture that cannot be told,
-            weights that do not fit it, a discriminator, or a network for faces where none will do.
+            weights that do not fit it, a discriminator, a network of other images than RGB, or one for faces where none
+            will do.
     """
     import_entry_points()
     path = Path(path)
@@ -212,15 +233,27 @@ def open_network(path: str | Path, where: str = '-m', threads: int = 0, faces: b
     network = metadata.get('network') or infer_network(state)
     if network is None and (beside := options_beside(path)) is not None:
         network = check_told(beside['network_g'], f'{where}: the option file of {path}: network_g')
-    if network is None:
+    if network is None and (module := open_foreign(state, path, where)) is not None:
+        opened = Opened(path.stem, path, module, module.scale, None, metadata)
+        if foreign:
+            return opened
         raise UserError(
             where,
-            f'nothing tells the architecture of {path}: its weights are of no known family '
-            f'({", ".join(name for name, family in FAMILIES.items() if not family.discriminator)}), and no option file '
-            'with network_g lies two folders above; put it where its experiment left it.',
+            f'{path} holds {opened.describe()}, which can teach (`sdakd distill`, the key teacher) and be run (`sdakd '
+            'evaluate`, `bench` and `upscale`), and nothing else; give a network of an architecture that this project '
+            'knows.',
+        )
+    if network is None:
+        known = ', '.join(name for name, family in FAMILIES.items() if not family.discriminator)
+        reason = untold(state) or f'its weights are of no known family ({known})'
+        raise UserError(
+            where,
+            f'nothing tells the architecture of {path}: {reason}, and no option file '
+            f'with network_g lies two folders above; put it where its experiment left it{needs_spandrel()}.',
         )
     if family_of(network).discriminator:
         raise UserError(where, f'{path} holds the discriminator {describe(network)}; give a generator (net_g_...).')
+    check_channels(network, path, where)
     module = build_told(network, state, where, path).eval().requires_grad_(False)
     load_into(module, state, path, where)
     if hasattr(module, 'example_inputs'):

@@ -29,6 +29,7 @@ __all__ = [
     'modern_keys',
     'register_family',
     'registered',
+    'untold',
 ]
 
 GENERIC = Generic()
@@ -63,6 +64,14 @@ def infer_network(state: State) -> dict | None:
         with contextlib.suppress(*UNLIKE):
             if found := family.infer(state):
                 return found
+    return None
+
+
+def untold(state: State) -> str | None:
+    """Why the network of a state dict cannot be told though its family is known, as a clause; None where it is not."""
+    for family in _latest_first():
+        if clause := family.untold(state):
+            return clause
     return None
 
 

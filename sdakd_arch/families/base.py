@@ -51,6 +51,10 @@ class Family:
         """The options that a state dict tells; None where it is of another family or does not tell enough."""
         return None
 
+    def untold(self, state: State) -> str | None:
+        """What a state dict of this family does not tell of its network, as a clause; None where it is of another."""
+        return None
+
     def from_ncnn(self, graph: Graph) -> tuple[Placed, dict] | None:
         """The layers by their names in a state dict, and the options, of ncnn's graph; None where it is not this one's.
 
@@ -117,6 +121,10 @@ class Family:
     def regrouped(self, network: nn.Module) -> nn.Module:
         """A network in operators that ONNX Runtime and OpenVINO compute faster, with copied weights."""
         return network
+
+    def common(self, network: Mapping, state: State) -> tuple[dict, State]:
+        """Options and state dict, of the same output, by the names and layers that other programs know."""
+        return dict(network), state
 
     def padded(self, network: Mapping, state: State) -> tuple[dict, State]:
         """Options and state dict, of the same output, in sizes that programs built on spandrel take for granted.

@@ -1,4 +1,8 @@
-"""RRDBNet (ESRGAN, Real-ESRGAN): dense blocks in residual blocks; for scale 2 and 1 on pixel-unshuffled input."""
+"""RRDBNet (ESRGAN, Real-ESRGAN): dense blocks in residual blocks; for scale 2 and 1 on pixel-unshuffled input.
+
+BasicSR's class has two enlargements. ESRGAN's models have as many as their scale wants, and some the further residuals
+of ESRGAN+: these are :class:`sdakd_arch.esrgan_arch.ESRGAN`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from sdakd_arch.esrgan_arch import PlusBlock
 from sdakd_arch.families.base import Family, State, register_family
 from sdakd_arch.families.discriminators import unet
 from sdakd_arch.inference.onednn import FastRRDBNet
@@ -24,9 +29,9 @@ BRANCH = 0.2  # of every residual branch
 
 @register_family
 class RRDBNetFamily(Family):
-    """See :class:`basicsr.archs.rrdbnet_arch.RRDBNet`."""
+    """See :class:`basicsr.archs.rrdbnet_arch.RRDBNet` and :class:`sdakd_arch.esrgan_arch.ESRGAN`."""
 
-    types = ('RRDBNet',)
+    types = ('RRDBNet', 'ESRGAN')
     channels = {'num_feat': 64, 'num_grow_ch': 32}
     examples = {'RRDBNet': {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3}}
 
@@ -34,14 +39,16 @@ class RRDBNetFamily(Family):
         """From ESRGAN's two older namings: a Sequential's numbers; RRDB_trunk and HRconv."""
         if 'model.0.weight' in state and any(key.startswith('model.1.sub.') for key in state):
             trunk = max(int(key.split('.')[3]) for key in state if key.startswith('model.1.sub.'))
-            names = {f'model.1.sub.{trunk}': 'conv_body', 'model.0': 'conv_first', 'model.3': 'conv_up1'}
-            names |= {'model.6': 'conv_up2', 'model.8': 'conv_hr', 'model.10': 'conv_last'}
-            if 'model.10.weight' not in state:  # the x2 layout has one upsampling less, which RRDBNet cannot express
-                return state
-            block = re.compile(r'model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0')
+            names = {f'model.1.sub.{trunk}': 'conv_body', 'model.0': 'conv_first'}
+            # behind the trunk: for each enlargement it, a convolution and an activation; then the last two convolutions
+            last = max(int(key.split('.')[1]) for key in state)
+            names |= {f'model.{3 * number}': f'conv_up{number}' for number in range(1, (last - 4) // 3 + 1)}
+            names |= {f'model.{last - 2}': 'conv_hr', f'model.{last}': 'conv_last'}
+            block = re.compile(r'model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d|1x1)(?:\.0)?')
         elif any(key.startswith('RRDB_trunk.') for key in state):
-            names = {'trunk_conv': 'conv_body', 'upconv1': 'conv_up1', 'upconv2': 'conv_up2', 'HRconv': 'conv_hr'}
-            block = re.compile(r'RRDB_trunk\.(\d+)\.RDB(\d)\.conv(\d)')
+            names = {'trunk_conv': 'conv_body', 'HRconv': 'conv_hr'}
+            names |= {key[:-7]: f'conv_up{key[6:-7]}' for key in state if re.fullmatch(r'upconv\d\.weight', key)}
+            block = re.compile(r'RRDB_trunk\.(\d+)\.RDB(\d)\.conv(\d|1x1)')
         else:
             return state
         renamed = {}
@@ -53,22 +60,21 @@ class RRDBNetFamily(Family):
         return renamed
 
     def infer(self, state: State) -> dict | None:
-        """The scale is told by the channels of the pixel-unshuffled input."""
+        """Unshuffling is told by 4 or 16 times as many channels at the input as at the output."""
         if not {'conv_first.weight', 'body.0.rdb1.conv1.weight', 'conv_last.weight'} <= state.keys():
             return None
-        first = state['conv_first.weight']
-        scale = {3: 4, 12: 2, 48: 1}.get(first.shape[1])
-        if scale is None:
+        features, channels = state['conv_first.weight'].shape[:2]
+        colours = state['conv_last.weight'].shape[0]
+        unshuffle = {4 * colours: 2, 16 * colours: 4}.get(channels, 1)
+        ups = sum(re.fullmatch(r'conv_up\d+\.weight', key) is not None for key in state)
+        plus = any('.conv1x1.' in key for key in state)
+        options = _options(channels // unshuffle**2, colours, ups, unshuffle, plus)
+        if options is None:
             return None
-        return {
-            'type': 'RRDBNet',
-            'num_in_ch': 3,
-            'num_out_ch': state['conv_last.weight'].shape[0],
-            'scale': scale,
-            'num_feat': first.shape[0],
-            'num_block': len({int(key.split('.')[1]) for key in state if key.startswith('body.')}),
-            'num_grow_ch': state['body.0.rdb1.conv1.weight'].shape[0],
-        }
+        options['num_feat'] = features
+        options['num_block'] = len({int(key.split('.')[1]) for key in state if key.startswith('body.')})
+        options['num_grow_ch'] = state['body.0.rdb1.conv1.weight'].shape[0]
+        return options | ({'plus': True} if plus else {})
 
     def from_ncnn(self, graph: Graph) -> tuple[Placed, dict] | None:
         """RRDBNet joins maps; at scale 2 and 1 it unshuffles the pixels of its input."""
@@ -114,14 +120,19 @@ class RRDBNetFamily(Family):
             blocks += 1
         blob, channels = convolution('conv_body', blob, features, False)
         blob = graph.add(blob, first, 1.0, 'the residual around the body')
-        for name, active in (('conv_up1', True), ('conv_up2', True), ('conv_hr', True), ('conv_last', False)):
-            if name.startswith('conv_up'):
-                blob = graph.enlarge(blob, 2.0, f'the enlargement before {name}')
+        ups = 0
+        while graph.find('Interp', blob):
+            ups += 1
+            blob = graph.enlarge(blob, 2.0, f'the enlargement before conv_up{ups}')
+            blob, channels = convolution(f'conv_up{ups}', blob, channels, True)
+        for name, active in (('conv_hr', True), ('conv_last', False)):
             blob, channels = convolution(name, blob, channels, active)
         if channels != 3:
             raise NcnnError(f'its output has {channels} channels where RGB has 3')
         graph.end(blob)
-        network = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': {1: 4, 2: 2, 4: 1}[unshuffle]}
+        network = _options(3, 3, ups, unshuffle, False)
+        if network is None:
+            raise NcnnError(f'it unshuffles by {unshuffle} and enlarges {2**ups} times after that')
         return placed, network | {'num_feat': features, 'num_block': blocks, 'num_grow_ch': growth}
 
     def published_discriminator(self, network: Mapping) -> dict:
@@ -138,10 +149,10 @@ class RRDBNetFamily(Family):
         has to learn first what an image is: it stays behind bicubic interpolation for more than 1,000 steps. Here its
         first channels, one a colour, carry the pixels: each layer outside the trunk passes them on, the trunk adds zero
         to them and the last layer reads nothing else. The output at the start is exactly the image with every pixel
-        repeated 4 x 4 times, because leaky ReLU leaves values in [0, 1] as they are. The other weights of these layers
-        are random, of a size that keeps the signal behind leaky ReLU (He et al., arXiv 1502.01852, section 2.2), ten
-        times smaller in the trunk's last layer; the trunk keeps BasicSR's. Every parameter has a gradient from the
-        second step on.
+        repeated, 4 x 4 times at scale 4, because leaky ReLU leaves values in [0, 1] as they are. The other weights of
+        these layers are random, of a size that keeps the signal behind leaky ReLU (He et al., arXiv 1502.01852, section
+        2.2), ten times smaller in the trunk's last layer; the trunk keeps BasicSR's. Every parameter has a gradient
+        from the second step on.
 
         A network of scale 2 or 1 gets its image as blocks of 2 x 2 or 4 x 4 pixels, one channel a pixel of the block,
         and begins as the blocks' means, enlarged: an image of equal blocks, such as a checkerboard, has constant
@@ -152,7 +163,8 @@ class RRDBNetFamily(Family):
         block = network.conv_first.in_channels // colours  # pixels of a block
         if network.conv_body.out_channels < colours:
             return
-        passing = (network.conv_first, network.conv_up1, network.conv_up2, network.conv_hr, network.conv_last)
+        ups = [layer for name, layer in network.named_children() if name.startswith('conv_up')]
+        passing = (network.conv_first, *ups, network.conv_hr, network.conv_last)
         for convolution in (*passing, network.conv_body):
             nn.init.kaiming_normal_(convolution.weight, a=network.lrelu.negative_slope)
             nn.init.zeros_(convolution.bias)
@@ -165,21 +177,37 @@ class RRDBNetFamily(Family):
 
     def multiple(self, network: nn.Module) -> int:
         """The side of the blocks of pixels that become channels."""
-        return UNSHUFFLE.get(getattr(network, 'scale', 4), 1)
+        return _unshuffle(network)
 
-    def accelerated(self, network: nn.Module, dtype: torch.dtype) -> nn.Module:
-        return FastRRDBNet(network, dtype)
+    def accelerated(self, network: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+        return None if _is_plus(network) else FastRRDBNet(network, dtype, _unshuffle(network))
 
     def portable(self, network: nn.Module) -> nn.Module:
         """With torch's own operator for pixel-unshuffling, which exporters know."""
-        if network.scale not in UNSHUFFLE:
+        if getattr(network, 'scale', None) not in UNSHUFFLE:
             return network
         behind = copy.copy(network)
         behind.scale = 4  # its forward leaves the unshuffling to the operator before it
         return nn.Sequential(nn.PixelUnshuffle(UNSHUFFLE[network.scale]), behind)
 
     def regrouped(self, network: nn.Module) -> nn.Module:
-        return regroup(network)
+        return network if _is_plus(network) else regroup(network)
+
+    def common(self, network: Mapping, state: State) -> tuple[dict, State]:
+        """ESRGAN+ with ESRGAN's first names: programs built on spandrel know its further convolutions by them alone."""
+        if not network.get('plus'):
+            return dict(network), state
+        ups = len({key.split('.')[0] for key in state if key.startswith('conv_up')})
+        names = {'conv_first': 'model.0', 'conv_body': f'model.1.sub.{network.get("num_block", 23)}'}
+        names |= {f'conv_up{number}': f'model.{3 * number}' for number in range(1, ups + 1)}
+        names |= {'conv_hr': f'model.{3 * ups + 2}', 'conv_last': f'model.{3 * ups + 4}'}
+        renamed = {}
+        for key, tensor in state.items():
+            module, _, kind = key.rpartition('.')
+            found = re.fullmatch(r'body\.(\d+)\.rdb(\d)\.conv(\d|1x1)', module)
+            place = 'model.1.sub.{}.RDB{}.conv{}'.format(*found.groups()) if found else names[module]
+            renamed[f'{place}{".0" * bool(found and found[3] != "1x1")}.{kind}'] = tensor
+        return dict(network), renamed
 
     def padded(self, network: Mapping, state: State) -> tuple[dict, State]:
         """With 32 growth channels, most of them zero: spandrel reads features and blocks from the weights only."""
@@ -188,6 +216,24 @@ class RRDBNetFamily(Family):
             reason = 'opens as it is, or with --to safetensors' if growth == GROWTH else f'cannot be padded to {GROWTH}'
             raise ValueError(f'has {growth} growth channels already and {reason}')
         return {**network, 'num_grow_ch': GROWTH}, widen_growth(state)
+
+
+def _options(taken: int, given: int, ups: int, unshuffle: int, plus: bool) -> dict | None:
+    """Type, channels and scale: BasicSR's class where it can be the network; None where that shrinks its input."""
+    options = {'num_in_ch': taken, 'num_out_ch': given}
+    if ups == 2 and not plus:
+        return {'type': 'RRDBNet', **options, 'scale': 4 // unshuffle}
+    scale = 2**ups // unshuffle
+    return {'type': 'ESRGAN', **options, 'upscale': scale, 'unshuffle': unshuffle} if scale else None
+
+
+def _unshuffle(network: nn.Module) -> int:
+    """Side of the blocks of pixels that become channels."""
+    return getattr(network, 'unshuffle', None) or UNSHUFFLE.get(getattr(network, 'scale', 4), 1)
+
+
+def _is_plus(network: nn.Module) -> bool:
+    return any(isinstance(module, PlusBlock) for module in network.modules())
 
 
 def widen_growth(state: State, growth: int = GROWTH) -> State:
@@ -199,10 +245,10 @@ def widen_growth(state: State, growth: int = GROWTH) -> State:
     narrow = state['body.0.rdb1.conv1.weight'].shape[0]
     widened = dict(state)
     for key, tensor in state.items():
-        found = re.fullmatch(r'body\.\d+\.rdb\d\.conv(\d)\.(weight|bias)', key)
+        found = re.fullmatch(r'body\.\d+\.rdb\d\.conv(\d|1x1)\.(weight|bias)', key)
         if not found:
             continue
-        number = int(found[1])
+        number = 1 if found[1] == '1x1' else int(found[1])
         outputs = tensor.shape[0] if number == 5 else growth
         if found[2] == 'bias':
             widened[key] = tensor.new_zeros(outputs)

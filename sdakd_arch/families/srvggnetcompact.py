@@ -36,15 +36,27 @@ class SRVGGNetCompactFamily(Family):
         if numbers[:2] != [0, 1] or body[0].dim() != 4 or body[1].dim() != 1:
             return None
         convs = [tensor for tensor in body if tensor.dim() == 4]
+        features, channels = convs[0].shape[:2]
+        # of the last layer's channels, a pixel's are most likely those of the input, else RGB's, RGBA's or grey's
+        last = convs[-1].shape[0]
+        colours = next((each for each in (channels, 3, 4, 1) if last == each * math.isqrt(last // each) ** 2), None)
+        if colours is None:
+            return None
         return {
             'type': 'SRVGGNetCompact',
-            'num_in_ch': convs[0].shape[1],
-            'num_out_ch': 3,
-            'num_feat': convs[0].shape[0],
+            'num_in_ch': channels,
+            'num_out_ch': colours,
+            'num_feat': features,
             'num_conv': len(convs) - 2,
-            'upscale': round((convs[-1].shape[0] / 3) ** 0.5),
+            'upscale': math.isqrt(last // colours),
             'act_type': 'prelu',
         }
+
+    def untold(self, state: State) -> str | None:
+        layers = {key.rpartition('.')[0] for key in state}
+        if len(layers) < 2 or layers != {f'body.{2 * number}' for number in range(len(layers))}:
+            return None
+        return 'it is SRVGGNetCompact, and whether its activation is ReLU or LeakyReLU leaves no trace in weights'
 
     def from_ncnn(self, graph: Graph) -> tuple[Placed, dict] | None:
         """SRVGGNetCompact shuffles pixels; its activation is what the graph says."""
@@ -123,6 +135,16 @@ class SRVGGNetCompactFamily(Family):
 
     def widest(self, network: Mapping) -> int:
         return max(network.get('num_feat', 64), 3 * network.get('upscale', 4) ** 2)
+
+    def common(self, network: Mapping, state: State) -> tuple[dict, State]:
+        """With PReLU in the place of ReLU and LeakyReLU, of the slope that these have: others know PReLU alone."""
+        slope = {'relu': 0.0, **SLOPES}.get(network.get('act_type', 'prelu'))
+        if slope is None:
+            return dict(network), state
+        given = dict(state)
+        for number in range(network.get('num_conv', 16) + 1):
+            given[f'body.{2 * number + 1}.weight'] = state['body.0.bias'].new_full(state['body.0.bias'].shape, slope)
+        return dict(network) | {'act_type': 'prelu'}, given
 
     def accelerated(self, network: nn.Module, dtype: torch.dtype) -> nn.Module:
         return FastSRVGG(network, dtype)

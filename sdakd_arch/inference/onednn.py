@@ -100,11 +100,17 @@ class DenseBlock:
 
 
 class FastRRDBNet(nn.Module):
-    """BasicSR's RRDBNet. In bfloat16, the trunk's sums and everything behind the trunk stay in float32."""
+    """BasicSR's RRDBNet. In bfloat16, the trunk's sums and everything behind the trunk stay in float32.
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+    Args:
+        network: One with any number of enlargements ``conv_up<number>``.
+        dtype: float32 or bfloat16.
+        unshuffle: Side of the blocks of input pixels that become channels.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, unshuffle: int = 1) -> None:
         super().__init__()
-        self.dtype, self.unshuffle = dtype, {2: 2, 1: 4}.get(network.scale, 1)
+        self.dtype, self.unshuffle = dtype, unshuffle
         inner, outer = (RESIDUAL, 1.0), (RESIDUAL**2, RESIDUAL)
         self.blocks = [
             [DenseBlock(getattr(block, f'rdb{number}'), *factors, dtype) for number, factors in parts]
@@ -114,7 +120,8 @@ class FastRRDBNet(nn.Module):
         slope = network.lrelu.negative_slope
         self.first = _convolution(network.conv_first, None, torch.float32)
         self.trunk = _convolution(network.conv_body, None, dtype)
-        self.up = [_convolution(layer, slope, torch.float32) for layer in (network.conv_up1, network.conv_up2)]
+        ups = [layer for name, layer in network.named_children() if name.startswith('conv_up')]
+        self.up = [_convolution(layer, slope, torch.float32) for layer in ups]
         self.detail = _convolution(network.conv_hr, slope, torch.float32)
         self.last = _convolution(network.conv_last, None, torch.float32)
 

@@ -6,10 +6,23 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from sdakd.compat import UserError, no_file
+from sdakd_arch.file_kinds import HEAD, is_safetensors, stand_in
+
+DTYPES = {'tensor(float)': torch.float32, 'tensor(float16)': torch.float16}
+MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 64)  # of pixels: what sides are tried to be multiples of
+# what a graph for another range makes of grey in [0, 1]: a factor, and what it adds
+RANGES = {
+    (255.0, 0.0): 'gives values in [0, 255]',
+    (2.0, -1.0): 'gives values in [-1, 1]',
+    (1 / 255, 0.0): 'takes values in [0, 255]',
+    (0.5, 0.5): 'takes values in [-1, 1]',
+    (127.5, 127.5): 'takes values in [-1, 1] and gives values in [0, 255]',
+}
 
 # Where messages hold other messages down to tensors: kind -> field number -> kind (onnx.proto, IR version 11)
 _HOLDS = {
@@ -84,10 +97,17 @@ def check_external(path: Path, where: str) -> None:
     Raises:
         UserError: One does not, be it through a link, or is no file; or the graph's file is none.
     """
+    with open(path, 'rb') as file:
+        head = file.read(HEAD)
     try:
-        names = external_files(path)
+        reason = stand_in(path)
+        if head.startswith(b'PK') or is_safetensors(head):
+            reason = 'it holds weights or an archive; let its name end as that of such a file'
+        names = set() if reason else external_files(path)
     except (ValueError, IndexError):
-        raise UserError(where, f'{path} cannot be read as an ONNX graph; export it again.') from None
+        reason = 'it is none, or is damaged; export it again'
+    if reason:
+        raise UserError(where, f'{path} cannot be read as an ONNX graph: {reason}.')
     folder = os.path.realpath(path.parent)
     for name in sorted(names):
         place = os.path.realpath(os.path.join(folder, name.replace('\0', '')))
@@ -98,15 +118,23 @@ def check_external(path: Path, where: str) -> None:
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX graph run by ONNX Runtime, called as any other generator.
+    """An ONNX graph run by ONNX Runtime, called as any other generator. :meth:`probe` finds out what it does.
 
     Args:
-        path: The file; its input is ``(N, 3, h, w)`` with dynamic height and width.
+        path: The file; its input is ``(N, 3, h, w)`` with dynamic height and width, float32 or float16.
+        where: Flag or key to name in an error.
         threads: How many threads ONNX Runtime may use; 0 leaves the choice to it.
 
+    Attributes:
+        scale: Factor between input and output, once it is probed.
+        multiple: What sides of the input must be multiples of, likewise.
+
     Raises:
-        UserError: ONNX Runtime is not installed, or the file is no ONNX graph that takes one image.
+        UserError: ONNX Runtime is not installed, or the file is no ONNX graph of one RGB image to one image.
     """
+
+    scale: int
+    multiple: int
 
     def __init__(self, path: Path, where: str, threads: int = 0) -> None:
         super().__init__()
@@ -117,6 +145,7 @@ class OnnxNetwork(nn.Module):
         check_external(path, where)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what fails is told in a sentence
         wanted = ['CUDAExecutionProvider', 'CPUExecutionProvider']
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         try:
@@ -124,14 +153,122 @@ class OnnxNetwork(nn.Module):
         except Exception as error:  # its exceptions share no base class
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(f'{where}: {path} cannot be read as an ONNX graph ({reason}).') from None
-        inputs = self.session.get_inputs()
-        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] != 3:
-            shapes = [entry.shape for entry in inputs]
-            raise UserError(f'{where}: {path} takes {shapes}, not one RGB image (N, 3, height, width).')
-        self.input = inputs[0].name
-        self.dtype = torch.float16 if 'float16' in inputs[0].type else torch.float32
+        self.path, self.where = path, where
+        self._check_signature()
+        entry = self.session.get_inputs()[0]
+        self.input = entry.name
+        self.dtype = DTYPES[entry.type]
+        self.one_by_one = entry.shape[0] == 1
+
+    def _refusal(self, sentence: str) -> UserError:
+        return UserError(self.where, f'{self.path} {sentence}.')
+
+    def _check_signature(self) -> None:
+        """What the graph says of its inputs and outputs; dimensions that are no number it leaves open.
+
+        Raises:
+            UserError: It cannot be one RGB image to one image.
+        """
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1:
+            names = ', '.join(entry.name for entry in inputs)
+            raise self._refusal(f'takes {len(inputs)} inputs ({names}), not one RGB image (N, 3, height, width)')
+        if len(outputs) != 1:
+            names = ', '.join(entry.name for entry in outputs)
+            raise self._refusal(
+                f'gives {len(outputs)} outputs ({names}), and nothing tells which is the image; export one'
+            )
+        taken, given = inputs[0], outputs[0]
+        for entry, verb, values in ((taken, 'takes', ''), (given, 'gives', ', whose images have values in [0, 1]')):
+            if entry.type not in DTYPES:
+                kind = entry.type.removeprefix('tensor(').removesuffix(')')
+                raise self._refusal(f'{verb} {kind}, not float32 or float16{values}; export it for such images')
+        shape = list(taken.shape)
+        fixed = [isinstance(side, int) for side in shape]
+        if len(shape) == 4 and shape[3] == 3 and shape[1] != 3:
+            raise self._refusal(f'takes images as {_shown(shape)}, channels last; export it for (N, 3, height, width)')
+        if len(shape) != 4 or (fixed[1] and shape[1] != 3):
+            raise self._refusal(f'takes {_shown(shape)}, not one RGB image (N, 3, height, width)')
+        if fixed[2] or fixed[3]:
+            raise self._refusal(f'takes images of one size, {_shown(shape)}; export it with dynamic height and width')
+        if fixed[0] and shape[0] != 1:
+            raise self._refusal(f'takes {shape[0]} images at a time; export it for one, or with a dynamic batch')
+
+    def describe(self) -> str:
+        """One line for people."""
+        return 'ONNX graph'
+
+    def probe(self, ours: bool = False) -> None:
+        """Finds the scale and what sides must be multiples of, by running small images.
+
+        Args:
+            ours: The graph was written by this project and gives whatever its network does; values are not judged.
+
+        Raises:
+            UserError: It enlarges by no whole factor, not to RGB, or not to values in [0, 1].
+        """
+        wrong = failed = None
+        for multiple in MULTIPLES:
+            # odd numbers of the multiple, so that no larger one will do, and at least 16 pixels
+            short = multiple * (-(-16 // multiple) // 2 * 2 + 1)
+            height, width = short, short + 2 * multiple
+            image = torch.linspace(0, 1, 3 * height * width).reshape(1, 3, height, width)
+            try:
+                output = self(image)
+            except Exception as error:  # sides that it does not take
+                failed = failed or (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                continue
+            wrong = _wrong_shape(list(output.shape), height, width)  # or it cuts or fills up what is no block
+            if wrong is None:
+                break
+        else:
+            raise self._refusal(wrong or f'does not run on images from 16 to {width} pixels ({failed})')
+        if not torch.isfinite(output).all():
+            raise self._refusal('is damaged: it gives values that are not finite (NaN or infinity); replace it')
+        self.multiple, self.scale = multiple, output.shape[-1] // width
+        if not ours and (found := self._range(image, output)) is not None:
+            raise self._refusal(f'{found}, where images have values in [0, 1]; export it for these')
+
+    def _range(self, image: torch.Tensor, output: torch.Tensor) -> str | None:
+        """Which other range of values the graph is for, as far as it shows: what becomes of grey images."""
+        if torch.equal(output, output.round()) and output.min() < output.max():
+            return 'gives whole numbers, as graphs for [0, 255] do'
+        means = [self(torch.full_like(image, level)).mean().item() for level in (0.25, 0.5, 0.75)]
+        slope = 2 * (means[2] - means[0])
+        offset = means[1] - slope / 2
+        for (factor, shift), found in RANGES.items():
+            if abs(slope / factor - 1) < 0.1 and abs(offset - shift) < 0.1 * factor:
+                return found
+        if output.abs().max() > 16:
+            return f'gives values from {output.min():.0f} to {output.max():.0f} for values in [0, 1]'
+        return None
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         array = image.detach().to('cpu', self.dtype).contiguous().numpy()
-        output = self.session.run(None, {self.input: array})[0]
-        return torch.from_numpy(output).to(image.device, image.dtype)
+        parts = np.split(array, len(array)) if self.one_by_one and len(array) > 1 else [array]
+        outputs = [torch.from_numpy(self.session.run(None, {self.input: part})[0]) for part in parts]
+        return torch.cat(outputs).to(image.device, image.dtype)
+
+
+def _shown(shape: list) -> str:
+    return f'({", ".join(str(side or "?") for side in shape)})'
+
+
+def _wrong_shape(shape: list[int], height: int, width: int) -> str | None:
+    """What is wrong with an output's shape for an RGB image of this size; None where that is enlarged as it should."""
+    if len(shape) != 4 or shape[0] != 1:
+        return f'gives {_shown(shape)} for an image of {width}x{height} pixels, not (1, 3, height, width)'
+    if shape[1] != 3:
+        last = ', channels last' if shape[3] == 3 else f', {shape[1]} channel{"s" * (shape[1] != 1)} where RGB has 3'
+        return f'gives {_shown(shape)} for an image of {width}x{height} pixels{last}; export it for RGB, (N, 3, h, w)'
+    tall, wide = shape[2] / height, shape[3] / width
+    if tall == wide and tall >= 1 and tall == int(tall):
+        return None
+    if shape[2] * height == shape[3] * width:
+        return f'gives {shape[3]}x{shape[2]} pixels for {width}x{height}: width and height are swapped; export it anew'
+    if tall == wide:
+        return f'enlarges {tall:g} times; a generator here enlarges by a whole number'
+    return (
+        f'gives {shape[3]}x{shape[2]} pixels for {width}x{height}, which is no whole multiple; a generator here '
+        'enlarges both sides by the same whole number'
+    )

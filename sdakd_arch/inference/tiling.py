@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -29,6 +30,7 @@ def run_tiled(
     tile: int = 0,
     tile_pad: int = 10,
     multiple: int | None = None,
+    grid: int = 1,
 ) -> torch.Tensor:
     """Runs a super-resolution network over an image, in overlapping tiles where asked.
 
@@ -40,6 +42,7 @@ def run_tiled(
         tile_pad: Context around every tile, in input pixels. With at least the network's receptive field the result
             equals the untiled one.
         multiple: What sides must be multiples of, in input pixels; None asks the family of the network, a module then.
+        grid: What tiles must begin at multiples of beside that, where the network fills up its blocks of pixels itself.
 
     Returns:
         ``(N, C, h * scale, w * scale)``, on the network's device and of its type.
@@ -50,10 +53,8 @@ def run_tiled(
     if tile <= 0:
         return network(image)[..., : height * scale, : width * scale]
     padded_h, padded_w = image.shape[-2:]
-    tile, tile_pad = (
-        tile + -tile % multiple,
-        tile_pad + -tile_pad % multiple,
-    )  # tiles begin where blocks of pixels begin
+    grid = math.lcm(grid, multiple)  # tiles begin where blocks of pixels begin
+    tile, tile_pad = tile + -tile % grid, tile_pad + -tile_pad % grid
     result = None
     for top in range(0, padded_h, tile):
         for left in range(0, padded_w, tile):

@@ -184,6 +184,85 @@ def test_padded_is_exact_and_opens_in_spandrel(exported, name, tmp_path):
     assert json.loads((tmp_path / 'wide.json').read_text())['network']['num_grow_ch'] == 32
 
 
+@pytest.mark.parametrize('kind', ['relu', 'leakyrelu'])
+def test_activations_that_spandrel_does_not_know_become_prelu(tmp_path, kind):
+    torch.manual_seed(4)
+    network = SRVGGNetCompact(num_feat=8, num_conv=3, act_type=kind).eval().requires_grad_(False)
+    folder = tmp_path / 'experiments/run/models'
+    folder.mkdir(parents=True)
+    torch.save({'params': network.state_dict()}, folder / 'net_g_9.pth')
+    options = {'network_g': {'type': 'SRVGGNetCompact', 'num_feat': 8, 'num_conv': 3, 'act_type': kind}}
+    (folder.parent / 'run.yml').write_text(yaml.safe_dump(options))
+    with pytest.raises(spandrel.UnsupportedModelError):
+        spandrel.ModelLoader('cpu').load_from_file(folder / 'net_g_9.pth')
+    for name in ('a.safetensors', 'b.pth'):
+        assert run('-m', folder / 'net_g_9.pth', '--to', 'safetensors', '-o', tmp_path / name) == 0
+        opened = open_network(tmp_path / name)
+        assert opened.network['act_type'] == 'prelu'
+        for image in images():
+            wanted = network(image)
+            assert wanted.std() > 0.05
+            assert (in_spandrel(tmp_path / name, image) - wanted).abs().max() < 1e-6
+            assert (opened.module(image) - wanted).abs().max() < 1e-6
+
+
+def esrgan(scale, shuffle=None, plus=False):
+    torch.manual_seed(6)
+    network = spandrel.architectures.ESRGAN.ESRGAN(
+        in_nc=3 * (shuffle or 1) ** 2, num_filters=8, num_blocks=2, scale=scale * (shuffle or 1), plus=plus,
+        shuffle_factor=shuffle,
+    )  # fmt: skip
+    for parameter in network.parameters():
+        parameter.requires_grad_(False).add_(0.05 * torch.randn_like(parameter))
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ('scale', 'shuffle', 'plus'),
+    [(1, None, False), (2, None, False), (8, None, False), (4, 2, False), (1, 2, True), (4, None, True)],
+)
+def test_networks_of_esrgan_at_any_scale(tmp_path, scale, shuffle, plus):
+    network = esrgan(scale, shuffle, plus)
+    torch.save(network.state_dict(), tmp_path / 'net.pth')
+    assert run('-m', tmp_path / 'net.pth', '--to', 'safetensors', 'onnx', 'torchscript', 'ncnn', '-o', tmp_path) == 0
+    assert open_network(tmp_path / 'net.onnx').multiple == (shuffle or 1)
+    if not plus:
+        assert open_network(tmp_path / 'net.param').network == open_network(tmp_path / 'net.pth').network
+    for image in images():
+        wanted = network(image)
+        bound = 1e-4 * wanted.abs().max().clamp(min=1)
+        assert wanted.shape[-1] == scale * image.shape[-1] and wanted.std() > 0.05
+        assert (in_spandrel(tmp_path / 'net.safetensors', image) - wanted).abs().max() < bound
+        assert (in_onnx(tmp_path / 'net.onnx', image) - wanted).abs().max() < bound
+        assert (torch.jit.load(str(tmp_path / 'net.pt'))(image) - wanted).abs().max() < bound
+        assert (in_ncnn(tmp_path / 'net.param', image) - wanted).abs().max() < bound
+        if not plus:
+            assert (open_network(tmp_path / 'net.param').module(image) - wanted).abs().max() < bound
+
+
+def test_a_narrow_network_of_esrgan_plus_is_padded(tmp_path):
+    from sdakd_arch.width import build, student_of
+
+    torch.save(esrgan(2, plus=True).state_dict(), tmp_path / 'net.pth')
+    narrow = student_of(open_network(tmp_path / 'net.pth').network, 1 / 4)
+    assert (narrow['num_feat'], narrow['num_grow_ch']) == (2, 8)
+    network = build(narrow, 'network_g').eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    torch.save({'params': network.state_dict()}, tmp_path / 'narrow.pth')
+    assert run('-m', tmp_path / 'narrow.pth', '--to', 'padded', '-o', tmp_path / 'wide.pth') == 0
+    for image in images():
+        wanted = network(image)
+        assert (in_spandrel(tmp_path / 'wide.pth', image) - wanted).abs().max() < 1e-5 * wanted.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_graph_tells_what_sides_its_network_takes(exported, name):
+    folder = exported(name)[1]
+    opened, graph = open_network(folder / 'net.pth'), open_network(folder / 'net.onnx')
+    assert (graph.scale, graph.multiple) == (opened.scale, opened.multiple)
+
+
 @pytest.mark.parametrize('name', ['rrdb_x2', 'srvgg_quarter'])
 def test_half(exported, name):
     network, folder = exported(name, half=True)

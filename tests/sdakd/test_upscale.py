@@ -19,6 +19,7 @@ from realesrgan import RealESRGANer
 
 from sdakd import cli
 from sdakd.commands import upscale
+from sdakd.commands.export import to_onnx
 from sdakd.commands.upscale.record import NAME as RECORD
 from sdakd.commands.upscale.upscaler import Upscaler
 from sdakd.compat import UserError
@@ -170,6 +171,39 @@ def test_x2_is_realesrganers_and_odd_sizes_and_tiles_are_no_obstacle(tmp_path, p
     assert whole.shape == (90, 76, 3)
     assert apart(Upscaler(opened, tile=15, tile_pad=37).enhance(picture)[0], whole) <= 1
     assert Upscaler(opened).enhance(picture[:1, :3])[0].shape == (2, 6, 3)
+
+
+@pytest.mark.parametrize('ending', ['.pth', '.onnx'])
+@pytest.mark.parametrize(
+    ('kind', 'scale', 'multiple'),
+    [('srvgg', 1, 1), ('srvgg', 2, 1), ('srvgg', 3, 1), ('srvgg', 4, 1), ('rrdb', 4, 1), ('rrdb', 2, 2), ('rrdb', 1, 4),
+     ('esrgan', 1, 1), ('esrgan', 2, 1)],
+)  # fmt: skip
+def test_nothing_is_padded_but_what_the_architecture_needs(tmp_path, photographs, kind, scale, multiple, ending):
+    from sdakd_arch.esrgan_arch import ESRGAN
+
+    torch.manual_seed(8)
+    net = {
+        'srvgg': lambda: SRVGGNetCompact(num_feat=8, num_conv=2, upscale=scale),
+        'rrdb': lambda: RRDBNet(3, 3, scale=scale, num_feat=8, num_block=1, num_grow_ch=4),
+        'esrgan': lambda: ESRGAN(3, 3, upscale=scale, num_feat=8, num_block=1, num_grow_ch=4),
+    }[kind]()
+    net = net.eval().requires_grad_(False)
+    for parameter in net.parameters():
+        parameter += 0.08 * torch.randn_like(parameter)
+    path = tmp_path / 'net.pth'
+    torch.save({'params': net.state_dict()}, path)
+    if ending == '.onnx':
+        to_onnx(open_network(path), path := tmp_path / 'net.onnx')
+    image = np.ascontiguousarray(photographs['chelsea'][:37, :53, ::-1])
+    lq = torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).permute(2, 0, 1)[None].float() / 255
+    # an image of odd sides, continued as in a mirror up to the next multiple
+    lq = torch.nn.functional.pad(lq, (0, -53 % multiple, 0, -37 % multiple), 'reflect')
+    wanted = net(lq)[0, :, : 37 * scale, : 53 * scale].clamp(0, 1).mul(255)
+    found, _ = Upscaler(open_network(path)).enhance(image)
+    assert found.shape == (37 * scale, 53 * scale, 3)
+    assert wanted.std() > 5
+    assert is_rounded(found[..., ::-1], wanted.permute(1, 2, 0).numpy())
 
 
 def test_16_bits_are_more_than_8(tmp_path, model, picture):

@@ -360,8 +360,10 @@ def test_another_network_is_named(tmp_path):
 @pytest.mark.parametrize(
     ('text', 'reason'),
     [
-        ('', 'does not begin with 7767517'),
-        ('<html></html>', 'does not begin with 7767517'),
+        ('', 'it is empty; download it again'),
+        ('<html></html>', 'it is a web page; download the file itself'),
+        ('version https://git-lfs.github.com/spec/v1', 'it is a pointer of Git LFS; run `git lfs pull`'),
+        ('no graph', 'does not begin with 7767517'),
         ('7767517\n', 'counts of layers and blobs'),
         ('7767517\n1 x\n', 'counts of layers and blobs'),
         ('7767517\n2 1\nInput in 0 1 data\n', 'announces 2 layers and holds 1'),
@@ -400,7 +402,9 @@ def test_a_bin_of_another_length(tmp_path, net):
     path = write_srvgg(net, tmp_path / 'net.param')
     weights = path.with_suffix('.bin')
     whole = weights.read_bytes()
-    for length in (0, 3, 4, 100, len(whole) // 2, len(whole) - 1):
+    weights.write_bytes(b'')
+    assert 'net.bin cannot be read as an ncnn model: it is empty' in refusal(path)
+    for length in (3, 4, 100, len(whole) // 2, len(whole) - 1):
         weights.write_bytes(whole[:length])
         sentence = refusal(path)
         assert 'net.bin' in sentence and f'after {length} bytes' in sentence

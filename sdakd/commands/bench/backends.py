@@ -37,7 +37,7 @@ def open_model(source: str, threads: int = 0) -> Opened:
     from sdakd_arch.width import build, scale_of, student_of
 
     if not source.startswith(RANDOM):
-        return open_network(source, '-m', threads, faces=True)
+        return open_network(source, '-m', threads, faces=True, foreign=True)
     kind, _, width = source.removeprefix(RANDOM).partition(':')
     try:
         network = example_of(kind)

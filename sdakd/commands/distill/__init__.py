@@ -231,8 +231,8 @@ def open_teacher(text: str, output: Path) -> Opened:
         path = fetch_one(text, output / 'teacher')
     elif not path.exists():
         raise UserError('-t', f'the file {text} does not exist; {compat.near(text, MODELS)}.')
-    opened = open_network(path, '-t')
-    if opened.network is None or path.suffix == '.onnx':
+    opened = open_network(path, '-t', foreign=True)
+    if path.suffix == '.onnx':
         raise UserError('-t', f'{path} is a graph, which cannot teach; give the weights, as .pth or .safetensors.')
     return opened
 
@@ -320,7 +320,7 @@ class Work:
         from sdakd.files.images import list_images, write
         from sdakd_arch.weights import describe
 
-        say(f'Teacher: {self.teacher.path.name}, {describe(self.teacher.network)}')
+        say(f'Teacher: {self.teacher.path.name}, {self.teacher.describe()}')
         say(f'Student: {describe(self.student)}')
         if 'photographs' not in self.record:
             scale, sizes = self.teacher.scale, recipe.first_sizes(self.precision)

@@ -144,7 +144,7 @@ def card(path: Path, teacher: Opened, student: Opened, measured: Measured, train
 
 | | |
 |---|---|
-| teacher | `{teacher.path.name}`, {describe(teacher.network)}, SHA-256 `{digest}` |
+| teacher | `{teacher.path.name}`, {teacher.describe()}, SHA-256 `{digest}` |
 | training | {training} |
 | measured on | {held_out} photographs that were held out; {platform.machine()} with {cores()} cores |
 | made with | `sdakd distill` {__version__}; all options are in `distill.yml` |

@@ -84,7 +84,12 @@ def student_network(teacher: Opened, width: Fraction, arch: str | None) -> dict:
     Raises:
         UserError: An unknown architecture, one without this scale, or a width that leaves a fraction of a channel.
     """
-    if arch is None or arch == teacher.network['type']:
+    if teacher.network is None and arch is None:
+        raise UserError(
+            '--arch',
+            f'the teacher, {teacher.describe()}, cannot be narrowed; name the student: RRDBNet, SRVGGNetCompact.',
+        )
+    if teacher.network is not None and arch in (None, teacher.network['type']):
         full = dict(teacher.network)
     else:
         try:
@@ -104,8 +109,9 @@ def student_network(teacher: Opened, width: Fraction, arch: str | None) -> dict:
 
 def discriminator_network(teacher: Opened, width: Fraction) -> dict:
     """The options of the student's discriminator: the one that the teacher is published with, narrowed."""
-    published = family_of(teacher.network).published_discriminator(teacher.network)
-    return student_of(published or unet(teacher.network), float(width))
+    network = teacher.network or {}
+    published = family_of(network).published_discriminator(network) if network else None
+    return student_of(published or unet(network), float(width))
 
 
 def options(
@@ -115,7 +121,13 @@ def options(
     scale, online = teacher.scale, degradation == 'realesrgan'
     opt = read_run(options_folder() / ('distill_realesrgan.yml' if online else 'distill.yml'))
     opt |= {'name': NAME, 'scale': scale, 'manual_seed': seed, 'network_g': dict(student)}
-    opt['teacher'] = {'weights': str(teacher.path.resolve()), 'network': dict(teacher.network)}
+    opt['teacher'] = {'weights': str(teacher.path.resolve())}
+    if teacher.network is not None:
+        opt['teacher']['network'] = dict(teacher.network)
+    else:  # it gives its image and no feature maps
+        del opt['train']['feature_opt']
+        for stage in opt['train']['stages'].values():
+            stage['terms'] = [term for term in stage['terms'] if term != 'feature']
     opt['discriminators'] = {'image': {'network': dict(discriminator), 'real': 'teacher', 'fake': ['student']}}
     opt |= {'gt_size': sizes.crop * scale, 'queue_size': sizes.pool}
     train = opt['datasets']['train']

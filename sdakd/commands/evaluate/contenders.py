@@ -85,7 +85,7 @@ class NetworkContender(Contender):
         from sdakd_arch.inference.onnx_network import OnnxNetwork
 
         super().__init__(name, source)
-        opened = open_network(path, faces=True)
+        opened = open_network(path, faces=True, foreign=True)
         self.faces = opened.scale is None
         if self.faces and tile:
             raise UserError('-t', f'{path} ({opened.network["type"]}) sees whole faces, without tiles; leave it out.')
@@ -102,11 +102,11 @@ class NetworkContender(Contender):
                 'factors in separate runs.',
             )
         self.kind = 'onnx' if isinstance(opened.module, OnnxNetwork) else 'network'
-        self.network, self.metadata = opened.network, opened.metadata
+        self.network, self.metadata, self.described = opened.network, opened.metadata, opened.describe()
         self.parameters, self.macs = opened.cost() or (None, None)
         self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         self.module, self.device, self.tile = opened.module.to(device), device, tile
-        self.multiple = opened.multiple
+        self.multiple, self.grid = opened.multiple, opened.grid
         self.noise, self.seed = noise, seed
 
     def check(self, sets: Iterable[TestSet]) -> None:
@@ -150,7 +150,7 @@ class NetworkContender(Contender):
             with torch.no_grad():
                 if self.faces:
                     return tensor2img([self.module(lq, self._noise(image, testset.scale))])
-                return tensor2img([run_tiled(self.module, lq, testset.scale, tile, OVERLAP, self.multiple)])
+                return tensor2img([run_tiled(self.module, lq, testset.scale, tile, OVERLAP, self.multiple, self.grid)])
         except torch.OutOfMemoryError:
             if self.faces:
                 raise UserError(
@@ -274,8 +274,6 @@ def open_contenders(
 
 
 def _network_line(contender: NetworkContender) -> str:
-    from sdakd_arch.weights import describe
-
-    if contender.network is None:
-        return 'ONNX graph'
-    return f'{describe(contender.network)}, {contender.parameters:,d} parameters'
+    if contender.parameters is None:
+        return contender.described
+    return f'{contender.described}, {contender.parameters:,d} parameters'

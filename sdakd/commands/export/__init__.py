@@ -62,7 +62,7 @@ class Format:
 
 
 FORMATS = {
-    'safetensors': Format(exporters.to_safetensors, exporters.run_weights, ('.safetensors',)),
+    'safetensors': Format(exporters.to_safetensors, exporters.run_weights, ('.safetensors', '.pth')),
     'padded': Format(
         exporters.to_padded,
         exporters.run_spandrel,

@@ -119,6 +119,8 @@ def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
         import onnx
     except ImportError:
         raise UserError('--to onnx', 'the package onnx is not installed: pip install onnx onnxruntime.') from None
+    if opened.network is None:
+        raise UserError('--to onnx', f'{opened.path} holds {opened.describe()}, whose graph is not known here.')
 
     axes = {'input': {0: 'batch', 2: 'height', 3: 'width'}}
     axes['output'] = {0: 'batch', 2: 'output_height', 3: 'output_width'}
@@ -251,11 +253,16 @@ def run_ncnn(path: Path) -> Runner:
 
 
 def to_safetensors(opened: Opened, path: Path, half: bool = False) -> None:
-    """Writes the bare state dict, which spandrel reads, with what the file says of itself in its header."""
-    _save_state(opened, opened.module.state_dict(), path, half)
+    """Writes the bare state dict, which spandrel reads, with what the file says of itself in its header.
+
+    What spandrel knows by other names or with other layers gets these (:meth:`sdakd_arch.families.Family.common`).
+    """
+    _save_state(opened, opened.network, opened.module.state_dict(), path, half)
 
 
-def _save_state(opened: Opened, state: dict[str, torch.Tensor], path: Path, half: bool) -> None:
+def _save_state(opened: Opened, network: dict, state: dict[str, torch.Tensor], path: Path, half: bool) -> None:
+    opened = copy.copy(opened)
+    opened.network, state = opened.family.common(network, state)
     state = {
         key: (tensor.half() if half and tensor.is_floating_point() else tensor).detach().contiguous()
         for key, tensor in state.items()
@@ -290,9 +297,7 @@ def check_padded(opened: Opened) -> None:
 
 def to_padded(opened: Opened, path: Path, half: bool = False) -> None:
     """Writes a generator as ``.safetensors`` or ``.pth`` in the sizes that spandrel takes for granted."""
-    padded = copy.copy(opened)
-    padded.network, state = opened.family.padded(opened.network, opened.module.state_dict())
-    _save_state(padded, state, path, half)
+    _save_state(opened, *opened.family.padded(opened.network, opened.module.state_dict()), path, half)
 
 
 def run_spandrel(path: Path) -> Runner:

@@ -351,7 +351,7 @@ def upscale(
 
     path, flag = _model_file(model, name)
     device = _device(_pixels(gpu, '-g'), path.suffix == '.onnx')
-    opened = open_network(path, flag, faces=True)
+    opened = open_network(path, flag, faces=True, foreign=True)
     if face_enhance and opened.scale is None:
         network = opened.network['type']
         raise UserError('--face_enhance', f'{path} ({network}) makes faces itself; leave the flag out.')

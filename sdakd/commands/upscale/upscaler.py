@@ -78,6 +78,7 @@ class Upscaler:
         half: bool = False,
         device: str | torch.device = 'cpu',
     ) -> None:
+        half = half and getattr(opened.module, 'supports_half', True)
         self.scale, self.tile_size, self.pre_pad, self.half = opened.scale, tile, pre_pad, half
         self.device = torch.device(device)
         model = opened.module.eval().to(self.device)
@@ -87,8 +88,8 @@ class Upscaler:
             self.model = self.model if isinstance(fast, Plain) else fast
         network, family = opened.network or {}, opened.family
         self.tile_pad = min(family.reach(network) or PAD, PAD) if tile_pad is None else tile_pad
-        self.multiple, self.widest = opened.multiple, family.widest(network)
-        self.tile_pad += -self.tile_pad % self.multiple  # as run_tiled does
+        self.multiple, self.grid, self.widest = opened.multiple, opened.grid, family.widest(network)
+        self.tile_pad += -self.tile_pad % self.grid  # as run_tiled does
 
     def fitting_tile(self, height: int, width: int) -> int:
         """The tile's side for an image of this size: ``tile`` where it was given, else by the memory; 0: whole."""
@@ -127,7 +128,7 @@ class Upscaler:
     def _in_tiles(self, image: torch.Tensor, tile: int, grey: bool, top: int) -> torch.Tensor:
         """The network's output on the CPU: levels from 0 to ``top``, uint8, or the bits of uint16 as int16."""
         height, width = image.shape[-2:]
-        tile += -tile % self.multiple
+        tile += -tile % self.grid
         tiles = math.ceil(height / tile) * math.ceil(width / tile) if tile else 1
         progress = Progress('tiles', tiles, 'tiles', shown=tiles > 1 and is_open())
 
@@ -145,21 +146,18 @@ class Upscaler:
             return whole.to(torch.uint8 if top == 255 else torch.int16).cpu()
 
         with progress:
-            return run_tiled(network, image, self.scale, tile, self.tile_pad, self.multiple)
+            return run_tiled(network, image, self.scale, tile, self.tile_pad, self.multiple, self.grid)
 
     def _run(self, image: np.ndarray, grey: bool) -> np.ndarray:
         """Enlarges ``(h, w, 3)``, RGB, uint8 or uint16, to the same, or to ``(h, w)`` grey."""
         top = int(np.iinfo(image.dtype).max)
         height, width = image.shape[:2]
-        # to be mirrored, an image must exceed its padding; at scale 2 and 1 any network is padded, as in Real-ESRGAN
-        least = 1 + max(self.pre_pad, self.multiple - 1, 4 - self.scale)
+        least = 1 + max(self.pre_pad, self.multiple - 1)  # to be mirrored, an image must exceed its padding
         short = max(least - height, 0), max(least - width, 0)
         image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)), mode='edge')
         tensor = torch.from_numpy((image.astype(np.float32) / top).transpose(2, 0, 1))[None].to(self.device)
         tensor = tensor.half() if self.half else tensor
         tensor = F.pad(tensor, (0, self.pre_pad, 0, self.pre_pad), 'reflect')
-        unshuffled = {2: 2, 1: 4}.get(self.scale, 1)  # sides become multiples, as Real-ESRGAN pads them
-        tensor = F.pad(tensor, (0, -tensor.shape[3] % unshuffled, 0, -tensor.shape[2] % unshuffled), 'reflect')
         output = self._fitted(tensor, grey, top)[0, :, : height * self.scale, : width * self.scale]
         output = output.permute(1, 2, 0).contiguous().numpy().view(image.dtype)
         return output[..., 0] if grey else output
