@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[1]
 # a package may import those behind it
 ORDER = ['sdakd', 'sdakd_models', 'sdakd_data', 'sdakd_metrics', 'sdakd_losses', 'sdakd_arch']
 # imported before torch and BasicSR
-GROUND_FLOOR = {f'sdakd.{name}' for name in ('compat', 'shipped', 'option_files', 'progress', 'lock')}
+GROUND_FLOOR = {
+    f'sdakd.{name}' for name in ('compat', 'shipped', 'option_files', 'progress', 'lock', 'decoding', 'tiff')
+}
 
 
 def modules():

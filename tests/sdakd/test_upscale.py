@@ -232,7 +232,9 @@ def test_alpha(tmp_path, model, picture):
         resized = cv2.resize(alpha, (152, 180), interpolation=cv2.INTER_CUBIC)
         # the network sharpens the edge, and agrees everywhere else
         assert np.abs(result[..., 3].astype(int) - resized).mean() < (0.001 if folder == 'bicubic' else 6)
-        assert is_rounded(result[..., :3], direct(STUDENT, picture))
+        # colours that are not seen come from the nearest one that is, here from the border of a rectangle
+        rows, columns = np.clip(np.arange(45), 10, 29), np.clip(np.arange(38), 5, 24)
+        assert is_rounded(result[..., :3], direct(STUDENT, picture[rows][:, columns]))
 
 
 @pytest.mark.parametrize(
@@ -396,11 +398,7 @@ def test_profiles_are_kept_where_they_fit(tmp_path, model, picture):
         result = Image.open(tmp_path / 'out' / name.replace('.', '_out.'))
         result.load()
         assert result.info['icc_profile'] == profile, name
-    grey = upscale.Picture(deep(picture[..., 0]), None)
-    assert 'icc_profile' not in Image.open(io.BytesIO(upscale.encode(grey, '.png'))).info
-    data = upscale.encode(upscale.Picture(deep(picture), profile), '.png')
-    assert Image.open(io.BytesIO(data)).info['icc_profile'] == profile
-    assert (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) == deep(picture)).all()
+        assert upscale.read(tmp_path / name).profile == profile, name
     (tmp_path / 'g.png').write_bytes(written(Image.fromarray(rgb[..., 0].copy()), 'PNG', icc_profile=profile))
     assert upscale.read(tmp_path / 'g.png').profile is None
 
@@ -420,7 +418,7 @@ def test_names_and_endings(tmp_path, model, picture):
     names = [
         'a_out.jpeg',
         'a_out.jpg',
-        'b_out.png',
+        'b_out.tif',
         'c_out.tif',
         'd_out.bmp',
         'e_out.webp',
@@ -428,7 +426,7 @@ def test_names_and_endings(tmp_path, model, picture):
         'sub/a_out.png',
     ]
     assert files(tmp_path / 'auto') == names
-    assert load(tmp_path / 'auto/b_out.png').dtype == np.uint16
+    assert load(tmp_path / 'auto/b_out.tif').dtype == np.uint16
     assert Image.open(tmp_path / 'auto/e_out.webp').mode == 'RGBA'
     expected = direct(model, picture).round().astype(np.uint8)
     assert apart(load(tmp_path / 'auto/c_out.tif'), expected) == 0
@@ -477,7 +475,7 @@ class Faces:
 def test_everything_but_the_faces_is_as_without_them(model, picture):
     upscaler = Upscaler(open_network(model))
     for image in (picture, picture[..., 0].copy(), np.dstack([picture, picture[..., 0]]), deep(picture)):
-        result = upscale.with_faces(image, upscaler, Faces(upscaler, 4), 4, 'bicubic')
+        result = upscale.with_faces(image, upscaler, Faces(upscaler, 4), 4, 'bicubic').whole()
         expected = upscaler.enhance(image, 4, 'bicubic')[0]
         if image.dtype == np.uint16:
             expected = (expected / 257).round().astype(np.uint8)
@@ -544,7 +542,7 @@ def test_a_single_unreadable_image_on_the_command_line(tmp_path, model):
     (tmp_path / 'a.png').write_bytes(b'no image')
     done = command('-i', 'a.png', '-o', 'out', '-m', model, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == 'Error: -i: a.png cannot be read (is damaged or no image).'
+    assert done.stderr.strip().splitlines()[-1] == 'Error: -i: a.png is damaged or no image.'
     assert 'Traceback' not in done.stderr
     assert files(tmp_path) == ['a.png']
 
@@ -553,11 +551,11 @@ def test_images_that_are_refused(tmp_path, picture):
     image = Image.fromarray(picture)
     frames = {'save_all': True, 'append_images': [image.rotate(180)]}
     reasons = {
-        'moving.webp': (written(image, 'WEBP', **frames), 'has 2 frames'),
-        'moving.png': (written(image, 'PNG', **frames), 'has 2 frames'),
-        'pages.tif': (written(image, 'TIFF', **frames), 'has 2 frames'),
-        'float.tif': (written(image.convert('F'), 'TIFF'), '32 bits'),
-        'empty.png': (b'', 'no image'),
+        'moving.webp': (written(image, 'WEBP', **frames), 'is animated, with 2 frames'),
+        'moving.png': (written(image, 'PNG', **frames), 'is animated, with 2 frames'),
+        'pages.tif': (written(image, 'TIFF', **frames), 'has 2 pages'),
+        'float.tif': (written(image.convert('F'), 'TIFF'), 'floating-point samples from '),
+        'empty.png': (b'', 'is empty'),
         'cut.png': (written(image, 'PNG')[:2000], 'truncated'),
         'cut16.png': (cv2.imencode('.png', deep(picture))[1].tobytes()[:3000], 'truncated'),
     }
