@@ -29,7 +29,7 @@ FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP', '.bmp': 'BMP'}  # t
 TIFF = ('.tif', '.tiff')
 SIDES = {'JPEG': 65_500, 'WEBP': 16_383}  # libjpeg's and libwebp's largest
 BMP_BYTES = TIFF_BYTES = (1 << 32) - (1 << 24)  # what their 32 bits tell, with room for headers; BigTIFF has 64
-LEVEL, STRATEGY = 3, zlib.Z_RLE  # OpenCV's for PNG: almost as small as the default and several times faster
+LEVEL = 3  # of Deflate: as OpenCV's PNG
 REACH = 4  # rows that interpolation sees beyond a pixel's own, at most
 BAND = 1 << 24  # bytes that are filtered and compressed at a time
 
@@ -115,17 +115,21 @@ class Queue:
     """The rows of a picture, as many at a time as are wanted."""
 
     def __init__(self, made: Bands) -> None:
-        self._rows, self._held = iter(made.rows), np.empty((0, *made.shape[1:]), made.dtype)
+        self._rows, self._none = iter(made.rows), np.empty((0, *made.shape[1:]), made.dtype)
+        self._held = self._none
 
     def take(self, count: int) -> np.ndarray:
-        """The next rows; fewer at the end."""
-        parts = [self._held[:count]]
-        self._held, due = self._held[count:], count - len(parts[0])
-        while due and (part := next(self._rows, None)) is not None:
-            parts.append(part[:due])
-            self._held, due = part[due:], due - len(parts[-1])
-        parts = [part for part in parts if len(part)] or parts[:1]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        """The next rows, fewer at the end; a copy, so that what they were a part of need not stay."""
+        parts = [self._none]
+        while count:
+            if not len(self._held):
+                self._held = self._none  # an empty part of an array would keep it while the next is made
+                self._held = next(self._rows, self._none)
+                if not len(self._held):
+                    break
+            parts.append(self._held[:count].copy())
+            self._held, count = self._held[count:], count - len(parts[-1])
+        return parts[1] if len(parts) == 2 else np.concatenate(parts)
 
 
 def bands_of(pixels: np.ndarray) -> Bands:
@@ -137,7 +141,7 @@ def beside(colours: Bands, alpha: Bands) -> Bands:
     """A picture with its alpha, whose parts may have other heights."""
 
     queue = Queue(alpha)
-    rows = (np.dstack([part, queue.take(len(part))]) for part in colours.rows)
+    rows = map(lambda part: np.dstack([part, queue.take(len(part))]), colours.rows)  # which holds no part
     return Bands((*colours.shape[:2], 4), colours.dtype, rows)
 
 
@@ -229,7 +233,7 @@ def _rows_of(made: Bands) -> int:
 
 
 def _write_png(file: BinaryIO, made: Bands, profile: bytes | None) -> None:
-    """A PNG (ISO/IEC 15948) of rows that are filtered by Sub or Up, whichever leaves the smaller numbers (12.8)."""
+    """A PNG (ISO/IEC 15948); of its filters None, Sub and Up, a row gets what leaves the smallest numbers (12.8)."""
 
     def chunk(name: bytes, data: bytes) -> None:
         file.write(struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(data, zlib.crc32(name))))
@@ -240,7 +244,7 @@ def _write_png(file: BinaryIO, made: Bands, profile: bytes | None) -> None:
     chunk(b'IHDR', struct.pack('>IIBBBBB', made.shape[1], made.shape[0], 8 * made.dtype.itemsize, kind, 0, 0, 0))
     if profile:
         chunk(b'iCCP', b'ICC\0\0' + zlib.compress(profile))
-    packer = zlib.compressobj(LEVEL, zlib.DEFLATED, 15, 9, STRATEGY)
+    packer = zlib.compressobj(LEVEL)
     above = np.zeros(made.shape[1] * step, np.uint8)
     for part in made.in_rows(_rows_of(made)):
         lines = _rgb(part)
@@ -250,10 +254,12 @@ def _write_png(file: BinaryIO, made: Bands, profile: bytes | None) -> None:
         up[0] -= above
         up[1:] -= lines[:-1]
         above = lines[-1]
-        better = _weight(up) < _weight(sub)
+        candidates = lines, sub, up
+        best = np.argmin([_weight(each) for each in candidates], 0)
         filtered = np.empty((len(lines), 1 + lines.shape[1]), np.uint8)
-        filtered[:, 0] = np.where(better, 2, 1)
-        filtered[:, 1:] = np.where(better[:, None], up, sub)
+        filtered[:, 0] = best
+        for number, each in enumerate(candidates):
+            filtered[best == number, 1:] = each[best == number]
         if data := packer.compress(filtered):
             chunk(b'IDAT', data)
     chunk(b'IDAT', packer.flush())
@@ -274,8 +280,7 @@ def _write_tiff(file: BinaryIO, made: Bands, profile: bytes | None) -> None:
             part = _rgb(part)
             lines = part.copy()
             lines[:, 1:] -= part[:, :-1]
-            packer = zlib.compressobj(LEVEL, zlib.DEFLATED, 15, 9, STRATEGY)
-            yield packer.compress(lines.astype(lines.dtype.newbyteorder('<'), copy=False).data) + packer.flush()
+            yield zlib.compress(lines.astype(lines.dtype.newbyteorder('<'), copy=False).data, LEVEL)
 
     channels = made.shape[2] if len(made.shape) == 3 else 1
     large = int(np.prod(made.shape)) * made.dtype.itemsize > TIFF_BYTES

@@ -1,8 +1,8 @@
 """Image files of all kinds, and what every way into this project makes of them.
 
 They are written by hand from the formats' specifications, so what they show is known: that is what must be read,
-exactly, or the file is refused for the true reason. What no specification of a few lines covers (LZW, JPEG, WebP, faxes)
-is written by Pillow, which is then the judge, too.
+exactly, or the file is refused for the true reason. What no specification of a few lines covers (LZW, JPEG, WebP) is
+written by Pillow, which is then the judge, too.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from sdakd_arch.threads import choose_threads
 
 PAD = 40  # tile_pad where the reach is longer or unknown; RRDBNet's hundreds of pixels are reach in name only
 BUFFERS = 4  # tensors of the widest layer's size that are alive at once: input, output, activation, workspace
-CPU_BYTES = 2 << 30  # for one tile's activations; larger tiles are not faster
+CPU_BYTES = 1 << 30  # for one tile's activations; larger tiles are not faster
 SIDES = (32, 64, 128)  # of what is enlarged to find the best number of threads
 ROUND = 0.05  # seconds that this takes before it is large enough
 WORTH = 10  # seconds of work that repay it
@@ -114,6 +114,7 @@ class Upscaler:
                 for rows in self._in_tiles(image, tile, grey, top, done):
                     done += rows.shape[2] // self.scale
                     yield rows
+                    del rows  # before the next are computed
                 return
             except Exception as error:  # torch's, ONNX Runtime's and numpy's have no base class of their own in common
                 if 'memory' not in str(error) and not isinstance(error, MemoryError):
@@ -142,15 +143,15 @@ class Upscaler:
             with torch.no_grad():
                 output = self.model(part).float()
             progress.step()
-            if not torch.isfinite(output).all():
+            if not all(map(math.isfinite, torch.stack(torch.aminmax(output)).tolist())):
                 remedy = '; give --fp32' if self.half else ''
                 raise UnusableError('failed', f'makes the network give values that are no numbers{remedy}')
             output = output.clamp_(0, 1)
             if grey:
                 output = (output * output.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(1, keepdim=True)
-            whole = output.mul_(top).round_().to(torch.int32)
+            output = output.mul_(top).round_()
             # int16 holds the bits of what numpy knows as uint16
-            return whole.to(torch.uint8 if top == 255 else torch.int16).cpu()
+            return (output.to(torch.uint8) if top == 255 else output.to(torch.int32).to(torch.int16)).cpu()
 
         with progress:
             if tile:
@@ -175,10 +176,12 @@ class Upscaler:
         tensor = F.pad(tensor, (0, -tensor.shape[3] % unshuffled, 0, -tensor.shape[2] % unshuffled), 'reflect')
         due = height * self.scale
         for rows in self._fitted(tensor, grey, top):
-            part = rows[0, :, :due, : width * self.scale].permute(1, 2, 0).contiguous().numpy().view(dtype)
+            part = rows[0, :, :due, : width * self.scale].permute(1, 2, 0).numpy().view(dtype)
+            del rows
             due -= len(part)
             if len(part):
                 yield part[..., 0] if grey else part
+            del part
 
     def size_of(self, height: int, width: int, outscale: float | None = None) -> tuple[int, int]:
         """Height and width of the result of an image of this size."""
@@ -201,7 +204,7 @@ class Upscaler:
         if img.ndim == 2:
             made = Bands(size, img.dtype, self._run(np.dstack([img] * 3), grey=True))
         else:
-            rows = (part[..., ::-1] for part in self._run(img[..., 2::-1], grey=False))
+            rows = map(lambda part: part[..., ::-1], self._run(img[..., 2::-1], grey=False))  # which holds no part
             made = Bands((*size, 3), img.dtype, rows)
             if img.shape[2] == 4:
                 made = beside(made, self.enlarge_alpha(img[..., 3], alpha_upsampler))
