@@ -31,7 +31,7 @@ SIDES = {'JPEG': 65_500, 'WEBP': 16_383}  # libjpeg's and libwebp's largest
 BMP_BYTES = TIFF_BYTES = (1 << 32) - (1 << 24)  # what their 32 bits tell, with room for headers; BigTIFF has 64
 LEVEL = 3  # of Deflate: as OpenCV's PNG
 REACH = 4  # rows that interpolation sees beyond a pixel's own, at most
-BAND = 1 << 24  # bytes that are filtered and compressed at a time
+BAND = 1 << 22  # bytes that are filtered and compressed at a time
 
 
 def read(path: str | os.PathLike) -> Picture:
@@ -273,7 +273,7 @@ def _weight(lines: np.ndarray) -> np.ndarray:
 
 def _write_tiff(file: BinaryIO, made: Bands, profile: bytes | None) -> None:
     """A TIFF in strips of horizontal differences, by Deflate; a BigTIFF where it might not fit into 4 GiB."""
-    rows = max(_rows_of(made) // 64, 1)  # a quarter of a MiB: readers hold a strip at a time
+    rows = max(_rows_of(made) // 16, 1)  # a quarter of a MiB: readers hold a strip at a time
 
     def strips() -> Iterator[bytes]:
         for part in made.in_rows(rows):

@@ -21,7 +21,7 @@ from sdakd_arch.threads import choose_threads
 
 PAD = 40  # tile_pad where the reach is longer or unknown; RRDBNet's hundreds of pixels are reach in name only
 BUFFERS = 4  # tensors of the widest layer's size that are alive at once: input, output, activation, workspace
-CPU_BYTES = 1 << 30  # for one tile's activations; larger tiles are not faster
+CPU_BYTES = 2 << 30  # for one tile's activations; larger tiles are not faster
 SIDES = (32, 64, 128)  # of what is enlarged to find the best number of threads
 ROUND = 0.05  # seconds that this takes before it is large enough
 WORTH = 10  # seconds of work that repay it
