@@ -14,6 +14,7 @@ import zlib
 from dataclasses import dataclass
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 from basicsr.utils import imfrombytes
@@ -543,7 +544,14 @@ def lossy() -> dict[str, File]:
     add('jpeg-grey-progressive', saved(Image.fromarray(GREY), 'JPEG', progressive=True), mode='L')
     add('jpeg-restarts', saved(image, 'JPEG', quality=90, restart_marker_rows=1))
     add('jpeg-profile', saved(image, 'JPEG', quality=90, icc_profile=PROFILE))
-    add('jpeg-cmyk', saved(image.convert('CMYK'), 'JPEG', quality=95))
+    inks = image.convert('CMYK')
+    marked = saved(inks, 'JPEG', quality=95)
+    add('jpeg-cmyk', marked)
+    mark = marked.index(b'\xff\xee')  # Adobe's, which says that inks are stored upside down
+    end = mark + 2 + int.from_bytes(marked[mark + 2 : mark + 4], 'big')
+    add('jpeg-cmyk-unmarked', marked[:mark] + marked[end:])
+    options = {'level': 95, 'colorspace': 'CMYK', 'outcolorspace': 'YCCK'}
+    add('jpeg-ycck', imagecodecs.jpeg8_encode(255 - np.asarray(inks), **options))
     add('jpeg-mpo', saved(image, 'MPO', save_all=True, append_images=[image.rotate(180)]))
     for turn in range(1, 9):
         add(f'jpeg-turned{turn}', saved(image, 'JPEG', quality=95, exif=b'Exif\0\0' + exif(turn)), turn)
