@@ -112,6 +112,19 @@ class UserErrors(UserError):  # noqa: N818  several of them
         return '\n'.join([heading, *map(str, self._mistakes[:MOST_SHOWN]), *more])
 
 
+class UnusableError(Exception):
+    """One image cannot be used, the others can; ``kind`` is how the final line counts it."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind, self.reason = kind, reason
+
+
+def unreadable(reason: str) -> UnusableError:
+    """The error of an image that cannot be decoded; ``reason`` is the end of a sentence."""
+    return UnusableError('unreadable', reason)
+
+
 class Mistakes:
     """Gathers the mistakes of checks that do not depend on each other, and raises them together at its end.
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
 import stat
-import struct
 import threading
 import time
 from collections import deque
@@ -16,45 +13,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 from basicsr.utils import FileClient, imfrombytes
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from sdakd.compat import UserError, no_file
+from sdakd import decoding
+from sdakd.compat import UnusableError, UserError, no_file
 from sdakd.machine import cores
 from sdakd.progress import Progress
 from sdakd_data import databases
 from sdakd_data.remembered import Remembered, Stamp
 from sdakd_data.teacher_cache import key_of
 
-PNG = b'\x89PNG\r\n\x1a\n'
-# who reads which headers; Pillow's open() would hand PostScript to another program, and warns of large images
-READERS = {
-    b'\xff\xd8': JpegImageFile,
-    b'BM': BmpImageFile,
-    b'II': TiffImageFile,
-    b'MM': TiffImageFile,
-    b'RI': WebPImageFile,
-}
 ROOM = 200_000_000  # pixels that are decoded at the same time: 600 MB
 AHEAD = 16  # images per thread that are begun before the first of them is asked for
 WRITING = 10.0  # seconds between two times that findings are written
-logging.getLogger('PIL').setLevel(logging.WARNING)
 
 Size = tuple[int, int, int] | tuple[int, int, int, str]  # height, width, channels; key
-
-
-def most_pixels() -> int:
-    """The most pixels of an image that OpenCV decodes."""
-    text = os.environ.get('OPENCV_IO_MAX_IMAGE_PIXELS', '')
-    return int(text) if text.isdecimal() else 1 << 30
 
 
 class Decoder:
     """Decodes the images of a data set of BasicSR's kind as it will decode them itself.
 
     Their bytes come from BasicSR's ``FileClient``, their pixels from its ``imfrombytes``, which turns what EXIF says.
+    Kinds of files that it may show wrong are decoded as they are meant, too, and refused where the two differ.
 
     Args:
         backend: ``io_backend`` as the data set completes it, with ``db_paths`` and ``client_keys`` for LMDB.
@@ -75,7 +54,7 @@ class Decoder:
             _open(folder, where)
         self._room, self._keyed = _Room(ROOM), keyed
         self.memories = {
-            side: Remembered('decoded', 1, cv2.__version__, most_pixels(), str(root), side in keyed)
+            side: Remembered('decoded', 2, cv2.__version__, decoding.opencv_most('PIXELS'), str(root), side in keyed)
             for side, root in roots.items()
         }
 
@@ -103,19 +82,27 @@ class Decoder:
             return f'cannot be read ({getattr(error, "strerror", None) or error})', False
         if not len(content):
             return 'is empty', True
-        size = _header(content)
-        if size is not None and size[0] * size[1] > most_pixels():
-            return f'has {size[0]}x{size[1]} pixels, more than the {most_pixels():,d} that OpenCV decodes', False
+        found, reason = None, decoding.DAMAGED
         try:
-            with self._room(size[0] * size[1] if size is not None else ROOM):
+            found = decoding.header(content)
+        except UnusableError as error:  # OpenCV may know it all the same
+            reason = error.reason
+        if found and (many := decoding.too_large_for_opencv(found.width, found.height)):
+            return many, False
+        doubt = found is not None and decoding.in_doubt(found)
+        try:
+            with self._room(found.width * found.height * (1 + doubt) if found else ROOM):
                 image = imfrombytes(content)
+                errs = decoding.opencv_errs(content, found, image) if doubt else None
         except cv2.error as error:
-            many = f'has more pixels than the {most_pixels():,d} that OpenCV decodes'
+            many = f'has more pixels than the {decoding.opencv_most("PIXELS"):,d} that OpenCV decodes'
             return many if 'IO_MAX' in error.err else f'cannot be decoded ({error.err})', False
         except MemoryError:
             return 'needs more memory than there is', False
+        if errs:
+            return errs, True
         if image is None:
-            return 'is damaged or no image', True
+            return reason, True
         return (*image.shape, key_of(image)) if side in self._keyed else image.shape, True
 
     def sizes(self, images: Iterable[tuple[str, str]], total: int, what: str) -> Iterator[Size | str]:
@@ -182,16 +169,6 @@ def _open(folder: str, where: str) -> None:
         databases.environment(folder)
     except Exception as error:  # the system's, or lmdb's
         raise UserError(where, f'the images cannot be opened ({str(error).rstrip(".")}).') from None
-
-
-def _header(content: bytes) -> tuple[int, int] | None:
-    """The width and height that the header of an image tells."""
-    if content[:8] == PNG and len(content) >= 24:  # Pillow would unpack texts, too, and refuse long ones
-        return struct.unpack('>II', content[16:24])
-    if reader := READERS.get(bytes(content[:2])):
-        with contextlib.suppress(Exception):  # readers of damaged headers raise almost anything
-            return reader(io.BytesIO(content)).size
-    return None
 
 
 class _Room:

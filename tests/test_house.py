@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = ['sdakd', 'sdakd_models', 'sdakd_data', 'sdakd_metrics', 'sdakd_losses', 'sdakd_arch']
 # imported before torch and BasicSR
 GROUND_FLOOR = {
-    f'sdakd.{name}' for name in ('compat', 'shipped', 'option_files', 'progress', 'lock', 'machine', 'stops')
+    f'sdakd.{name}'
+    for name in ('compat', 'shipped', 'option_files', 'progress', 'lock', 'machine', 'stops', 'decoding', 'tiff')
 }
 
 

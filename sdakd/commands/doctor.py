@@ -43,6 +43,8 @@ PACKAGES = {  # import name -> what pip calls it; those of pyproject.toml
     'filelock': 'filelock',
     'psutil': 'psutil',
     'PIL': 'pillow',
+    'tifffile': 'tifffile',
+    'imagecodecs': 'imagecodecs',
 }
 EXTRAS = {  # extra -> its packages by import name, what they are for
     'eval': (('lpips', 'torch_fidelity', 'scipy'), 'LPIPS, FID and KID of `sdakd evaluate`'),

@@ -1,8 +1,9 @@
 """Many images at once, for `sdakd prepare`: listing, reading, writing, and a pass over them in several processes.
 
 Every image is decoded as BasicSR's datasets decode it: three channels, eight bits, turned as its EXIF tag says, without
-alpha. Every file is written beside its place under a name that starts with a dot and is then renamed, so a file that
-is there is complete, and a command that was interrupted goes on where it stopped when it is given again.
+alpha; kinds that OpenCV shows wrong are decoded as they are meant (:mod:`sdakd.decoding`). Every file is written beside
+its place under a name that starts with a dot and is then renamed, so a file that is there is complete, and a command
+that was interrupted goes on where it stopped when it is given again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import functools
 import io
 import multiprocessing
 import os
-import struct
 import sys
 import threading
 from collections import Counter, deque
@@ -23,27 +23,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
-from sdakd import stops
-from sdakd.compat import UserError, no_file, part_of, replacing
+from sdakd import decoding, stops
+from sdakd.compat import UnusableError, UserError, no_file, part_of, replacing, unreadable
 from sdakd.files.limits import most_pixels, start_process
 from sdakd.machine import cores
 from sdakd.progress import Progress, say
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
-# what Pillow may take them for: it would hand PostScript to another program, whatever the file's name
-KINDS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP')
-PNG = b'\x89PNG\r\n\x1a\n'
-Image.MAX_IMAGE_PIXELS = None  # check_size() has a limit that users can raise
-
-
-class UnusableError(Exception):
-    """One image cannot be used, the others can; ``kind`` is how the final line counts it."""
-
-    def __init__(self, kind: str, reason: str):
-        super().__init__(kind, reason)
-        self.kind, self.reason = kind, reason
 
 
 def list_images(folder: str, where: str = '-i') -> list[str]:
@@ -129,11 +117,11 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     """
     if reason := no_file(path):
         reason = 'cannot be read (No such file or directory)' if reason == 'does not exist' else reason
-        raise UnusableError('unreadable', reason)
+        raise unreadable(reason)
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UnusableError('unreadable', f'cannot be read ({error.strerror or error})') from None
+        raise unreadable(f'cannot be read ({error.strerror or error})') from None
 
 
 def check_size(width: int, height: int) -> None:
@@ -150,55 +138,41 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def open_image(source: str | os.PathLike | bytes) -> Image.Image:
-    """Opens an image with Pillow: its header is read, nothing is decoded.
-
-    Args:
-        source: A path, or the bytes of a file.
+def read_header(path: str | os.PathLike) -> decoding.Header:
+    """Reads the header of an image.
 
     Raises:
-        UnusableError: A pipe or a device, or more pixels than are decoded here.
-        OSError: It is no image of these kinds.
+        UnusableError: It cannot be read, or has more pixels than are decoded here.
     """
-    if isinstance(source, bytes):
-        image = Image.open(io.BytesIO(source), formats=KINDS)
-    else:
-        if (reason := no_file(source)) not in (None, 'does not exist'):
-            raise UnusableError('unreadable', reason)
-        image = Image.open(source, formats=KINDS)
+    if reason := no_file(path):
+        raise unreadable(reason)
     try:
-        check_size(*image.size)
-    except UnusableError:
-        image.close()
-        raise
-    return image
+        with open(path, 'rb') as file:
+            found = decoding.header(file)
+    except OSError as error:
+        raise unreadable(f'cannot be read ({error.strerror or error})') from None
+    check_size(found.width, found.height)
+    return found
 
 
 def decode(data: bytes) -> np.ndarray:
     """Decodes the bytes of an image file; see :func:`read_image`."""
-    if not data:
-        raise UnusableError('unreadable', 'is empty')
-    header = None
-    if data.startswith(PNG) and len(data) >= 24:  # Pillow would unpack texts, too, and refuse long ones
-        check_size(*struct.unpack('>II', data[16:24]))
-    else:
-        try:
-            header = open_image(data)
-        except UnusableError:
-            raise
-        except Exception:  # readers of damaged headers raise almost anything
-            raise UnusableError('unreadable', 'is damaged or no image') from None
+    found = decoding.header(data)
+    check_size(found.width, found.height)
+    decoding.check_single(found)
+    if decoding.in_doubt(found) or decoding.too_large_for_opencv(found.width, found.height):
+        return decoding.colour(decoding.picture(data, found).pixels)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if image is None:
-            raise UnusableError('unreadable', 'is damaged or no image')
-        if header is not None and header.format in ('JPEG', 'MPO'):
-            header.load()  # OpenCV 4 fills what is missing from a JPEG with grey and says nothing
+            raise unreadable(decoding.DAMAGED)
+        if found.kind == 'JPEG':
+            with JpegImageFile(io.BytesIO(data)) as whole:
+                whole.load()  # OpenCV 4 fills what is missing from a JPEG with grey and says nothing
     except OSError as error:
-        raise UnusableError('unreadable', f'cannot be read ({error.strerror or error})') from None
+        raise unreadable(f'cannot be read ({error.strerror or error})') from None
     except cv2.error as error:
-        remedy = '; set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS higher' if 'IO_MAX' in error.err else ''
-        raise UnusableError('unreadable', f'cannot be decoded ({error.err}){remedy}') from None
+        raise unreadable(f'cannot be decoded ({error.err})') from None
     return image
 
 

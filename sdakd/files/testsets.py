@@ -10,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sdakd.compat import UserError
-from sdakd.files.images import UnusableError, by_stem, decode, find_images, open_image, read_image, stem
-
-ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+from sdakd.compat import UnusableError, UserError
+from sdakd.files.images import by_stem, decode, find_images, read_header, read_image, stem
 
 
 class Folder:
@@ -43,11 +41,9 @@ class Folder:
         """Height and width by the file's header; None where reading the image will say what is wrong with it."""
         if name not in self.sizes:
             try:
-                with open_image(self.where(name)) as image:
-                    width, height = image.size
-                    turned = image.getexif().get(0x112) in ROTATED
-                    self.sizes[name] = (width, height) if turned else (height, width)
-            except Exception:  # whatever a damaged header makes Pillow raise
+                found = read_header(self.where(name))
+                self.sizes[name] = found.height, found.width
+            except UnusableError:
                 self.sizes[name] = None
         return self.sizes[name]
 

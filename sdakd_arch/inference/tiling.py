@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn import functional as F
@@ -49,21 +49,49 @@ def run_tiled(
     """
     height, width = image.shape[-2:]
     multiple = family_of(network).multiple(network) if multiple is None else multiple
-    image = mirror_to_multiple(image, multiple)
     if tile <= 0:
-        return network(image)[..., : height * scale, : width * scale]
+        return network(mirror_to_multiple(image, multiple))[..., : height * scale, : width * scale]
+    result, at = None, 0
+    for rows in tiled_rows(network, image, scale, tile, tile_pad, multiple, grid=grid):
+        if result is None:
+            result = rows.new_empty((*rows.shape[:2], height * scale, width * scale))
+        result[..., at : at + rows.shape[2], :] = rows
+        at += rows.shape[2]
+    return result
+
+
+def tiled_rows(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    image: torch.Tensor,
+    scale: int,
+    tile: int,
+    tile_pad: int,
+    multiple: int,
+    start: int = 0,
+    grid: int = 1,
+) -> Iterator[torch.Tensor]:
+    """The result of :func:`run_tiled` from the top to the bottom, by rows of tiles; see there for the arguments.
+
+    Args:
+        start: The row of the image to begin with, a multiple of ``multiple`` and ``grid``.
+
+    Yields:
+        ``(N, C, rows * scale, w * scale)``.
+    """
+    height, width = image.shape[-2:]
+    image = mirror_to_multiple(image, multiple)
     padded_h, padded_w = image.shape[-2:]
     grid = math.lcm(grid, multiple)  # tiles begin where blocks of pixels begin
     tile, tile_pad = tile + -tile % grid, tile_pad + -tile_pad % grid
-    result = None
-    for top in range(0, padded_h, tile):
+    for top in range(start, padded_h, tile):
+        result = None
+        bottom, y = min(top + tile, padded_h), max(top - tile_pad, 0)
         for left in range(0, padded_w, tile):
-            bottom, right = min(top + tile, padded_h), min(left + tile, padded_w)
-            y, x = max(top - tile_pad, 0), max(left - tile_pad, 0)
+            right, x = min(left + tile, padded_w), max(left - tile_pad, 0)
             output = network(image[..., y : min(bottom + tile_pad, padded_h), x : min(right + tile_pad, padded_w)])
             if result is None:
-                result = output.new_empty((*output.shape[:2], padded_h * scale, padded_w * scale))
-            result[..., top * scale : bottom * scale, left * scale : right * scale] = output[
+                result = output.new_empty((*output.shape[:2], (bottom - top) * scale, padded_w * scale))
+            result[..., left * scale : right * scale] = output[
                 ..., (top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale
             ]
-    return result[..., : height * scale, : width * scale]
+        yield result[..., : (height - top) * scale, : width * scale]

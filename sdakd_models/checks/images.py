@@ -76,11 +76,13 @@ def _items(paths: list, single: str) -> Iterator[dict[str, str]]:
 
 def _add_unreadable(faults: _Faults, image: str, reason: str) -> None:
     if 'that OpenCV decodes' in reason:
-        remedy = 'cut it into smaller ones, or set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS'
+        what = next((what for what in ('WIDTH', 'HEIGHT') if f'in {what.lower()} that' in reason), 'PIXELS')
+        remedy = f'cut it into smaller ones, or set the environment variable OPENCV_IO_MAX_IMAGE_{what}'
     elif reason in ('does not exist', 'is a folder', 'is a pipe or a device, not a file'):
         remedy = 'correct the list'
     else:
-        remedy = 'mend it or take it away'
+        reason, _, own = reason.partition('; ')
+        remedy = own or 'mend it or take it away'
     faults.add(re.sub(r'\d+x\d+', '', reason), image, f'the image {image} {reason}', remedy)
 
 

@@ -27,6 +27,7 @@ from safetensors.torch import save
 
 from sdakd.cli import main
 from sdakd.compat import UserError, replacing
+from sdakd.decoding import PNG
 from sdakd.files import images
 from sdakd.files.generators import open_network
 from sdakd_arch.download import Release, obtain
@@ -760,7 +761,7 @@ def png(width, height):
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 
     head = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
-    return images.PNG + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(bytes(width + 1))) + chunk(b'IEND', b'')
+    return PNG + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(bytes(width + 1))) + chunk(b'IEND', b'')
 
 
 def other(kind, width, height):
@@ -836,9 +837,9 @@ def test_postscript_is_not_executed(name, place, alarm, monkeypatch):
         image.load()
     assert alarm.exists()  # it would be
     alarm.unlink()
-    refused('upscale', '-i', f'in/{name}', '-o', 'out', '-m', 'net.pth', match='no image')
-    refused(*JOBS['pairs'], '-i', 'in', '-o', 'out', match='no image')
-    refused(*EVALUATE, '-m', 'bicubic', '--metrics', 'psnr', match='no image')
+    refused('upscale', '-i', f'in/{name}', '-o', 'out', '-m', 'net.pth', match='is a PostScript file')
+    refused(*JOBS['pairs'], '-i', 'in', '-o', 'out', match='is a PostScript file')
+    refused(*EVALUATE, '-m', 'bicubic', '--metrics', 'psnr', match='is a PostScript file')
     assert not alarm.exists()
 
 

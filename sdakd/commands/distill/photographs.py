@@ -18,7 +18,7 @@ from sdakd.files.images import (
     by_stem,
     is_made,
     list_images,
-    open_image,
+    read_header,
     read_image,
     stem,
     write_png,
@@ -96,11 +96,11 @@ class Source:
 
 
 def _size(path: str) -> tuple[int, int] | None:
-    """Width and height, as the file's header says; None where it cannot be read, which whoever decodes it says."""
+    """Width and height as they are seen; None where the header cannot be read, which whoever decodes it says."""
     try:
-        with open_image(path) as image:
-            return image.size
-    except (OSError, UnusableError):
+        found = read_header(path)
+        return found.width, found.height
+    except UnusableError:
         return None
 
 

@@ -16,9 +16,10 @@ import numpy as np
 from sdakd import __version__, compat, stops
 from sdakd.commands.interface import MOST_THREADS, Flags, Outcome, number, one_of, whole
 from sdakd.compat import FullError, UserError, near
-from sdakd.files.images import ENDINGS, UnusableError, by_stem, list_images, stem, write
+from sdakd.decoding import eight_bits, first_line
+from sdakd.files.images import ENDINGS, UnusableError, by_stem, list_images, stem
 from sdakd.files.limits import MAX_PIXELS, limited
-from sdakd.files.pictures import Picture, eight_bits, encode, ending_of, first_line, read
+from sdakd.files.pictures import Bands, bands_of, beside, check_format, ending_of, filled, read, resized, write_picture
 from sdakd.files.results import output_folder
 from sdakd.progress import Progress, say
 
@@ -232,18 +233,17 @@ def _face_enhancer(upscaler, outscale: float):
         ) from None
 
 
-def with_faces(pixels: np.ndarray, upscaler, faces, outscale: float, alpha_upsampler: str) -> np.ndarray:
+def with_faces(pixels: np.ndarray, upscaler, faces, outscale: float, alpha_upsampler: str) -> Bands:
     """Enlarges an image and restores its faces; eight bits, which is all that GFPGAN knows."""
-    if pixels.dtype == np.uint16:
-        pixels = eight_bits(pixels)
+    pixels = eight_bits(pixels)
     colour = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., :3])
     output = faces.enhance(colour, has_aligned=False, only_center_face=False, paste_back=True)[2]
     if pixels.ndim == 2:
-        return cv2.cvtColor(output, cv2.COLOR_BGR2GRAY)
+        return bands_of(cv2.cvtColor(output, cv2.COLOR_BGR2GRAY))
     if pixels.shape[2] == 3:
-        return output
+        return bands_of(output)
     alpha = upscaler.enlarge_alpha(pixels[..., 3], alpha_upsampler)
-    return np.dstack([output, upscaler.resized(alpha, pixels.shape[:2], outscale)])
+    return beside(bands_of(output), resized(alpha, output.shape[:2], cv2.INTER_LANCZOS4))
 
 
 def open_upscaler(
@@ -379,14 +379,18 @@ def upscale(
     for target, source in Progress('upscale', len(due), 'images').over(due.items()):
         try:
             picture = read(folder / source)
+            height, width, *channels = picture.pixels.shape
+            check_format((*upscaler.size_of(height, width, outscale), *channels), Path(target).suffix)
+            pixels = filled(picture.pixels)
             if unsettled:
                 unsettled = False
-                settle_threads(upscaler.enhance, picture.pixels, opened.scale is None, len(due), say)
+                settle_threads(upscaler.enhance, pixels, opened.scale is None, len(due), say)
             if faces:
-                pixels = with_faces(picture.pixels, upscaler, faces, outscale, alpha_upsampler)
+                made = with_faces(pixels, upscaler, faces, outscale, alpha_upsampler)
             else:
-                pixels = upscaler.enhance(picture.pixels, outscale, alpha_upsampler)[0]
-            write(output / target, encode(Picture(pixels, picture.profile), Path(target).suffix))
+                made = upscaler.bands(pixels, outscale, alpha_upsampler)
+            picture.pixels = pixels = None  # it may be large, and is not needed any more
+            write_picture(output / target, made, picture.profile)
         except FullError:
             raise
         except Exception as error:  # the model, a codec or a name may fail one image: the others go on
@@ -398,7 +402,7 @@ def upscale(
             say(f'{folder / source} {reason}')
             continue
         record.add(target, folder / source)
-        megapixels += pixels.shape[0] * pixels.shape[1] / 1e6
+        megapixels += made.shape[0] * made.shape[1] / 1e6
         files[folder / source] = output / target
     seconds = time.perf_counter() - begun
     size = f'x{outscale:g}' if outscale else f'to {upscaler.out_size}x{upscaler.out_size} pixels'

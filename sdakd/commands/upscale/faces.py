@@ -11,6 +11,7 @@ import torch
 from sdakd.compat import UserError
 from sdakd.files.generators import SMALLEST_FACE, Opened
 from sdakd.files.images import UnusableError
+from sdakd.files.pictures import Bands, bands_of
 
 GREY = (0.299, 0.587, 0.114)  # of R, G and B
 
@@ -53,6 +54,14 @@ class FaceUpscaler:
         self.network.factor = factor
         self.out_size = self.network.out_size
 
+    def size_of(self, height: int, width: int, outscale: float | None = None) -> tuple[int, int]:
+        """Height and width of the result of an image of this size."""
+        return (self.out_size if outscale is None else max(int(height * outscale), 1),) * 2
+
+    def bands(self, img: np.ndarray, outscale: float | None = None, alpha_upsampler: str = 'bicubic') -> Bands:
+        """:meth:`enhance`, as :meth:`sdakd.commands.upscale.upscaler.Upscaler.bands`."""
+        return bands_of(self.enhance(img, outscale, alpha_upsampler)[0])
+
     @torch.no_grad()
     def enhance(
         self, img: np.ndarray, outscale: float | None = None, alpha_upsampler: str = 'bicubic'
@@ -93,8 +102,8 @@ class FaceUpscaler:
         if mode == 'RGBA':
             output = np.dstack([output, self._alpha(img[..., 3])])
         if outscale is not None:
-            side = max(int(height * outscale), 1)
-            output = cv2.resize(np.ascontiguousarray(output), (side, side), interpolation=cv2.INTER_LANCZOS4)
+            size = self.size_of(height, width, outscale)
+            output = cv2.resize(np.ascontiguousarray(output), size, interpolation=cv2.INTER_LANCZOS4)
         return np.ascontiguousarray(output), mode
 
     def _alpha(self, alpha: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from sdakd.files.generators import Opened
 from sdakd.files.images import UnusableError
+from sdakd.files.pictures import Bands, bands_of, beside, resized
 from sdakd.progress import Progress, is_open
 from sdakd_arch.inference.fast import Plain, accelerate
-from sdakd_arch.inference.tiling import run_tiled
+from sdakd_arch.inference.tiling import run_tiled, tiled_rows
 from sdakd_arch.threads import choose_threads
 
 PAD = 40  # tile_pad where the reach is longer or unknown; RRDBNet's hundreds of pixels are reach in name only
@@ -101,17 +102,21 @@ class Upscaler:
             return 0
         return max(math.isqrt(pixels) - 2 * self.tile_pad, SMALLEST)
 
-    def _fitted(self, image: torch.Tensor, grey: bool, top: int) -> torch.Tensor:
-        """:meth:`_in_tiles` with tiles that fit, ``(1, 3, h, w)`` to ``(1, 3 or 1, h * scale, w * scale)``.
+    def _fitted(self, image: torch.Tensor, grey: bool, top: int) -> Iterator[torch.Tensor]:
+        """:meth:`_in_tiles` with tiles that fit, of ``(1, 3, h, w)``; those that do not are halved from there on.
 
         Raises:
             UnusableError: The memory does not suffice, or half precision overflows.
         """
         height, width = image.shape[-2:]
-        tile = self.fitting_tile(height, width)
+        tile, done = self.fitting_tile(height, width), 0
         while True:
             try:
-                return self._in_tiles(image, tile, grey, top)
+                for rows in self._in_tiles(image, tile, grey, top, done):
+                    done += rows.shape[2] // self.scale
+                    yield rows
+                    del rows  # before the next are computed
+                return
             except Exception as error:  # torch's, ONNX Runtime's and numpy's have no base class of their own in common
                 if 'memory' not in str(error) and not isinstance(error, MemoryError):
                     raise
@@ -125,54 +130,84 @@ class Upscaler:
             if self.device.type == 'cuda':
                 torch.cuda.empty_cache()
 
-    def _in_tiles(self, image: torch.Tensor, tile: int, grey: bool, top: int) -> torch.Tensor:
-        """The network's output on the CPU: levels from 0 to ``top``, uint8, or the bits of uint16 as int16."""
+    def _in_tiles(self, image: torch.Tensor, tile: int, grey: bool, top: int, start: int) -> Iterator[torch.Tensor]:
+        """The network's output from row ``start`` on, by rows of tiles: ``(1, 3 or 1, rows * scale, w * scale)``.
+
+        It is on the CPU, in levels from 0 to ``top``: uint8, or the bits of uint16 as int16.
+        """
         height, width = image.shape[-2:]
         tile += -tile % self.grid
-        tiles = math.ceil(height / tile) * math.ceil(width / tile) if tile else 1
+        tiles = math.ceil((height - start) / tile) * math.ceil(width / tile) if tile else 1
         progress = Progress('tiles', tiles, 'tiles', shown=tiles > 1 and is_open())
 
         def network(part: torch.Tensor) -> torch.Tensor:
-            output = self.model(part).float()
+            with torch.no_grad():
+                output = self.model(part).float()
             progress.step()
-            if not torch.isfinite(output).all():
+            if not all(map(math.isfinite, torch.stack(torch.aminmax(output)).tolist())):
                 remedy = '; give --fp32' if self.half else ''
                 raise UnusableError('failed', f'makes the network give values that are no numbers{remedy}')
             output = output.clamp_(0, 1)
             if grey:
                 output = (output * output.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(1, keepdim=True)
-            whole = output.mul_(top).round_().to(torch.int32)
+            output = output.mul_(top).round_()
             # int16 holds the bits of what numpy knows as uint16
-            return whole.to(torch.uint8 if top == 255 else torch.int16).cpu()
+            return (output.to(torch.uint8) if top == 255 else output.to(torch.int32).to(torch.int16)).cpu()
 
         with progress:
-            return run_tiled(network, image, self.scale, tile, self.tile_pad, self.multiple, self.grid)
+            if tile:
+                yield from tiled_rows(network, image, self.scale, tile, self.tile_pad, self.multiple, start, self.grid)
+            else:
+                yield run_tiled(network, image, self.scale, multiple=self.multiple)
 
-    def _run(self, image: np.ndarray, grey: bool) -> np.ndarray:
-        """Enlarges ``(h, w, 3)``, RGB, uint8 or uint16, to the same, or to ``(h, w)`` grey."""
+    def _run(self, image: np.ndarray, grey: bool) -> Iterator[np.ndarray]:
+        """Enlarges ``(h, w, 3)``, RGB, uint8 or uint16, to rows of the same, or of ``(h, w)`` grey, from the top."""
         top = int(np.iinfo(image.dtype).max)
         height, width = image.shape[:2]
         least = 1 + max(self.pre_pad, self.multiple - 1)  # to be mirrored, an image must exceed its padding
         short = max(least - height, 0), max(least - width, 0)
         image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)), mode='edge')
-        tensor = torch.from_numpy((image.astype(np.float32) / top).transpose(2, 0, 1))[None].to(self.device)
+        dtype, parts = image.dtype, np.divide(image, np.float32(top), dtype=np.float32).transpose(2, 0, 1)
+        tensor = torch.from_numpy(parts)[None].to(self.device)
+        del image, parts  # the picture may be large
         tensor = tensor.half() if self.half else tensor
         tensor = F.pad(tensor, (0, self.pre_pad, 0, self.pre_pad), 'reflect')
-        output = self._fitted(tensor, grey, top)[0, :, : height * self.scale, : width * self.scale]
-        output = output.permute(1, 2, 0).contiguous().numpy().view(image.dtype)
-        return output[..., 0] if grey else output
+        due = height * self.scale
+        for rows in self._fitted(tensor, grey, top):
+            part = rows[0, :, :due, : width * self.scale].permute(1, 2, 0).numpy().view(dtype)
+            del rows
+            due -= len(part)
+            if len(part):
+                yield part[..., 0] if grey else part
+            del part
 
-    @torch.no_grad()
-    def enlarge_alpha(self, alpha: np.ndarray, alpha_upsampler: str = 'realesrgan') -> np.ndarray:
+    def size_of(self, height: int, width: int, outscale: float | None = None) -> tuple[int, int]:
+        """Height and width of the result of an image of this size."""
+        if outscale is None or outscale == self.scale:
+            return height * self.scale, width * self.scale
+        return max(int(height * outscale), 1), max(int(width * outscale), 1)
+
+    def enlarge_alpha(self, alpha: np.ndarray, alpha_upsampler: str = 'realesrgan') -> Bands:
         """Enlarges ``(h, w)`` by the network, which takes it for a grey image, or by bicubic interpolation."""
-        size = alpha.shape[1] * self.scale, alpha.shape[0] * self.scale
-        if alpha.min() == alpha.max():
-            return np.full(size[::-1], alpha.flat[0], alpha.dtype)  # a network would leave opaque images not quite so
+        shape = alpha.shape[0] * self.scale, alpha.shape[1] * self.scale
+        if alpha.min() == alpha.max():  # a network would leave opaque images not quite so
+            return bands_of(np.broadcast_to(alpha[:1, :1], shape))
         if alpha_upsampler == 'realesrgan':
-            return self._run(np.dstack([alpha] * 3), grey=True)
-        return cv2.resize(alpha, size, interpolation=cv2.INTER_CUBIC)
+            return Bands(shape, alpha.dtype, self._run(np.dstack([alpha] * 3), grey=True))
+        return resized(bands_of(alpha), shape, cv2.INTER_CUBIC)
 
-    @torch.no_grad()
+    def bands(self, img: np.ndarray, outscale: float | None = None, alpha_upsampler: str = 'realesrgan') -> Bands:
+        """:meth:`enhance`, from the top to the bottom: rows are computed when they are asked for."""
+        size = img.shape[0] * self.scale, img.shape[1] * self.scale
+        if img.ndim == 2:
+            made = Bands(size, img.dtype, self._run(np.dstack([img] * 3), grey=True))
+        else:
+            rows = map(lambda part: part[..., ::-1], self._run(img[..., 2::-1], grey=False))  # which holds no part
+            made = Bands((*size, 3), img.dtype, rows)
+            if img.shape[2] == 4:
+                made = beside(made, self.enlarge_alpha(img[..., 3], alpha_upsampler))
+        return resized(made, self.size_of(*img.shape[:2], outscale), cv2.INTER_LANCZOS4)
+
     def enhance(
         self, img: np.ndarray, outscale: float | None = None, alpha_upsampler: str = 'realesrgan'
     ) -> tuple[np.ndarray, str]:
@@ -190,17 +225,4 @@ class Upscaler:
             UnusableError: The memory does not suffice, or half precision overflows.
         """
         mode = 'L' if img.ndim == 2 else {3: 'RGB', 4: 'RGBA'}[img.shape[2]]
-        colour = np.dstack([img] * 3) if mode == 'L' else img[..., 2::-1]
-        output = self._run(colour, grey=mode == 'L')
-        if mode != 'L':
-            output = output[..., ::-1]
-        if mode == 'RGBA':
-            output = np.dstack([output, self.enlarge_alpha(img[..., 3], alpha_upsampler)])
-        return self.resized(output, img.shape[:2], outscale), mode
-
-    def resized(self, output: np.ndarray, size: tuple[int, int], outscale: float | None) -> np.ndarray:
-        """The network's output at ``outscale`` times the input's ``size`` (height, width), by Lanczos interpolation."""
-        if outscale is None or outscale == self.scale:
-            return np.ascontiguousarray(output)
-        height, width = (max(int(side * outscale), 1) for side in size)
-        return cv2.resize(np.ascontiguousarray(output), (width, height), interpolation=cv2.INTER_LANCZOS4)
+        return self.bands(img, outscale, alpha_upsampler).whole(), mode
