@@ -155,8 +155,8 @@ class TestSet:
         source: As the user gave it.
         hr: Ground truth, or None.
         lr: Input, or None where it is made from the ground truth by MATLAB's bicubic interpolation.
-        scale: Factor between them. Ground truth of another size is cropped at its right and lower border to a multiple
-            of it, as BasicSR and the MATLAB scripts do.
+        scale: Factor between them. Ground truth of another size is cropped at its right and lower border to its input's
+            size times the scale, or to a multiple of the scale, as BasicSR and the MATLAB scripts do.
 
     Raises:
         UserError: Numbers, names or sizes of ``hr`` and ``lr`` do not match.
@@ -184,14 +184,12 @@ class TestSet:
                 f'HR image, or that name and one ending such as x{scale}.'
             ),
         )
+        from sdakd_data.pairs import SPARE, misfit
+
         for name in self.names:
             large, small = hr.size(name), lr.size(self.inputs[name])
-            if large and small and (large[0] // scale, large[1] // scale) != small:
-                raise UserError(
-                    '-d',
-                    f'{hr.file(name)} in {hr.path} has {large[1]}x{large[0]} pixels and its LR image in {lr.path} '
-                    f'{small[1]}x{small[0]}; for --scale {scale} it must have {large[1] // scale}x{large[0] // scale}.',
-                )
+            if large and small and (found := misfit(large, small, scale, SPARE)):
+                raise UserError('-d', f'{hr.file(name)} in {hr.path} {found[0]} (in {lr.path}); {found[1]}.')
 
     def describe(self) -> str:
         """A line for people, which says where the LR images come from, behind those of the folders."""
@@ -205,6 +203,8 @@ class TestSet:
         if self.hr is None:
             small = self.lr.size(self.inputs[name])
             return small and (small[0] * self.scale, small[1] * self.scale)
+        if self.lr is not None and (small := self.lr.size(self.inputs[name])):
+            return small[0] * self.scale, small[1] * self.scale
         large = self.hr.size(name)
         return large and (large[0] // self.scale * self.scale, large[1] // self.scale * self.scale)
 
@@ -217,12 +217,17 @@ class TestSet:
         from basicsr.data.transforms import mod_crop
 
         gt = gt_file = lq = None
-        if self.hr is not None:
-            whole = self._read(self.hr, name)
-            gt = mod_crop(whole, self.scale)
-            gt_file = self.hr.where(name) if gt.shape == whole.shape else None
         if self.lr is not None:
             lq = self._read(self.lr, self.inputs[name])
+        if self.hr is not None:
+            whole = self._read(self.hr, name)
+            gt = (
+                mod_crop(whole, self.scale)
+                if lq is None
+                else whole[: lq.shape[0] * self.scale, : lq.shape[1] * self.scale]
+            )
+            gt_file = self.hr.where(name) if gt.shape == whole.shape else None
+        if lq is not None:
             return Sample(lq, gt, gt_file, self.lr.where(self.inputs[name]))
         from sdakd.commands.prepare.synthesis import downscale
 

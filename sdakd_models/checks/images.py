@@ -11,11 +11,11 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from sdakd.compat import Mistakes, UserError, replacing
+from sdakd_data import pairs
 from sdakd_data.decoded import Decoder, Size
 from sdakd_data.remembered import cache_folder
 
 NAMED = 3  # images that a sentence names; the others are counted, and listed in a file
-CUT = 24  # pixels that a ground truth of validation may be larger: it is cut, and 24 is a multiple of all usual scales
 
 
 def check(where: str, options: Mapping, scale: int, dataset: Dataset, keyed: Collection[str] = ()) -> None:
@@ -103,15 +103,10 @@ def _check_sizes(
     if set(sizes) != {'gt', 'lq'}:
         return
     gt, lq = sizes['gt'][:2], sizes['lq'][:2]
-    # in validation, this type cuts the ground truth to the scale
-    spare = CUT if options['type'] == 'PairedImageDataset' and not train else 1
-    if not all(0 <= large - small * scale < spare for large, small in zip(gt, lq, strict=True)):
-        faults.add(
-            'scale',
-            images['gt'],
-            f'{images["gt"]} is {shown["gt"]} and its LQ image {shown["lq"]}, which scale {scale} does not relate',
-            'crop the ground truth to a multiple of the scale',
-        )
+    # in validation, this type cuts the ground truth to its input
+    spare = pairs.SPARE if options['type'] == 'PairedImageDataset' and not train else 1
+    if found := pairs.misfit(gt, lq, scale, spare):
+        faults.add(f'scale, {found[1]}', images['gt'], f'{images["gt"]} {found[0]}', found[1])
     if train and (not isinstance(crop, int) or crop % scale):
         raise UserError(f'{faults.where}:gt_size', f'the crop of {crop} must be a multiple of scale {scale}.')
     if train and min(gt) < crop:

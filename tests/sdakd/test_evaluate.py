@@ -424,7 +424,10 @@ MISTAKES = [
     ('-m {gone} -d {hr}', r'-m: the file .*gone does not exist'),
     ('-m {student} -d {hr}:{two}', r'-d: .*HR holds 3 images and .*two 2; give folders'),
     ('-m {student} -d {hr}:{names}', r'-d: .*names has no image for coffee.png of .*HR; LR images need'),
-    ('-m {student} -d {hr}:{hr}', r'-d: astronaut.png in .* has 80x64 .* must have 20x16'),
+    (
+        '-m {student} -d {hr}:{hr}',
+        r'-d: astronaut.png in .* is 80x64 and its LQ image 80x64; at scale 4 that must be 20x16 .* a pair of scale 1',
+    ),
     ('-m {student} -d {hr}:', r'-d: .*: names no folder behind its colon'),
     ('-m {student} -d {hr} {hr}', r'-d: two sets are called set; write NAME=PATH'),
     ('-m {student} -d {hr}.lmdb', r"-d: .*HR.lmdb is no database in BasicSR's layout"),

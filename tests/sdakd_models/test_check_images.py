@@ -62,13 +62,13 @@ def test_many_bad_images_are_a_sentence_for_each_fault(world, parse, monkeypatch
     cv2.imwrite(str(world.root / 'LRx4' / names[25]), np.zeros((9, 8, 3), np.uint8))
     sentences = told(world, parse, options)
     damaged, empty, crop, scale = sorted(
-        sentences, key=lambda text: [word in text for word in ('relate', 'crop of', 'empty')]
+        sentences, key=lambda text: [word in text for word in ('at scale', 'crop of', 'empty')]
     )
     assert damaged.startswith('datasets:train: the image ') and all(len(text) < 500 for text in sentences)
     assert 'is damaged or no image; mend it or take it away; the same holds for x' in damaged and '17 more' in damaged
     assert 'is empty; mend it' in empty and empty.count('.png') == 2 and 'more' not in empty
     assert crop.startswith('datasets:train:gt_size: the crop of 32 does not fit into ') and crop.count('.png') == 3
-    assert f'{names[25]} is 32x32 and its LQ image 8x9, which scale 4 does not relate' in scale
+    assert f'{names[25]} is 32x32 and its LQ image 8x9; at scale 4 that must be 8x8' in scale
     (listing,) = (tmp_path / 'cache/sdakd').glob('unusable-train-*.txt')
     assert f'17 more, listed in {listing}.' in damaged
     bad = {*(str(world.root / 'HR' / name) for name in [*names[:20], *small, names[25]])}
@@ -97,7 +97,7 @@ def test_a_turned_image_has_the_size_that_trainings_see(world, parse):
     parse(world.write(world.options()), world.root / 'root')
     Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(world.root / 'LRx4' / name)  # not turned
     sentences = told(world, parse)
-    assert f'{name} is 32x64 and its LQ image 16x8, which scale 4 does not relate' in sentences[0]
+    assert f'{name} is 32x64 and its LQ image 16x8; at scale 4 that must be 8x16; one of them is turned' in sentences[0]
 
 
 @pytest.mark.parametrize(
