@@ -4,6 +4,7 @@
 # make setup  only install, into .venv; tests and lint install what only they need
 #
 # PYTHON=python3.12        the interpreter for .venv (3.10 to 3.12)
+# BASICSR=folder           for Python 3.13: a clone of BasicSR, mended as docs/drop-in.md says
 # TORCH_INDEX=address      where to get torch and torchvision from, such as PyTorch's own index of CPU wheels
 # TEACHER=path, URL, name  the demo's teacher, instead of the one in this repository
 # PHOTOS=folder            the demo's photographs, instead of scikit-image's
@@ -36,10 +37,11 @@ setup: .venv/ready
 
 .venv/ready: requirements.txt requirements-build.txt pyproject.toml
 	@echo 'Setting up .venv (a few minutes)'
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Error: Python %d.%d is not supported, BasicSR needs 3.10 to 3.12: make PYTHON=python3.12" % v)'
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, $(if $(BASICSR),13,12)) else "Error: Python %d.%d is not supported, BasicSR needs 3.10 to 3.12: make PYTHON=python3.12 (3.13: BASICSR=..., see docs/drop-in.md)" % v)'
 	$(PYTHON) -m venv .venv
 	$(if $(FROM),$(INSTALL) $(FROM) $$(grep '^torch==' requirements-build.txt) $$(grep '^torchvision==' requirements.txt))
 	$(INSTALL) -r requirements-build.txt
+	$(if $(BASICSR),$(INSTALL) --no-build-isolation -c requirements.txt "$(BASICSR)")
 	$(INSTALL) --no-build-isolation -r requirements.txt
 	$(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@

@@ -205,9 +205,15 @@ def _sdakd() -> Iterator[Finding]:
 
 def _python() -> Iterator[Finding]:
     text = f'{platform.python_version()} in {sys.prefix}'
-    if sys.version_info[:2] > NEWEST_PYTHON:
+    if sys.version_info[:2] > NEWEST_PYTHON and importlib.util.find_spec('basicsr') is None:
         newest = '.'.join(map(str, NEWEST_PYTHON))
-        yield Finding('Python', 'note', text, f'BasicSR 1.4.2 of PyPI does not install on it; {newest} or older does')
+        yield Finding(
+            'Python',
+            'note',
+            text,
+            f'BasicSR 1.4.2 of PyPI does not install on it; {newest} or older does, or a clone with one line mended '
+            '(docs/drop-in.md)',
+        )
     else:
         yield Finding('Python', 'ok', text)
 
