@@ -44,6 +44,8 @@ def simulated():
 
 
 def begin(folder, *words, how='windows', **environment):
+    if sys.platform != 'linux':
+        pytest.skip('the simulation is one of Linux')
     path = os.pathsep.join([str(ROOT / 'tests/simulated'), str(ROOT)])
     environment = {**os.environ, 'SIMULATE': how, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', **environment}
     pipes = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
