@@ -225,6 +225,22 @@ def test_a_process_unpickles_classes_of_basicsr_before_anything_of_ours(tmp_path
     assert end(begin(tmp_path, '-c', LOADER, how=how)) == (0, '(1, 3, 24, 32)\n')
 
 
+def test_a_torchvision_that_has_its_operators_is_left_alone(tmp_path):
+    """Older ones load their compiled library only within the module that needs its operators."""
+    place = tmp_path / 'torchvision'
+    place.mkdir()
+    files = {
+        '__init__': 'from torchvision import _meta_registrations',
+        '_meta_registrations': 'import torchvision.extension',
+        'extension': 'import torch\nlibrary = torch.library.Library("torchvision", "DEF")\n'
+        'library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")',
+    }
+    for name, content in files.items():
+        (place / f'{name}.py').write_text(content, encoding='utf-8')
+    code = 'from sdakd import compat; import torchvision; print(torchvision.__file__, compat._kept)'
+    assert end(begin(tmp_path, '-c', code, how='fork')) == (0, f'{place / "__init__.py"} []\n')
+
+
 def test_a_script_that_its_workers_would_run_again(tmp_path, photographs):
     (tmp_path / 'in').mkdir()
     cv2.imwrite(str(tmp_path / 'in/a.png'), photographs['coffee'])
