@@ -336,6 +336,7 @@ class _BoxOperators(importlib.abc.MetaPathFinder):
         if name == 'torchvision._meta_registrations' and not _kept:
             import torch
 
+            importlib.import_module('torchvision.extension')  # it loads the compiled library where that is possible
             if hasattr(torch.ops.torchvision, 'nms'):
                 return
             for schema in (
@@ -379,17 +380,11 @@ def _reduce_process(process: multiprocessing.process.BaseProcess) -> tuple:
     return _new_process, (type(process),), process.__dict__
 
 
-def _mend_imports() -> None:
-    if any(isinstance(each, _BoxOperators) for each in sys.meta_path):
-        return
-    sys.meta_path.insert(0, _BoxOperators())
-    sys.meta_path.append(_FunctionalTensor())  # where torchvision has the module, it is found before
-    kinds = {multiprocessing.get_context(method).Process for method in multiprocessing.get_all_start_methods()}
-    for kind in (multiprocessing.Process, *kinds):
-        multiprocessing.reduction.register(kind, _reduce_process)
-
-
-_mend_imports()
+sys.meta_path.insert(0, _BoxOperators())
+sys.meta_path.append(_FunctionalTensor())  # where torchvision has the module, it is found before
+for _method in multiprocessing.get_all_start_methods():
+    multiprocessing.reduction.register(multiprocessing.get_context(_method).Process, _reduce_process)
+multiprocessing.reduction.register(multiprocessing.Process, _reduce_process)
 
 
 def prepare_imports() -> None:

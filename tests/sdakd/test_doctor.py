@@ -202,3 +202,11 @@ def test_text_and_status():
     lines = str(Diagnosis([Finding('a', 'ok', 'x'), Finding('long', 'problem', 'y', 'do z')])).splitlines()
     assert lines == ['ok      a     x', 'problem long  y: do z', '1 problem and 0 notes: trainings do not run here.']
     assert Diagnosis([Finding('a', 'problem', 'x')]).status == 1
+
+
+@pytest.mark.parametrize(('encoding', 'level'), [('cp1252', 'note'), ('UTF-8', 'ok'), ('utf8', 'ok')])
+def test_a_text_encoding_that_lacks_letters_is_named(monkeypatch, encoding, level):
+    """As Windows' code pages, by which BasicSR reads lists of images."""
+    monkeypatch.setattr('locale.getpreferredencoding', lambda _=True: encoding)
+    (found,) = module._text()
+    assert found.level == level and encoding in found.text and ('PYTHONUTF8=1' in found.remedy) == (level == 'note')

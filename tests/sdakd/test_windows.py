@@ -44,6 +44,8 @@ def simulated():
 
 
 def begin(folder, *words, how='windows', **environment):
+    if sys.platform != 'linux':
+        pytest.skip('the simulation is one of Linux')
     path = os.pathsep.join([str(ROOT / 'tests/simulated'), str(ROOT)])
     environment = {**os.environ, 'SIMULATE': how, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', **environment}
     pipes = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
@@ -221,6 +223,22 @@ def test_a_process_unpickles_classes_of_basicsr_before_anything_of_ours(tmp_path
     """BasicSR 1.4.2 imports a module that torchvision has no more; nothing of the main program is imported first."""
     cv2.imwrite(str(tmp_path / 'a.png'), photographs['coffee'][:24, :32])
     assert end(begin(tmp_path, '-c', LOADER, how=how)) == (0, '(1, 3, 24, 32)\n')
+
+
+def test_a_torchvision_that_has_its_operators_is_left_alone(tmp_path):
+    """Older ones load their compiled library only within the module that needs its operators."""
+    place = tmp_path / 'torchvision'
+    place.mkdir()
+    files = {
+        '__init__': 'from torchvision import _meta_registrations',
+        '_meta_registrations': 'import torchvision.extension',
+        'extension': 'import torch\nlibrary = torch.library.Library("torchvision", "DEF")\n'
+        'library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")',
+    }
+    for name, content in files.items():
+        (place / f'{name}.py').write_text(content, encoding='utf-8')
+    code = 'from sdakd import compat; import torchvision; print(torchvision.__file__, compat._kept)'
+    assert end(begin(tmp_path, '-c', code, how='fork')) == (0, f'{place / "__init__.py"} []\n')
 
 
 def test_a_script_that_its_workers_would_run_again(tmp_path, photographs):

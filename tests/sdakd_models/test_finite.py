@@ -216,6 +216,7 @@ def test_a_loss_that_overflows_by_itself(world, parse):
     blamed(model, 1, 'all images are good, and the loss itself overflows; lower train:stages:supervised:lr_g .*', data)
 
 
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system starts every process afresh')
 def test_the_process_that_knows_tells_all(world, parse, tmp_path):
     """Two processes of a distributed training: one has a bad image, the other one says so."""
     model, data = build(world, parse), batch(1, gt_path=['/d/a.png', '/d/b.png'])
