@@ -210,11 +210,12 @@ def write_picture(path: Path, made: Bands, profile: bytes | None = None) -> None
         elif ending in TIFF:
             _write_tiff(file, made, profile)
         else:
-            _write_whole(file, made.whole(), profile, FORMATS[ending])
+            _write_whole(file, made, profile, FORMATS[ending])
 
 
-def _write_whole(file: BinaryIO, pixels: np.ndarray, profile: bytes | None, form: str) -> None:
-    pixels = _rgb(eight_bits(pixels))
+def _write_whole(file: BinaryIO, made: Bands, profile: bytes | None, form: str) -> None:
+    rows = map(lambda part: _rgb(eight_bits(part)), made.rows)
+    pixels = Bands(made.shape, np.dtype(np.uint8), rows).whole()
     extra = {} if form == 'BMP' else {'quality': QUALITY}
     if profile and form != 'BMP':
         extra['icc_profile'] = profile
