@@ -262,7 +262,7 @@ def _by_pillow(data: bytes, kind: str) -> tuple[np.ndarray, bytes | None]:
         image.load()  # all of it: OpenCV fills what is missing from a file with grey
         profile = image.info.get('icc_profile')
         deep = kind == 'PNG' and data[24] == 16
-        if kind == 'PNG' and data[25] == 0 and 'transparency' in image.info:
+        if kind == 'PNG' and 'transparency' in image.info and (data[25] == 0 or (deep and data[25] == 2)):
             return _keyed(_deep_png(data) if deep else np.asarray(image.convert('L')), data), profile
         if deep:  # Pillow drops most of the bits
             return _deep_png(data), profile
@@ -280,13 +280,16 @@ def _deep_png(data: bytes) -> np.ndarray:
     return pixels
 
 
-def _keyed(grey: np.ndarray, data: bytes) -> np.ndarray:
-    """Grey of which a PNG calls one level transparent, as it has stored it: neither library sees that in all depths."""
-    bits = data[24]
-    key = struct.unpack('>H', _chunks(io.BytesIO(data))[b'tRNS'][:2])[0]
-    top = np.iinfo(grey.dtype).max
-    alpha = np.where(grey == key * (top // (2**bits - 1)), 0, top).astype(grey.dtype)
-    return np.dstack([grey, grey, grey, alpha])
+def _keyed(pixels: np.ndarray, data: bytes) -> np.ndarray:
+    """Grey or BGR of which a PNG calls one value transparent: no library sees that in all depths."""
+    bits, top = data[24], np.iinfo(pixels.dtype).max
+    stored = _chunks(io.BytesIO(data))[b'tRNS']
+    if pixels.ndim == 2:
+        pixels, key = np.dstack([pixels] * 3), struct.unpack('>H', stored[:2]) * 3
+    else:
+        pixels, key = pixels[..., :3], struct.unpack('>HHH', stored[:6])[::-1]
+    hidden = (pixels == np.array(key) * (top // (2**bits - 1))).all(2)
+    return np.dstack([pixels, np.where(hidden, 0, top).astype(pixels.dtype)])
 
 
 def eight_bits(pixels: np.ndarray) -> np.ndarray:

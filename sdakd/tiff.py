@@ -26,6 +26,7 @@ OTHERS = {
     32844: 'has logarithmic colours (LogL); store it with 8 or 16 bits',
     32845: 'has logarithmic colours (LogLuv); store it with 8 or 16 bits',
 }
+MOST_CHANNELS = 16
 ASSOCIATED, UNASSOCIATED = 1, 2  # values of ExtraSamples
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # values of SampleFormat
 FAXES = (2, 3, 4)  # values of Compression, which Pillow decodes
@@ -176,6 +177,8 @@ def _check(page: tifffile.TiffPage, length: int) -> None:
         raise unreadable(f'has colours of a kind that is not read here (photometric interpretation {int(photometric)})')
     if page.imagedepth != 1:
         raise unreadable(f'is a volume of {page.imagedepth} slices; give each slice as a file of its own')
+    if page.samplesperpixel > MOST_CHANNELS:  # a small file may claim any number
+        raise unreadable(f'has {page.samplesperpixel} channels; store those that are colours as RGB')
     kind, count = _format(page), CHANNELS[photometric]
     if kind == SIGNED:
         raise unreadable('has signed samples, with numbers below 0; store it with unsigned ones')

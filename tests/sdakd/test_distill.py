@@ -273,6 +273,24 @@ def test_pairs_are_cut_alike_and_held_out_ones_are_not_trained_on(world, tmp_pat
             )
 
 
+def test_pairs_have_the_sizes_that_are_seen(tmp_path):
+    """The ground truth is stored lying and shown upright, as cameras do it; its small version is upright."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for folder in ('gt', 'lq'):
+        (tmp_path / folder).mkdir()
+    for number in range(3):
+        Image.new('RGB', (64, 32)).save(tmp_path / f'gt/{number}.jpg', exif=exif)
+        Image.new('RGB', (8, 16)).save(tmp_path / f'lq/{number}.png')
+    source = photographs.Source(str(tmp_path / 'gt'), str(tmp_path / 'lq'), '-d')
+    assert source.partners(4) == {f'{number}.jpg': f'{number}.png' for number in range(3)}
+    Image.new('RGB', (16, 8)).save(tmp_path / 'lq/1.png')
+    with pytest.raises(UserError, match='1.jpg in .* has 32x64 pixels, which is not 4 times the 16x8 of 1.png'):
+        source.partners(4)
+
+
 def test_photographs_in_subfolders_and_small_ones(world, tmp_path, capsys):
     folder = tmp_path / 'in'
     (folder / 'a').mkdir(parents=True)

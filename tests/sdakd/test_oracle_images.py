@@ -493,6 +493,7 @@ def tiffs() -> dict[str, File]:
     add('icclab', r'CIE L\*a\*b\*', RGB, 8, 9)
     add('raw', "camera's raw data", GREY16, 16, 32803)
     add('bands', 'has 5 channels and does not say', np.dstack([RGB, RGB[..., :2]]), 8, 1, extra=(0,) * 4)
+    add('spectrum', 'has 20 channels', GREY[..., None].repeat(20, 2), 8, 2, extra=(0,) * 17)
     add('inks', 'has inks other than cyan', np.dstack([RGB, GREY]), 8, 5, tags={332: ('H', (2,))})
     add('volume', 'is a volume of 3 slices', GREY, 8, 1, tags={32997: ('I', (3,))})
     add('pages', 'has 3 pages; give each page', RGB, 8, 2, pages=3)

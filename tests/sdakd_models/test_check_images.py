@@ -84,6 +84,39 @@ def test_many_bad_images_where_no_list_can_be_written(world, parse, monkeypatch,
     assert all(text.endswith(' and 2 more.') for text in told(world, parse))
 
 
+def test_what_opencv_shows_wrong_is_refused(world, parse):
+    """A TIFF whose colours OpenCV darkens by their alpha, one with floats, one with two pages, and an animation."""
+    import tifffile
+    from PIL import Image
+
+    from sdakd.files.images import read_image
+
+    names = more(world, 5)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    rgb = Image.fromarray(image[..., :3].copy())
+    rgb.save(world.root / 'HR/x000.tif')  # as it should be
+    tifffile.imwrite(world.root / 'HR/x001.tif', image, photometric='rgb', extrasamples=['unassalpha'])
+    tifffile.imwrite(world.root / 'HR/x002.tif', image[..., :3] / np.float32(255), photometric='rgb')
+    rgb.save(world.root / 'HR/x003.tif', save_all=True, append_images=[rgb])
+    rgb.save(world.root / 'HR/x004.png', save_all=True, append_images=[rgb.rotate(90)])
+    for name in names[:4]:
+        (world.root / 'HR' / name).unlink()
+        (world.root / 'LRx4' / name).rename(world.root / 'LRx4' / name.replace('png', 'tif'))
+        cv2.imwrite(str(world.root / 'LRx4' / name.replace('png', 'tif')), np.zeros((8, 8, 3), np.uint8))
+    options = world.options()
+    del options['datasets']['val']
+    sentences = told(world, parse, options)
+    text = '\n'.join(sentences)
+    assert len(sentences) == 4 and 'x000' not in text and 'mend it' not in text
+    assert 'x001.tif is a TIFF of a kind that OpenCV, with which BasicSR reads, shows wrong; convert it to PNG.' in text
+    assert (
+        'x002.tif is a TIFF of a kind that OpenCV, with which BasicSR reads, does not know; convert it to PNG.' in text
+    )
+    assert 'x003.tif has 2 pages; give each page as a file of its own.' in text
+    assert 'x004.png is animated, with 2 frames; give each frame as a file of its own.' in text
+    assert (read_image(world.root / 'HR/x001.tif')[..., ::-1] == image[..., :3]).all()  # `sdakd prepare` reads it right
+
+
 def test_a_turned_image_has_the_size_that_trainings_see(world, parse):
     """Its header says 64x32 and its EXIF tag that it is shown upright."""
     from PIL import Image
