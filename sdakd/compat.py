@@ -368,6 +368,25 @@ class _FunctionalTensor(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.rgb_to_grayscale = rgb_to_grayscale
 
 
+class _Distutils(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """BasicSR 1.4.2 compares torchvision's version by a module that Python 3.12 removed; setuptools may bring it."""
+
+    names = ('distutils', 'distutils.version')
+
+    def find_spec(self, name: str, path: object = None, target: object = None):
+        return (
+            importlib.util.spec_from_loader(name, self, is_package=name == self.names[0])
+            if name in self.names
+            else None
+        )
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        if module.__name__ == self.names[1]:
+            from torch._vendor.packaging.version import parse
+
+            module.LooseVersion = parse
+
+
 def _new_process(kind: type) -> multiprocessing.process.BaseProcess:
     return kind.__new__(kind)
 
@@ -381,7 +400,7 @@ def _reduce_process(process: multiprocessing.process.BaseProcess) -> tuple:
 
 
 sys.meta_path.insert(0, _BoxOperators())
-sys.meta_path.append(_FunctionalTensor())  # where torchvision has the module, it is found before
+sys.meta_path += [_FunctionalTensor(), _Distutils()]  # where their modules are, they are found before
 for _method in multiprocessing.get_all_start_methods():
     multiprocessing.reduction.register(multiprocessing.get_context(_method).Process, _reduce_process)
 multiprocessing.reduction.register(multiprocessing.Process, _reduce_process)

@@ -121,7 +121,8 @@ class OnnxNetwork(nn.Module):
     """An ONNX graph run by ONNX Runtime, called as any other generator. :meth:`probe` finds out what it does.
 
     Args:
-        path: The file; its input is ``(N, 3, h, w)`` with dynamic height and width, float32 or float16.
+        path: The file; its input is ``(N, 3, h, w)``, float32 or float16, with dynamic height and width where it is a
+            generator, which :meth:`probe` sees to.
         where: Flag or key to name in an error.
         threads: How many threads ONNX Runtime may use; 0 leaves the choice to it.
 
@@ -130,7 +131,7 @@ class OnnxNetwork(nn.Module):
         multiple: What sides of the input must be multiples of, likewise.
 
     Raises:
-        UserError: ONNX Runtime is not installed, or the file is no ONNX graph of one RGB image to one image.
+        UserError: ONNX Runtime is not installed, or the file is no ONNX graph that takes RGB images.
     """
 
     scale: int
@@ -154,52 +155,54 @@ class OnnxNetwork(nn.Module):
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(f'{where}: {path} cannot be read as an ONNX graph ({reason}).') from None
         self.path, self.where = path, where
-        self._check_signature()
-        entry = self.session.get_inputs()[0]
-        self.input = entry.name
-        self.dtype = DTYPES[entry.type]
-        self.one_by_one = entry.shape[0] == 1
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1:
+            names = ', '.join(entry.name for entry in inputs)
+            raise self._refusal(f'takes {len(inputs)} inputs ({names}), not one RGB image (N, 3, height, width)')
+        self._check_kind(inputs[0], 'takes')
+        shape = self.shape = list(inputs[0].shape)
+        if len(shape) == 4 and shape[3] == 3 and shape[1] != 3:
+            raise self._refusal(f'takes images as {_shown(shape)}, channels last; export it for (N, 3, height, width)')
+        if len(shape) != 4 or (isinstance(shape[1], int) and shape[1] != 3):
+            raise self._refusal(f'takes {_shown(shape)}, not one RGB image (N, 3, height, width)')
+        self.input, self.dtype, self.one_by_one = inputs[0].name, DTYPES[inputs[0].type], shape[0] == 1
 
     def _refusal(self, sentence: str) -> UserError:
         return UserError(self.where, f'{self.path} {sentence}.')
 
+    def _check_kind(self, entry: object, verb: str) -> None:
+        if entry.type not in DTYPES:
+            kind = entry.type.removeprefix('tensor(').removesuffix(')')
+            values = ', whose images have values in [0, 1]' if verb == 'gives' else ''
+            raise self._refusal(f'{verb} {kind}, not float32 or float16{values}; export it for such images')
+
     def _check_signature(self) -> None:
-        """What the graph says of its inputs and outputs; dimensions that are no number it leaves open.
+        """What the graph says of its sizes and outputs; dimensions that are no number it leaves open.
 
         Raises:
-            UserError: It cannot be one RGB image to one image.
+            UserError: It does not map images of any size to one.
         """
-        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        if len(inputs) != 1:
-            names = ', '.join(entry.name for entry in inputs)
-            raise self._refusal(f'takes {len(inputs)} inputs ({names}), not one RGB image (N, 3, height, width)')
+        outputs = self.session.get_outputs()
         if len(outputs) != 1:
             names = ', '.join(entry.name for entry in outputs)
             raise self._refusal(
                 f'gives {len(outputs)} outputs ({names}), and nothing tells which is the image; export one'
             )
-        taken, given = inputs[0], outputs[0]
-        for entry, verb, values in ((taken, 'takes', ''), (given, 'gives', ', whose images have values in [0, 1]')):
-            if entry.type not in DTYPES:
-                kind = entry.type.removeprefix('tensor(').removesuffix(')')
-                raise self._refusal(f'{verb} {kind}, not float32 or float16{values}; export it for such images')
-        shape = list(taken.shape)
-        fixed = [isinstance(side, int) for side in shape]
-        if len(shape) == 4 and shape[3] == 3 and shape[1] != 3:
-            raise self._refusal(f'takes images as {_shown(shape)}, channels last; export it for (N, 3, height, width)')
-        if len(shape) != 4 or (fixed[1] and shape[1] != 3):
-            raise self._refusal(f'takes {_shown(shape)}, not one RGB image (N, 3, height, width)')
-        if fixed[2] or fixed[3]:
-            raise self._refusal(f'takes images of one size, {_shown(shape)}; export it with dynamic height and width')
-        if fixed[0] and shape[0] != 1:
-            raise self._refusal(f'takes {shape[0]} images at a time; export it for one, or with a dynamic batch')
+        self._check_kind(outputs[0], 'gives')
+        count, _, *sides = self.shape
+        if any(isinstance(side, int) for side in sides):
+            raise self._refusal(
+                f'takes images of one size, {_shown(self.shape)}; export it with dynamic height and width'
+            )
+        if isinstance(count, int) and count != 1:
+            raise self._refusal(f'takes {count} images at a time; export it for one, or with a dynamic batch')
 
     def describe(self) -> str:
         """One line for people."""
         return 'ONNX graph'
 
     def probe(self, ours: bool = False) -> None:
-        """Finds the scale and what sides must be multiples of, by running small images.
+        """Finds a generator's scale and what sides must be multiples of, by running small images.
 
         Args:
             ours: The graph was written by this project and gives whatever its network does; values are not judged.
@@ -207,6 +210,7 @@ class OnnxNetwork(nn.Module):
         Raises:
             UserError: It enlarges by no whole factor, not to RGB, or not to values in [0, 1].
         """
+        self._check_signature()
         wrong = failed = None
         for multiple in MULTIPLES:
             # odd numbers of the multiple, so that no larger one will do, and at least 16 pixels
