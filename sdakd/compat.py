@@ -462,8 +462,8 @@ def import_basicsr() -> None:
 
 def _import_basicsr() -> None:
     remedy = (
-        'pip install --no-build-isolation basicsr==1.4.2 (Python 3.13 and newer: docs/drop-in.md), or `make setup` in a '
-        'checkout'
+        'pip install --no-build-isolation basicsr==1.4.2 (Python 3.13 and newer: docs/drop-in.md), or `make setup` in '
+        'a checkout'
     )
     try:
         package = importlib.import_module('basicsr')
