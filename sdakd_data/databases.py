@@ -42,8 +42,7 @@ def environment(folder: str | os.PathLike, readahead: bool = False) -> lmdb.Envi
             known, database = _opened[folder]
             if identity in (None, known):
                 return database
-            database.close()
-            del _opened[folder]
+            del _opened[folder], database  # it is closed with the last transaction of another thread
         if identity is not None and not found.st_size:
             raise OSError(f'{folder}/data.mdb is empty; copy or make it again')
         database = lmdb.open(folder, readonly=True, lock=False, readahead=readahead, meminit=False)
