@@ -1,12 +1,17 @@
 """What all tests share: BasicSR made importable as the launcher does it, a fixed seed, small photographs."""
 
 import os
+import signal
 import subprocess
 import sys
 import warnings
 
 # the tensors of tests are too small to share: threads that wait for each other on busy cores cost many times the work
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # so it is behind `make test &` in a script; processes that tests start and interrupt would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))
 
