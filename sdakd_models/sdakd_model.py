@@ -280,6 +280,13 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         self._report(moment, current_iter, log, {'student': context, **contexts})
         self.clock.lap(current_iter)
 
+    @torch.no_grad()
+    def model_ema(self, decay: float = 0.999) -> None:
+        """BasicSR's average of the student's parameters, in the same bits, by two operators over all of them."""
+        averages = list(self.net_g_ema.parameters())
+        torch._foreach_mul_(averages, decay)
+        torch._foreach_add_(averages, list(self.bare_student.parameters()), alpha=1 - decay)
+
     def weighted(self, term: str, value: torch.Tensor) -> torch.Tensor:
         """A term's scalar with the weight that its share has been given; as it is where it has a weight of its own."""
         weight = self.shares.weight(term)
