@@ -245,7 +245,7 @@ class Checkpoints:
             teacher.score = resume_state['teacher_scores'][teacher.name]
         states = dict(zip(saved, resume_state['optimizers'], strict=True))  # in whatever order they were built
         for player in self.players:
-            player.optimizer.load_state_dict(deepcopy(states[player.name]))
+            player.load_optimizer(states[player.name])
         for name, term in self.terms.items():
             term.load_state(resume_state.get('terms', {}).get(name, {}))
         if self.shares is not None:

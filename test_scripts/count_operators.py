@@ -2,11 +2,11 @@ r"""Operators and processor time of a training step, by what they are for.
 
     OMP_NUM_THREADS=1 python test_scripts/count_operators.py -opt options/sdakd_realesrgan_x4.yml
 
-Real network sizes, random weights, noise images; the crops are small, as an operator is one whatever its size. Operators
-are those that reach PyTorch's dispatcher below autograd, the backward pass's included: an operator over a list of
-tensors is one. Those that give views (slices, transposes, detached tensors) compute nothing and are counted apart.
-Values read are those that Python asks for, which make a GPU wait. The degradation takes other ways by chance: figures
-are means over steps, whose random numbers are always the same. Steps that measure the terms' shares are left out.
+Real network sizes, random weights, noise images; the crops are small, as an operator is one whatever its size.
+Operators are those that reach PyTorch's dispatcher below autograd, the backward pass's included: an operator over a
+list of tensors is one. Those that give views (slices, transposes, detached tensors) compute nothing and are counted
+apart. Values read are those that Python asks for, which make a GPU wait. The degradation takes other ways by chance:
+figures are means over steps, whose random numbers are always the same. Steps that measure shares are left out.
 Processor time is that of the process, measured in steps of their own, without counting.
 """
 
