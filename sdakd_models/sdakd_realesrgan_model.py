@@ -8,7 +8,7 @@ import torch
 from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from sdakd_data.degradation import ContiguousJPEG, Sharpener
+from sdakd_data.degradation import BatchJPEG, Sharpener
 from sdakd_data.pool import ROOM, packed, unpacked
 from sdakd_models.sdakd_model import SDAKDModel
 
@@ -25,7 +25,7 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
 
     def __init__(self, opt: Mapping) -> None:
         SDAKDModel.__init__(self, opt)
-        self.jpeger = ContiguousJPEG(differentiable=False).to(self.device)
+        self.jpeger = BatchJPEG(differentiable=False).to(self.device)
         self.usm_sharpener = Sharpener().to(self.device)
         self.queue_size = opt.get('queue_size', 180)
 
