@@ -2,14 +2,16 @@
 
 import importlib.util
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from basicsr.data import degradations
-from basicsr.utils import DiffJPEG
+from basicsr.utils import DiffJPEG, USMSharp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdakd_data import degradation
-from sdakd_data.degradation import BatchJPEG, gaussian_noise, levels_up, poisson_noise
+from sdakd_data.degradation import BatchJPEG, Sharpener, gaussian_noise, levels_up, poisson_noise
 
 
 @pytest.fixture(scope='module')
@@ -127,3 +129,22 @@ def test_an_image_that_is_no_number_ends_in_noise_that_is_none(images):
     broken = images.clone()
     broken[0, 0, 0, 0] = float('nan')
     assert torch.isfinite(gaussian_noise(broken)).all() and torch.isfinite(levels_up(broken)).all()
+
+
+@pytest.mark.parametrize('size', [(26, 26), (31, 32), (33, 64), (97, 128), (400, 70)])
+def test_sharpening_blurs_as_opencv_does(size):
+    """In float64, with the border mirrored at the outermost pixel."""
+    images = torch.rand(2, 3, *size)
+    found = Sharpener().blur(images)
+    assert found.shape == images.shape and found.is_contiguous()
+    for image, blurred in zip(images.flatten(0, 1), found.flatten(0, 1), strict=True):
+        wanted = cv2.GaussianBlur(image.double().numpy(), (51, 51), 0, borderType=cv2.BORDER_REFLECT_101)
+        np.testing.assert_allclose(blurred.numpy(), wanted, rtol=0, atol=2e-6)
+
+
+def test_sharpening_is_basicsrs(images):
+    found, wanted = Sharpener()(images), USMSharp()(images)
+    assert (wanted - images).abs().max() > 0.1
+    # the pixels that are sharpened are told by a threshold, at which rounding may decide
+    difference = (found - wanted).abs()
+    assert difference.max() < 1e-3 and difference.mean() < 1e-6
