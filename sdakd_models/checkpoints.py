@@ -38,8 +38,10 @@ class Checkpoints:
         """Writes every player's network and, unless this is the run's end (-1), the training state.
 
         Raises:
-            UserError: The run ended before its last stage did, or weights are not finite; nothing is written then.
+            UserError: The run ended before its last stage did, or losses or weights are not finite; nothing is written
+                then.
         """
+        self.settle()
         check_networks(self)
         if current_iter == -1 and self.last_iter < self.plan.total_iter:
             raise UserError(

@@ -185,6 +185,7 @@ def test_average_is_basicsrs_bit_for_bit_and_leaves_buffers(opt):
     model.net_g = model.bare_student = student
     reference = copy.copy(model)
     model.net_g_ema, reference.net_g_ema = average, copy.deepcopy(average)
+    model.averaged = [list(average.parameters()), list(student.parameters())]
     for iteration, decay in enumerate((2 / 11, 0.5, 0.9, 0.999, 0.9999)):
         with torch.no_grad():
             for parameter in student.parameters():
