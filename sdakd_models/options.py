@@ -25,7 +25,7 @@ from sdakd_arch.width import lookup
 from sdakd_models.stages import Count, Plan, Stage
 
 T = TypeVar('T')
-CHOICE = "`foreach` or `fused` choose PyTorch's implementation, which is the fused one where there is one."
+CHOICE = "`foreach` or `fused` choose PyTorch's implementation, by default the fused one, from torch 2.5 on."
 NUMBER = r'^-?\d+(\.\d+)?([eE][-+]?\d+)?$'  # as text: 2e-4 is none to YAML, and is read as one
 
 

@@ -56,22 +56,24 @@ def r1_penalty(network: nn.Module, real: torch.Tensor) -> torch.Tensor:
 
 
 OPTIMIZERS = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW}
+FUSES = torch.__version__ >= (2, 5)
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], optim: Mapping) -> torch.optim.Optimizer:
     """An optimizer from the options; the rate is set before every step, from the stage.
 
     Where the options choose none of torch's implementations, it is the fused one, the cheapest, if this torch has it
-    for the device; on a CPU since 2.4. It equals the others up to rounding.
+    for the device. It equals the others up to rounding. Before torch 2.5 it refuses, on GPUs, gradients of 1x1
+    convolutions whose strides differ from the weight's in dimensions of one element (pytorch's pull request 134546).
     """
     parameters = list(parameters)
     values = dict(optim)
     kind = OPTIMIZERS[values.pop('type', 'Adam')]
     if isinstance(values.get('betas'), list):  # torch refuses the 0 of GCFSR's [0, 0.992] beside a fraction
         values['betas'] = tuple(float(b) if isinstance(b, int) else b for b in values['betas'])
-    # the fused one takes a tensor's memory as it lies, with the gradient's beside it
+    # it takes a tensor's memory as it lies, with the gradient's beside it
     dense = all(torch.empty_like(each).stride() == each.stride() for each in parameters)
-    if dense and not values.keys() & {'foreach', 'fused', 'differentiable'}:
+    if dense and FUSES and not values.keys() & {'foreach', 'fused', 'differentiable'}:
         with suppress(RuntimeError):  # of a device without it
             return kind(parameters, lr=0.0, fused=True, **values)
     return kind(parameters, lr=0.0, **values)

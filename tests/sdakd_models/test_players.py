@@ -9,6 +9,7 @@ from basicsr.losses import build_loss
 from torch import nn
 from torch.nn import functional as F
 
+from sdakd_models import players
 from sdakd_models.options import DiscriminatorBlock
 from sdakd_models.players import OPTIMIZERS, Discriminator, Player, freeze, make_optimizer
 from sdakd_models.stages import Stage
@@ -518,22 +519,24 @@ def test_what_the_options_choose_is_taken():
         assert not group['fused'] and choice.items() <= group.items()
     # the cheapest where this torch has it, and never for memory with gaps
     plain, gap = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2, 4)[:, ::2])
-    try:
-        torch.optim.Adam([plain], fused=True)
-        fused = True
-    except RuntimeError:
-        fused = None
+    fused = True if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 5) else None
     for parameter, wanted in ((plain, fused), (gap, None)):
         assert make_optimizer([parameter], ADAM).param_groups[0]['fused'] is wanted
 
 
-def test_a_torch_without_the_fused_implementation_takes_its_own(monkeypatch):
+def test_a_torch_whose_fused_implementation_is_not_whole_takes_another_one(monkeypatch):
+    monkeypatch.setattr(players, 'FUSES', False)
+    assert not learner(ADAM).optimizer.param_groups[0]['fused']
+
+
+def test_a_device_without_the_fused_implementation_takes_another_one(monkeypatch):
     class Older(torch.optim.Adam):
         def __init__(self, parameters, fused=None, **values):
-            if fused:  # what torch 2.1 says on a CPU
+            if fused:  # what torch says of devices without it
                 raise RuntimeError('`fused=True` requires all the params to be floating point Tensors of cuda')
             super().__init__(parameters, **values)
 
+    monkeypatch.setattr(players, 'FUSES', True)
     monkeypatch.setitem(OPTIMIZERS, 'Adam', Older)
     found = learn(learner(ADAM), 1, 8)
     assert not found.optimizer.param_groups[0]['fused']
