@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sdakd_models import players
 from sdakd_models.options import DiscriminatorBlock
-from sdakd_models.players import OPTIMIZERS, Discriminator, Player, freeze, make_optimizer
+from sdakd_models.players import OPTIMIZERS, Discriminator, Player, freeze, make_optimizer, r1_penalty
 from sdakd_models.stages import Stage
 
 WEIGHT = 0.1
@@ -541,6 +541,26 @@ def test_a_device_without_the_fused_implementation_takes_another_one(monkeypatch
     found = learn(learner(ADAM), 1, 8)
     assert not found.optimizer.param_groups[0]['fused']
     assert torch.equal(weights(found), weights(learn(learner({**ADAM, 'foreach': False}), 1, 8)))
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
+def test_gradients_lie_in_memory_as_the_fused_implementation_wants_them(layout, precision):
+    """Those of autograd, accumulated from two passes of which one is that of R1, as a discriminator's are."""
+    found = []
+    for choice in ({}, {'foreach': False}):
+        torch.manual_seed(2)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 6, 1), nn.SiLU(), nn.Conv2d(6, 1, 3))
+        player = Player('d', net, net.to(memory_format=layout), 'd', (), {**ADAM, **choice})
+        player.set_learning_rate(1e-2)
+        for _ in range(3):
+            images = torch.rand(2, 3, 9, 9)
+            with torch.autocast('cpu', torch.bfloat16, enabled=precision is torch.bfloat16):
+                net(images).float().square().mean().backward()
+            r1_penalty(net, images).backward()
+            player.step(1.0)
+        found.append(weights(player))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)  # a step changes a weight by up to 1e-2
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
