@@ -142,7 +142,7 @@ class Cast:
         self.players.append(Player('g', self.net_g, self.student, 'g', (), scenario.train.optim_g))
         if scenario.train.ema_decay > 0:
             # from options, not by deepcopy: a copy would inherit the hooks of the feature taps
-            self.average = freeze(build(options, 'network_g').to(self.device))
+            self.average = freeze(self.on_device(build(options, 'network_g')))
             self.average.load_state_dict(self.student.state_dict())
 
     def _cotrained(self, name: str) -> CotrainedTeacher:

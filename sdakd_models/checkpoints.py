@@ -38,8 +38,10 @@ class Checkpoints:
         """Writes every player's network and, unless this is the run's end (-1), the training state.
 
         Raises:
-            UserError: The run ended before its last stage did, or weights are not finite; nothing is written then.
+            UserError: The run ended before its last stage did, or losses or weights are not finite; nothing is written
+                then.
         """
+        self.settle()
         check_networks(self)
         if current_iter == -1 and self.last_iter < self.plan.total_iter:
             raise UserError(
@@ -245,7 +247,7 @@ class Checkpoints:
             teacher.score = resume_state['teacher_scores'][teacher.name]
         states = dict(zip(saved, resume_state['optimizers'], strict=True))  # in whatever order they were built
         for player in self.players:
-            player.optimizer.load_state_dict(deepcopy(states[player.name]))
+            player.load_optimizer(states[player.name])
         for name, term in self.terms.items():
             term.load_state(resume_state.get('terms', {}).get(name, {}))
         if self.shares is not None:

@@ -25,6 +25,7 @@ from sdakd_arch.width import lookup
 from sdakd_models.stages import Count, Plan, Stage
 
 T = TypeVar('T')
+CHOICE = "`foreach` or `fused` choose PyTorch's implementation, by default the fused one, from torch 2.5 on."
 NUMBER = r'^-?\d+(\.\d+)?([eE][-+]?\d+)?$'  # as text: 2e-4 is none to YAML, and is read as one
 
 
@@ -145,10 +146,10 @@ class Train(Block):
     stages: Annotated[dict[str, Any], Meta(min_length=1, description='Stage by name, in order.')]
     start_stage: Annotated[str | None, Meta(description='Stage to begin with, from path:pretrain_network_g.')] = None
     ema_decay: Annotated[float, Meta(ge=0, lt=1, description='Exponential moving average of the student.')] = 0.999
-    optim_g: Annotated[dict, Meta(description="Adam's values for student and adapters, without lr.")] = field(
+    optim_g: Annotated[dict, Meta(description=f"Adam's values for student and adapters, without lr. {CHOICE}")] = field(
         default_factory=lambda: {'type': 'Adam', 'betas': [0.9, 0.99]}
     )
-    optim_d: Annotated[dict, Meta(description="Adam's values for discriminators, without lr.")] = field(
+    optim_d: Annotated[dict, Meta(description=f"Adam's values for discriminators, without lr. {CHOICE}")] = field(
         default_factory=lambda: {'type': 'Adam', 'betas': [0.9, 0.99]}
     )
     r1_reg_weight: Annotated[

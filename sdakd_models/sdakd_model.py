@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from basicsr.models.base_model import BaseModel
@@ -51,6 +53,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
 
     has_borders = True  # training images are crops, whose borders teachers answer to with artefacts of padding
     discriminators_first = False  # Real-ESRGAN's order: the generator is updated before its discriminator
+    unread: Callable[[], None] | None = None  # the end of the report on the last step, where it waits
     at_work = ''  # the term that a step is computing, for the sentence of a rehearsal
 
     def __init__(self, opt: Mapping) -> None:
@@ -87,6 +90,8 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         self.clock = Clock(self.plan, {kind: every for kind, every in frequencies.items() if every})
         self.kept = Kept(self.scenario.logger.keep_last, self.plan.ends)
         self.stops = False  # whether some process was asked to stop, as all of them know since the last step
+        # a value that is read makes the host wait for a GPU: there it is read once the next batch has been loaded
+        self.reads_late = self.device.type == 'cuda' and not (self.opt['dist'] or self.opt.get('rehearsal'))
         self.validated = 0  # the last iteration with a validation of all sets
         self.answers: dict[str, Answer] = {}  # of teachers to the current batch, where they are known without running
         self.sources: Sequence[str] = ()  # of the images that were last taken
@@ -100,6 +105,8 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
             self.net_g, self.bare_student = self.cast.net_g, self.cast.student
             if self.cast.average is not None:
                 self.net_g_ema = self.cast.average
+                # walking through the modules takes longer than averaging
+                self.averaged = [list(net.parameters()) for net in (self.cast.average, self.bare_student)]
             own, every = self.scenario.own_terms, self.train_options.share_freq
             processes = self.opt['world_size'] if self.opt['dist'] else 1
             self.shares = Shares(self.bare_student, self.scenario.shares, own, every, processes)
@@ -183,6 +190,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
 
     def feed_data(self, data: Mapping) -> None:
         """Takes a batch: ``lq`` and ``gt`` in [0, 1] and, where teachers have a cache, their answers."""
+        self.settle()
         pooled, batch = self.pool is not None and self.is_train, len(next(iter(data.values())))
         if not pooled or self.pool.wants(batch):
             self.take(data)
@@ -280,6 +288,13 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         self._report(moment, current_iter, log, {'student': context, **contexts})
         self.clock.lap(current_iter)
 
+    @torch.no_grad()
+    def model_ema(self, decay: float = 0.999) -> None:
+        """BasicSR's average of the student's parameters, in the same bits, by two operators over all of them."""
+        averages, parameters = self.averaged
+        torch._foreach_mul_(averages, decay)
+        torch._foreach_add_(averages, parameters, alpha=1 - decay)
+
     def weighted(self, term: str, value: torch.Tensor) -> torch.Tensor:
         """A term's scalar with the weight that its share has been given; as it is where it has a weight of its own."""
         weight = self.shares.weight(term)
@@ -311,7 +326,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         log: Mapping[str, torch.Tensor],
         contexts: Mapping[str, Context],
     ) -> None:
-        """Averages the logged values over processes, with one synchronisation, and stops on NaN or infinity."""
+        """Averages the logged values over processes, and has them read by :meth:`settle`."""
         values = torch.stack([value.detach().float().mean() for value in log.values()])
         if self.opt['dist']:
             wanted = self.loop is not None and self.loop.wanted is not None
@@ -319,9 +334,38 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
             torch.distributed.all_reduce(values)
             self.stops = values[-1] > 0
             values = values[:-1] / self.opt['world_size']
-        values = OrderedDict(zip(log, values.tolist(), strict=True))
-        bad = [name for name, value in values.items() if value != value or abs(value) == float('inf')]
+        self.unread = partial(self._read, moment, current_iter, values, log, contexts)
+        if not self.reads_late:
+            self.settle()
+
+    def settle(self) -> None:
+        """Reads the logged values of the last step, with one synchronisation, unless that is done.
+
+        What would change the step's batch, be saved or be logged comes after it.
+
+        Raises:
+            UserError: One of them is NaN or infinite.
+        """
+        unread, self.unread = self.unread, None
+        if unread is not None:
+            unread()
+
+    def _read(
+        self,
+        moment: Moment,
+        current_iter: int,
+        values: torch.Tensor,
+        log: Mapping[str, torch.Tensor],
+        contexts: Mapping[str, Context],
+    ) -> None:
+        found = OrderedDict(zip(log, values.tolist(), strict=True))
+        bad = [name for name, value in found.items() if not math.isfinite(value)]
         if bad:
-            raise blame(self, moment, current_iter, bad[0], values[bad[0]], contexts, log)
+            raise blame(self, moment, current_iter, bad[0], found[bad[0]], contexts, log)
         shares = self.shares.log() if self.shares is not None else {}
-        self.log_dict = OrderedDict(stage=StageMark(self.plan, moment), **values, **shares)
+        self.log_dict = OrderedDict(stage=StageMark(self.plan, moment), **found, **shares)
+
+    def get_current_log(self) -> Mapping:
+        """The values of the last step."""
+        self.settle()
+        return self.log_dict

@@ -8,7 +8,7 @@ import torch
 from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from sdakd_data.degradation import ContiguousJPEG, Sharpener
+from sdakd_data.degradation import BatchJPEG, Sharpener
 from sdakd_data.pool import ROOM, packed, unpacked
 from sdakd_models.sdakd_model import SDAKDModel
 
@@ -25,7 +25,7 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
 
     def __init__(self, opt: Mapping) -> None:
         SDAKDModel.__init__(self, opt)
-        self.jpeger = ContiguousJPEG(differentiable=False).to(self.device)
+        self.jpeger = BatchJPEG(differentiable=False).to(self.device)
         self.usm_sharpener = Sharpener().to(self.device)
         self.queue_size = opt.get('queue_size', 180)
 
@@ -46,20 +46,36 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
         super().draw(batch)
         self.gt_usm = self.usm_sharpener(self.gt)
 
+    @torch.no_grad()
     def _dequeue_and_enqueue(self) -> None:
+        """BasicSR's pool: the batch takes the places of random pairs, which are the current batch from now on.
+
+        BasicSR shuffles all pairs in memory and takes the first ones; here only their order is shuffled.
+        """
         if self.pool is not None:
             return
-        if not hasattr(self, 'queue_lr'):  # BasicSR would allocate the pool on the GPU
+        if not hasattr(self, 'queue_lr'):
             self.queue_lr = self.lq.new_zeros(self.queue_size, *self.lq.shape[1:])
             self.queue_gt = self.gt.new_zeros(self.queue_size, *self.gt.shape[1:])
-            self.queue_ptr = 0
-        super()._dequeue_and_enqueue()
+            self.queue_order, self.queue_ptr = torch.arange(self.queue_size), 0
+        batch = len(self.lq)
+        if self.queue_ptr < self.queue_size:
+            rows = slice(self.queue_ptr, self.queue_ptr + batch)  # nothing has been shuffled yet
+            self.queue_lr[rows], self.queue_gt[rows] = self.lq, self.gt
+            self.queue_ptr += batch
+            return
+        self.queue_order = self.queue_order[torch.randperm(self.queue_size)]
+        rows = self.queue_order[:batch].to(self.lq.device, non_blocking=True)
+        drawn = self.queue_lr[rows], self.queue_gt[rows]
+        self.queue_lr[rows], self.queue_gt[rows] = self.lq, self.gt
+        self.lq, self.gt = drawn
 
     def pool_state(self) -> dict:
         """The pool of pairs, BasicSR's where none is reused."""
         if self.pool is not None or not hasattr(self, 'queue_lr'):
             return super().pool_state()
-        pairs = {'lq': packed(self.queue_lr), 'gt': packed(self.queue_gt)}
+        rows = self.queue_order.to(self.queue_lr.device)
+        pairs = {'lq': packed(self.queue_lr[rows]), 'gt': packed(self.queue_gt[rows])}
         return {'pairs': pairs, 'filled': self.queue_ptr}
 
     def load_pool(self, state: Mapping) -> None:
@@ -75,6 +91,7 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
         fits = lq.shape[0] == self.queue_size and (lq.shape[-1], gt.shape[-1]) == (side, crop)
         if fits and state['filled'] % batch == 0:
             self.queue_lr, self.queue_gt, self.queue_ptr = lq, gt, state['filled']
+            self.queue_order = torch.arange(self.queue_size)
 
     def target(self, term: str) -> torch.Tensor:
         """The ground truth of a term, sharpened where the options say so."""

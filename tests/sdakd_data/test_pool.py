@@ -3,12 +3,14 @@
 import itertools
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from basicsr.data import build_dataset
 from basicsr.models import build_model
+from basicsr.models.realesrgan_model import RealESRGANModel
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -271,6 +273,35 @@ def test_a_reuse_of_one_is_the_run_without_the_option(world, parse, options):
         assert model.pool is None and model.queue_lr.shape == (8, 3, 8, 8)
         ends.append([model.lq, *model.bare_student.state_dict().values()])
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+def test_pairs_that_are_used_once_wait_as_in_basicsrs_pool(world, parse, options):
+    """The same pairs in the same order, by the same random numbers, also where a run goes on with a saved pool."""
+    del options['train']['pool_reuse']
+    models = [training(world, parse, options, 0)[0] for _ in range(3)]
+    theirs = SimpleNamespace(
+        queue_size=8, queue_ptr=0, queue_lr=torch.zeros(8, 3, 8, 8), queue_gt=torch.zeros(8, 3, 32, 32)
+    )
+    ours = models[0]
+    for number in range(24):
+        if number in (3, 14):  # while it fills, and shuffled
+            models[number // 10 + 1].load_pool(ours.pool_state())
+            ours = models[number // 10 + 1]
+        lq = torch.rand(2, 3, 8, 8)
+        found = []
+        for each, draw in (
+            (ours, ours._dequeue_and_enqueue),
+            (theirs, lambda: RealESRGANModel._dequeue_and_enqueue(theirs)),
+        ):
+            each.lq, each.gt = lq.clone(), lq.repeat_interleave(4, -1).repeat_interleave(4, -2)
+            torch.manual_seed(number)
+            draw()
+            found.append((each.lq.clone(), each.gt.clone(), torch.rand(1)))
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        assert torch.equal(found[0][0], lq) == (number < 4)
+        state = ours.pool_state()
+        assert torch.equal(state['pairs']['lq'], theirs.queue_lr) and torch.equal(state['pairs']['gt'], theirs.queue_gt)
+        ours.lq.zero_(), ours.gt.zero_()  # what is drawn is no part of the pool any more
 
 
 def test_a_teacher_that_learns_along_is_asked_every_time(world, parse, options):

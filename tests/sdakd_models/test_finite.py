@@ -241,6 +241,72 @@ def test_the_process_that_knows_tells_all(world, parse, tmp_path):
     assert os.waitpid(child, 0)[1] == 0
 
 
+# ------------------------------------------------- read late, as on a GPU --------------------------------------------
+
+
+def spoiled(model):
+    """A batch whose second ground truth is none, in iteration 2 after a good one; returns the sentence about it."""
+    step(model, 1)
+    data = batch(2, gt_path=['/d/good.png', '/d/bad.png'])
+    data['gt'][1, 0, 3, 3] = NAN
+    step(model, 2, data)
+    return (
+        '^the loss l_g_pix became nan at iteration 2 .*: the ground truth of /d/bad.png is not finite; correct '
+        f'the data set, or take the image away{CONTINUE}'
+    )
+
+
+@pytest.mark.parametrize('ends', ['the next batch', 'a validation', 'the log', 'a checkpoint', 'the end of the run'])
+def test_a_loss_that_is_read_late_is_laid_to_its_own_step(world, parse, ends):
+    model = build(world, parse)
+    model.reads_late = True
+    sentence = spoiled(model)
+    images = torch.utils.data.DataLoader(build_dataset({**model.opt['datasets']['val'], 'phase': 'val', 'scale': 4}))
+    before = set(world.root.rglob('*'))
+    with pytest.raises(UserError, match=sentence):
+        {
+            'the next batch': lambda: model.feed_data(batch(3)),
+            'a validation': lambda: model.validation(images, 2, None),
+            'the log': lambda: model.get_current_log(),
+            'a checkpoint': lambda: model.save(0, 2),
+            'the end of the run': lambda: model.save(-1, -1),
+        }[ends]()
+    assert set(world.root.rglob('*')) == before
+
+
+def test_a_step_whose_values_are_read_late_waits_for_none(world, parse, monkeypatch):
+    model, reads = build(world, parse), []
+    for name in ('tolist', 'item', '__float__', '__bool__', 'cpu', 'numpy'):
+        inner = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *args, inner=inner, name=name: (reads.append(name), inner(*args))[1]
+        )
+    step(model, 2)
+    assert reads.count('tolist') == 1  # on a CPU, at once
+    model.reads_late, model.shares.every = True, 1000
+    step(model, 4)
+    reads.clear()
+    model.optimize_parameters(6)
+    assert reads == []
+    model.get_current_log()
+    model.get_current_log()
+    assert reads == ['tolist']
+
+
+def test_values_that_are_read_late_are_the_same(world, parse):
+    logs = []
+    for late in (False, True):
+        torch.manual_seed(0)
+        model = build(world, parse)
+        model.reads_late = late
+        found = []
+        for iteration in range(1, 7):
+            step(model, iteration)
+            found.append({name: value for name, value in model.get_current_log().items() if name != 'stage'})
+        logs.append(found)
+    assert logs[0] == logs[1] and len(logs[0][5]) > 5
+
+
 # -------------------------------------------------------- on disk ----------------------------------------------------
 
 

@@ -9,8 +9,9 @@ from basicsr.losses import build_loss
 from torch import nn
 from torch.nn import functional as F
 
+from sdakd_models import players
 from sdakd_models.options import DiscriminatorBlock
-from sdakd_models.players import Discriminator, Player, freeze
+from sdakd_models.players import OPTIMIZERS, Discriminator, Player, freeze, make_optimizer, r1_penalty
 from sdakd_models.stages import Stage
 
 WEIGHT = 0.1
@@ -450,3 +451,134 @@ def test_a_frozen_network_stays_bit_for_bit(make):
     assert image.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in net.parameters())
     assert moved(before, net) == set()
+
+
+# --------------------------------------------------------------------------------------------------------- optimizers
+
+
+def learner(optim, layout=torch.contiguous_format):
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.PReLU(5), nn.Conv2d(5, 7, 3), nn.Linear(3, 300)).to(memory_format=layout)
+    player = Player('g', net, net, 'g', (), optim)
+    player.set_learning_rate(1e-3)
+    return player
+
+
+def learn(player, first, last):
+    """Steps with gradients that depend on their number alone; the last layer has none in the first ones."""
+    for number in range(first, last + 1):
+        generator = torch.Generator().manual_seed(number)
+        for name, parameter in player.bare.named_parameters():
+            gradient = torch.randn(parameter.shape, generator=generator) * 10.0 ** -(number % 5)
+            if number > 2 or name[0] != '3':
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        player.step(None)
+    return player
+
+
+def weights(player):
+    return torch.cat([parameter.detach().flatten() for parameter in player.bare.parameters()])
+
+
+def adam(parameter, gradients, decay=0.0):
+    """Algorithm 1 of Kingma and Ba (arXiv 1412.6980) in float64, with decoupled weight decay (arXiv 1711.05101)."""
+    value, (first, second) = parameter.detach().double(), torch.zeros(2, *parameter.shape, dtype=torch.float64)
+    for step, gradient in enumerate(gradients, 1):
+        value = value * (1 - 1e-3 * decay)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.99 * second + 0.01 * gradient**2
+        value = value - 1e-3 * (first / (1 - 0.9**step)) / ((second / (1 - 0.99**step)).sqrt() + 1e-8)
+    return value
+
+
+@pytest.mark.parametrize('kind', ['Adam', 'AdamW'])
+@pytest.mark.parametrize('choice', [{}, {'foreach': True}, {'foreach': False}, {'fused': False}])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_every_implementation_is_adam(kind, choice, layout):
+    player = learner({'type': kind, 'betas': [0.9, 0.99], **choice}, layout)
+    wanted = []
+    for index, (name, parameter) in enumerate(player.bare.named_parameters()):
+        gradients = []
+        for number in range(1, 9):
+            generator = torch.Generator().manual_seed(number)
+            drawn = [torch.randn(each.shape, generator=generator) for each in player.bare.parameters()]
+            if number > 2 or name[0] != '3':
+                gradients.append(drawn[index].double() * 10.0 ** -(number % 5))
+        wanted.append(adam(parameter, gradients, 0.01 if kind == 'AdamW' else 0.0).flatten())
+    torch.testing.assert_close(weights(learn(player, 1, 8)).double(), torch.cat(wanted), rtol=1e-6, atol=1e-7)
+
+
+def test_steps_over_lists_are_those_of_the_loop_bit_for_bit():
+    found = [weights(learn(learner({**ADAM, 'foreach': lists}), 1, 8)) for lists in (True, False)]
+    assert torch.equal(*found)
+
+
+def test_what_the_options_choose_is_taken():
+    for choice in ({'foreach': True}, {'foreach': False}, {'fused': False}, {'differentiable': False}):
+        (group,) = learner({**ADAM, **choice}).optimizer.param_groups
+        assert not group['fused'] and choice.items() <= group.items()
+    # the cheapest where this torch has it, and never for memory with gaps
+    plain, gap = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2, 4)[:, ::2])
+    fused = True if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 5) else None
+    for parameter, wanted in ((plain, fused), (gap, None)):
+        assert make_optimizer([parameter], ADAM).param_groups[0]['fused'] is wanted
+
+
+def test_a_torch_whose_fused_implementation_is_not_whole_takes_another_one(monkeypatch):
+    monkeypatch.setattr(players, 'FUSES', False)
+    assert not learner(ADAM).optimizer.param_groups[0]['fused']
+
+
+def test_a_device_without_the_fused_implementation_takes_another_one(monkeypatch):
+    class Older(torch.optim.Adam):
+        def __init__(self, parameters, fused=None, **values):
+            if fused:  # what torch says of devices without it
+                raise RuntimeError('`fused=True` requires all the params to be floating point Tensors of cuda')
+            super().__init__(parameters, **values)
+
+    monkeypatch.setattr(players, 'FUSES', True)
+    monkeypatch.setitem(OPTIMIZERS, 'Adam', Older)
+    found = learn(learner(ADAM), 1, 8)
+    assert not found.optimizer.param_groups[0]['fused']
+    assert torch.equal(weights(found), weights(learn(learner({**ADAM, 'foreach': False}), 1, 8)))
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
+def test_gradients_lie_in_memory_as_the_fused_implementation_wants_them(layout, precision):
+    """Those of autograd, accumulated from two passes of which one is that of R1, as a discriminator's are."""
+    found = []
+    for choice in ({}, {'foreach': False}):
+        torch.manual_seed(2)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 6, 1), nn.SiLU(), nn.Conv2d(6, 1, 3))
+        player = Player('d', net, net.to(memory_format=layout), 'd', (), {**ADAM, **choice})
+        player.set_learning_rate(1e-2)
+        for _ in range(3):
+            images = torch.rand(2, 3, 9, 9)
+            with torch.autocast('cpu', torch.bfloat16, enabled=precision is torch.bfloat16):
+                net(images).float().square().mean().backward()
+            r1_penalty(net, images).backward()
+            player.step(1.0)
+        found.append(weights(player))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)  # a step changes a weight by up to 1e-2
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('other', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('choice', [{}, {'fused': False}, {'foreach': True}])
+def test_an_optimizer_goes_on_from_whatever_has_saved_it(layout, other, choice):
+    whole = learn(learner(ADAM, layout), 1, 8)
+    before, after = learn(learner({**ADAM, **choice}, other), 1, 4), learner(ADAM, layout)
+    group = dict(after.optimizer.param_groups[0])
+    state = before.optimizer.state_dict()
+    kept = [value.clone() for moments in state['state'].values() for value in moments.values()]
+    after.bare.load_state_dict(before.bare.state_dict())
+    after.load_optimizer(state)
+    after.set_learning_rate(1e-3)
+    learn(after, 5, 8)
+    assert all(after.optimizer.param_groups[0][key] == group[key] for key in ('foreach', 'fused'))
+    torch.testing.assert_close(weights(after), weights(whole), rtol=0, atol=2e-7)
+    if layout == other and not choice:
+        assert torch.equal(weights(after), weights(whole))
+    now = [value for moments in state['state'].values() for value in moments.values()]
+    assert all(torch.equal(one, two) for one, two in zip(kept, now, strict=True))  # it has not taken the state's memory

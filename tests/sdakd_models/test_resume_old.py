@@ -99,6 +99,10 @@ def test_what_is_resumed_is_what_was_saved(name, iteration, checkout, parse):
         again = load(path)
         if path.suffix == '.state':  # what later versions have measured besides is not in it
             again = {key: again[key] for key in content}
+            for group in (
+                group for each in (content, again) for kept in each['optimizers'] for group in kept['param_groups']
+            ):
+                group.pop('fused')  # which of torch's implementations steps
         assert not differences(content, again), path.name
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from basicsr.models import build_model
+from basicsr.models.base_model import BaseModel
 from torch.utils.data import DataLoader
 
 from sdakd.compat import UserError
@@ -171,6 +172,29 @@ def test_average_follows_its_formula(opt):
             average[key] = decay * average[key] + (1 - decay) * value.detach()
     for key, value in model.net_g_ema.named_parameters():
         torch.testing.assert_close(value, average[key])
+
+
+def test_average_is_basicsrs_bit_for_bit_and_leaves_buffers(opt):
+    model = build_model(opt)
+    makers = (torch.nn.Conv2d(3, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.PReLU(16))
+    student, average = (torch.nn.Sequential(*copy.deepcopy(makers)).requires_grad_(learns) for learns in (True, False))
+    for network in (student.to(memory_format=torch.channels_last), average):
+        for tensor in network.state_dict().values():
+            tensor.copy_(torch.randn(tensor.shape) * 10 ** torch.randn(tensor.shape))
+    buffers = {name: buffer.clone() for name, buffer in average.named_buffers()}
+    model.net_g = model.bare_student = student
+    reference = copy.copy(model)
+    model.net_g_ema, reference.net_g_ema = average, copy.deepcopy(average)
+    model.averaged = [list(average.parameters()), list(student.parameters())]
+    for iteration, decay in enumerate((2 / 11, 0.5, 0.9, 0.999, 0.9999)):
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(torch.randn(parameter.shape) * 10.0**-iteration)
+        model.model_ema(decay)
+        BaseModel.model_ema(reference, decay)
+        wanted = reference.net_g_ema.state_dict()
+        assert not [name for name, value in average.state_dict().items() if not torch.equal(value, wanted[name])]
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in average.named_buffers())
 
 
 def test_optimizers_start_afresh_in_every_stage_unless_told(opt):

@@ -23,7 +23,7 @@ from basicsr.utils.matlab_functions import imresize
 
 from sdakd.compat import UserError
 from sdakd.files.images import UnusableError, encode_png, is_made, read_image, stem, write_again, write_png
-from sdakd_data.degradation import ContiguousJPEG, Sharpener
+from sdakd_data.degradation import BatchJPEG, Sharpener
 from sdakd_models.reader import read_merged
 
 KERNELS = ['iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso']
@@ -167,7 +167,7 @@ class Degrader(RealESRGANModel):
         self.is_train = True
         self.device = torch.device('cpu')
         self.usm_sharpener = Sharpener()
-        self.jpeger = ContiguousJPEG(differentiable=False)
+        self.jpeger = BatchJPEG(differentiable=False)
         # only its kernels are wanted: it cuts images to 400 pixels
         unread = {'io_backend': {'type': 'disk'}, 'dataroot_gt': '', 'meta_info': os.devnull}
         sizes = {'blur_kernel_size': PADDED, 'blur_kernel_size2': PADDED}
