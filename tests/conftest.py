@@ -9,7 +9,7 @@ import warnings
 # the tensors of tests are too small to share: threads that wait for each other on busy cores cost many times the work
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-# ignored signals, of a suite that runs behind `&` in a script or under nohup, would be so in the processes of tests, too
+# signals that are ignored, behind `&` in a script or under nohup, would be ignored in the processes of tests, too
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
