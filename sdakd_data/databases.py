@@ -123,7 +123,8 @@ class Databases(BaseStorageBackend):
         return content
 
     def get_text(self, filepath: str | os.PathLike) -> str:
-        raise NotImplementedError
+        """A text in UTF-8, of the first data set; see :meth:`get`."""
+        return self.get(filepath, next(iter(self.folders))).decode()
 
 
 FileClient._backends['lmdb'] = Databases

@@ -2,7 +2,7 @@
 
     python test_scripts/figure2_discriminator_dcd.py -opt test_scripts/configs/figure2.yml
 
-The paper compares DCD with modified DCD. Here a run is any generator with any discriminator. Written are figure2.pdf
+The paper compares DCD with modified DCD. Here a run is any generator with any discriminator. It writes figure2.pdf
 and .png (above, the density of the outputs over all pixels, or images with GCFSR's discriminators, which give one for
 each; below, the mean of every image), figure2.json (statistics, the mean of every image, the overlap of every two
 distributions) and a table of it.

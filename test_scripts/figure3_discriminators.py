@@ -2,7 +2,7 @@
 
     python test_scripts/figure3_discriminators.py -opt test_scripts/configs/figure3.yml
 
-One row per generator (the paper has GCFSR and Real-ESRGAN). Written are figure3.pdf and .png (the image, the map of
+One row per generator (the paper has GCFSR and Real-ESRGAN). It writes figure3.pdf and .png (the image, the map of
 every discriminator's outputs on it, and the densities of these outputs), figure3.json (statistics and overlaps) and a
 table of it. GCFSR's discriminators give one output for an image: a row of theirs has a folder of images, which the
 figure shows side by side, and every output in its image's place.

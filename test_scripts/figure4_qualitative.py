@@ -3,7 +3,7 @@
     python test_scripts/figure4_qualitative.py -opt test_scripts/configs/figure4.yml
 
 A row per crop: the whole ground truth with the crop marked, then the crop of the input (enlarged by repeating pixels),
-of every model, and of the ground truth. Written are figure4.pdf and .png, and the crops as PNG files in figure4_crops/.
+of every model, and of the ground truth. It writes figure4.pdf and .png, and the crops as PNG files in figure4_crops/.
 """
 
 from __future__ import annotations

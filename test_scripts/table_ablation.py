@@ -4,7 +4,7 @@
     python test_scripts/table_ablation.py -opt test_scripts/configs/table_ablation.yml
 
 The trainings are one command each: docs/paper.md. Every cell comes from a results.json of `sdakd evaluate` that the
-YAML names. The paper's cells come from test_scripts/paper.yml; those that could not be read are empty. Written are
+YAML names. The paper's cells come from test_scripts/paper.yml; those that could not be read are empty. It writes
 table_ablation.md, .csv and .tex.
 """
 

@@ -6,7 +6,7 @@
 Parameters and multiply-accumulates are counted, for one RGB image of the YAML's size, without any weights. Times come
 from the results.json files of `sdakd bench` that the YAML names, if any; a row's model is told by its architecture and
 number of parameters, and its speed-up is the time of width 1 in plain eager float32, in the same run, over its own.
-The paper's cells come from test_scripts/paper.yml; those that could not be read are empty. Written are table_cost.md,
+The paper's cells come from test_scripts/paper.yml; those that could not be read are empty. It writes table_cost.md,
 .csv and .tex.
 """
 

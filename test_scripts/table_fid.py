@@ -4,7 +4,7 @@
     python test_scripts/table_fid.py -opt test_scripts/configs/table_fid.yml
 
 Every cell comes from a results.json of `sdakd evaluate` that the YAML names. The paper's cells come from
-test_scripts/paper.yml; those that could not be read are empty. Written are table_fid.md, .csv and .tex.
+test_scripts/paper.yml; those that could not be read are empty. It writes table_fid.md, .csv and .tex.
 """
 
 import functools

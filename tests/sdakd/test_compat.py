@@ -10,23 +10,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # Python 3.12 and newer without setuptools: nobody finds distutils
 CODE = """
 import sys
+from importlib.machinery import PathFinder
 
-
-class Hidden:
-    def __init__(self, finder):
-        self.finder = finder
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-    def find_spec(self, name, path=None, target=None):
-        return None if name.split('.')[0] == 'distutils' else self.finder.find_spec(name, path, target)
-
-
-sys.meta_path[:] = [Hidden(finder) for finder in sys.meta_path]
+found = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.split('.')[0] == 'distutils' else found(name, *rest)
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != 'DistutilsMetaFinder']
 for name in [name for name in sys.modules if name.split('.')[0] == 'distutils']:
     del sys.modules[name]
-before = set(sys.modules)
 try:
     import distutils
 except ModuleNotFoundError:

@@ -51,6 +51,7 @@ def test_one_database_for_all(folder, tmp_path):
         found = pool.map(lambda number: clients[number % 3].get('ä', ('gt', 'lq')[number % 3 % 2]), range(300))
         assert set(found) == {'ä'.encode() * 10}
     assert databases.environment(folder) is databases.environment(tmp_path / 'here')
+    assert clients[0].get_text('ä') == 'ä' * 10
     with pytest.raises(lmdb.Error, match='already open'):  # what BasicSR's own backend meets
         lmdb.open(str(folder), readonly=True, lock=False)
 
