@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
@@ -12,6 +13,10 @@ from torch import nn
 from sdakd.compat import UserError, near
 from sdakd_arch.families import family_of
 from sdakd_arch.foreign import Foreign
+
+
+class _DeepEnough(Exception):  # noqa: N818  it is no error
+    """Ends a forward pass of which nothing more is wanted."""
 
 
 class FeatureTaps:
@@ -40,6 +45,8 @@ class FeatureTaps:
         self.names = list(names)
         self.active = False
         self._recorded: dict[str, torch.Tensor] = {}
+        self._calls: dict[str, int] = {}  # of every tap, in the last pass to its end
+        self._left: dict[str, int] | None = None  # of a pass that ends with the last of them
         self._handles = []
         for name in self.names:
             path, _, side = name.partition(':')
@@ -59,18 +66,44 @@ class FeatureTaps:
 
     def _record_input(self, name: str, _module, inputs) -> None:
         if self.active:
-            self._recorded[name] = inputs[0].clone()
+            self._record(name, inputs[0])
 
     def _record_output(self, name: str, _module, _inputs, output) -> None:
         if self.active:
-            self._recorded[name] = output.clone()
+            self._record(name, output)
+
+    def _record(self, name: str, maps: torch.Tensor) -> None:
+        self._recorded[name] = maps.clone()
+        if self._left is None:
+            self._calls[name] = self._calls.get(name, 0) + 1
+            return
+        self._left[name] -= 1
+        if not any(self._left.values()):
+            raise _DeepEnough
 
     def __enter__(self) -> FeatureTaps:
-        self.active = True
+        self.active, self._calls = True, {}
         return self
 
     def __exit__(self, *_error) -> None:
         self.active = False
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Records one forward pass, which ends at the deepest tap; what it would return is lost.
+
+        Where a pass begins and ends is known from one to its end: until there was one, this is one, too.
+        """
+        if self._calls.keys() != set(self.names):
+            with self:
+                yield
+            return
+        self.active, self._left = True, dict(self._calls)
+        try:
+            with suppress(_DeepEnough):
+                yield
+        finally:
+            self.active, self._left = False, None
 
     def pop(self) -> dict[str, torch.Tensor]:
         """Hands out what the last forward pass recorded, by tap name, and forgets it."""

@@ -9,7 +9,7 @@ import torch
 
 @dataclass
 class Answer:
-    """What a teacher makes of a batch: its image ``(N, 3, H, W)`` and, where they were asked for, its maps by tap."""
+    """What a teacher makes of a batch, as far as it was asked for: its image ``(N, 3, H, W)``, its maps by tap."""
 
-    image: torch.Tensor
+    image: torch.Tensor | None
     features: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -47,7 +47,7 @@ class ReusingPool:
         margin: Input pixels at a pair's border that belong to no crop: context for the teacher.
         scale: Of the ground truth.
         answer: Makes the :class:`Answer` of a teacher for a batch of inputs: its name, the inputs ``(N, 3, s, s)``,
-            whether feature maps are wanted.
+            whether feature maps and whether its image are wanted.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ReusingPool:
         crop: int,
         margin: int,
         scale: int,
-        answer: Callable[[str, torch.Tensor, bool], Answer],
+        answer: Callable[[str, torch.Tensor, bool, bool], Answer],
     ) -> None:
         self.size, self.reuse, self.crop, self.margin, self.scale = size, reuse, crop, margin, scale
         self.answer = answer
@@ -90,7 +90,7 @@ class ReusingPool:
         self.entries = [entry for entry in self.entries if entry.left]
         return self._stack(lambda entry: entry.lq), self._stack(lambda entry: entry.gt)
 
-    def answers(self, who: str, with_features: bool) -> Answer:
+    def answers(self, who: str, with_features: bool, with_image: bool = True) -> Answer:
         """What a teacher makes of the batch last drawn, cut and mirrored as the batch is.
 
         It is asked about all pairs in the pool that it has not seen, a batch at a time.
@@ -99,23 +99,27 @@ class ReusingPool:
         lacking = [
             entry
             for entry in entries.values()
-            if who not in entry.answers or (with_features and not entry.answers[who].features)
+            if who not in entry.answers
+            or (with_image and entry.answers[who].image is None)
+            or (with_features and not entry.answers[who].features)
         ]
         for start in range(0, len(lacking), len(self.drawn)):
             part = lacking[start : start + len(self.drawn)]
-            found = self.answer(who, torch.stack([entry.lq for entry in part]), with_features)
+            found = self.answer(who, torch.stack([entry.lq for entry in part]), with_features, with_image)
             for number, entry in enumerate(part):
                 # in half precision the maps take the memory that the images do
                 maps = {tap: each[number].half() for tap, each in found.features.items()}
                 self.grid = max([self.grid, *(entry.lq.shape[-1] // each.shape[-1] for each in maps.values())])
-                entry.answers[who] = Answer(found.image[number].clone(), maps)
+                image = None if found.image is None else found.image[number].clone()
+                entry.answers[who] = Answer(image, maps)
         features = {}
         if with_features:
             taps = self.drawn[0][0].answers[who].features
             features = {
                 tap: self._stack(lambda entry, tap=tap: entry.answers[who].features[tap]).float() for tap in taps
             }
-        return Answer(self._stack(lambda entry: entry.answers[who].image), features)
+        image = self._stack(lambda entry: entry.answers[who].image) if with_image else None
+        return Answer(image, features)
 
     def state(self) -> dict:
         """What a training state keeps of it: all pairs, and what the teachers have made of them."""
@@ -138,7 +142,10 @@ class ReusingPool:
         for each in state['entries']:
             entry = _Entry(unpacked(each['lq'], device), unpacked(each['gt'], device), each['left'])
             for who, (image, features) in each['answers'].items():
-                entry.answers[who] = Answer(image.to(device), {tap: maps.to(device) for tap, maps in features.items()})
+                entry.answers[who] = Answer(
+                    None if image is None else image.to(device),
+                    {tap: maps.to(device) for tap, maps in features.items()},
+                )
             entries.append(entry)
         least = self.crop + 2 * self.margin
         sides = [(entry.lq.shape[-1], entry.gt.shape[-1]) for entry in entries]

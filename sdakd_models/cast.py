@@ -7,10 +7,12 @@ from copy import deepcopy
 from typing import Any, Literal
 
 import torch
+from basicsr.archs.vgg_arch import VGGFeatureExtractor
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdakd.compat import Mistakes, UserError
+from sdakd_arch.backbones import PerceptualBackbone
 from sdakd_arch.families import untold
 from sdakd_arch.foreign import needs_spandrel, open_foreign
 from sdakd_arch.taps import FeatureTaps
@@ -19,6 +21,7 @@ from sdakd_arch.width import build, build_told, check_channels, initialise
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import DiscriminatorBlock, TeacherBlock
 from sdakd_models.players import Discriminator, Player, freeze
+from sdakd_models.precision import Lowered, Precisions
 from sdakd_models.reader import read_state
 from sdakd_models.registry import TERMS
 from sdakd_models.scenario import Scenario
@@ -42,6 +45,8 @@ class Cast:
         discriminators: By name.
         players: Everyone who learns.
         taps: What forward passes record, by ``'student'`` or the teacher's name.
+        precisions: Of the passes.
+        scaler: Scales all losses in fp16.
 
     Raises:
         UserError: Networks cannot be built, files do not fit, or a term refuses the networks.
@@ -49,6 +54,8 @@ class Cast:
 
     def __init__(self, scenario: Scenario, device: torch.device | str) -> None:
         self.scenario, self.device = scenario, torch.device(device)
+        self.precisions = Precisions(scenario, self.device)
+        self.scaler = self.precisions.scaler()
         self.players: list[Player] = []
         self.taps: dict[str, FeatureTaps] = {}
         self.student = self.net_g = self.average = None
@@ -65,7 +72,7 @@ class Cast:
                     network = teacher_network(entry)
                     if entry.cotrain is None:
                         self.fingerprints[name] = fingerprint(network)
-                    self.teachers[name] = freeze(self.on_device(network))
+                    self.teachers[name] = freeze(self.on_device(network, name))
             learning = [name for name in self.teachers if scenario.teachers[name].cotrain is not None]
             self.cotrained = [self._cotrained(name) for name in learning]
             for name, entry in scenario.discriminators.items():
@@ -102,9 +109,9 @@ class Cast:
             terms: The terms.
             optim: Its optimizer; default ``train:optim_<side>``.
         """
-        net = self.place(network)
+        net = self.place(network, 'student' if side == 'g' else 'discriminator')
         optim = optim if optim is not None else getattr(self.scenario.train, f'optim_{side}')
-        player = Player(name, net, network, side, terms, optim)
+        player = Player(name, net, network, side, terms, optim, self.scaler)
         self.players.append(player)
         return player
 
@@ -121,15 +128,25 @@ class Cast:
         network = self.student if who == 'student' else self.teachers[who]
         self.taps[who] = FeatureTaps(network, sorted(names))
 
-    def on_device(self, network: nn.Module) -> nn.Module:
-        """Moves a network to the device, in the memory layout that units for bfloat16 want where they are used."""
-        if self.scenario.train.precision == 'bf16':
+    def on_device(self, network: nn.Module, role: str, runs: bool = True) -> nn.Module:
+        """Moves a network to the device, in the memory layout of its role, compiled if wanted and if it runs in steps."""
+        if self.precisions.channels_last(role):
             network = network.to(memory_format=torch.channels_last)
-        return network.to(self.device)
+        network = network.to(self.device)
+        if runs and self.scenario.train.compile and not self.on_meta and not self.scenario.file.get('rehearsal'):
+            network.compile(dynamic=False)  # in place: names of parameters stay
+        return network
 
-    def place(self, network: nn.Module) -> nn.Module:
+    def lower(self, loss: nn.Module) -> nn.Module:
+        """Has the backbones of a perceptual loss run in their precision; what the loss does with maps is float32."""
+        for name, module in loss.named_children():
+            if isinstance(module, VGGFeatureExtractor | PerceptualBackbone):
+                setattr(loss, name, Lowered(self.on_device(module, 'perceptual'), self.precisions))
+        return loss
+
+    def place(self, network: nn.Module, role: str) -> nn.Module:
         """Moves a network that learns to the device and wraps it for distributed training, on a CPU as well."""
-        network = self.on_device(network)
+        network = self.on_device(network, role)
         if self.on_meta or not self.scenario.file.get('dist'):
             return network
         return distributed(network, self.device, self.scenario.file.get('find_unused_parameters', False))
@@ -137,12 +154,12 @@ class Cast:
     def _add_student(self, options: Mapping) -> None:
         scenario = self.scenario
         self.student = student_network(options, None if scenario.resumes else scenario.path)
-        self.net_g = self.place(self.student)
+        self.net_g = self.place(self.student, 'student')
         self.net_g.train()
-        self.players.append(Player('g', self.net_g, self.student, 'g', (), scenario.train.optim_g))
+        self.players.append(Player('g', self.net_g, self.student, 'g', (), scenario.train.optim_g, self.scaler))
         if scenario.train.ema_decay > 0:
             # from options, not by deepcopy: a copy would inherit the hooks of the feature taps
-            self.average = freeze(self.on_device(build(options, 'network_g')))
+            self.average = freeze(self.on_device(build(options, 'network_g'), 'student', runs=False))
             self.average.load_state_dict(self.student.state_dict())
 
     def _cotrained(self, name: str) -> CotrainedTeacher:
@@ -157,7 +174,7 @@ class Cast:
         if entry.weights and not (entry.name == 'student' and self.scenario.resumes):
             where = entry.key('weights')
             load_into(network, read_state(entry.weights, entry.param_key, where), entry.weights, where)
-        network, player = self.on_device(network), None
+        network, player = self.on_device(network, 'discriminator'), None
         if entry.learns:
             name = 'd' if entry.name == 'student' else f'd_{entry.name}'
             player = self.add_player(name, network, 'd', (entry.term,))

@@ -176,6 +176,8 @@ class Checkpoints:
             'teachers': self.cast.fingerprints,
             'terms': {name: term.state() for name, term in self.terms.items()},
             'shares': self.shares.state() if self.shares is not None else {},
+            'scaler': self.cast.scaler.state_dict(),
+            'precisions': dict(self.cast.precisions.measured),
             **self._results(),
         }
         manifest = Manifest(self.path['experiments_root'], current_iter)
@@ -252,6 +254,9 @@ class Checkpoints:
             term.load_state(resume_state.get('terms', {}).get(name, {}))
         if self.shares is not None:
             self.shares.load_state(resume_state.get('shares', {}))
+        self.cast.precisions.measured = resume_state.get('precisions', {})
+        if resume_state.get('scaler'):
+            self.cast.scaler.load_state_dict(resume_state['scaler'])
         self.clock.load_state(resume_state.get('clock', {}), iteration)
         self.kept.load_state(resume_state.get('kept', {}))
         self.last_iter = iteration

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -32,15 +32,15 @@ class Trainer(Protocol):
 
     def target(self, term: str) -> torch.Tensor: ...
 
-    def run(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor: ...
+    def run(self, network: nn.Module, image: torch.Tensor, role: str) -> torch.Tensor: ...
 
     def as_input(self, image: torch.Tensor) -> torch.Tensor: ...
 
-    def generate(self, network: nn.Module) -> torch.Tensor: ...
+    def generate(self, network: nn.Module, role: str) -> torch.Tensor: ...
 
-    def answer(self, who: str, with_features: bool) -> Answer | None: ...
+    def answer(self, who: str, with_features: bool, with_image: bool) -> Answer | None: ...
 
-    def autocast(self) -> torch.autocast: ...
+    def autocast(self, role: str) -> AbstractContextManager: ...
 
 
 class Context:
@@ -53,12 +53,20 @@ class Context:
     Args:
         model: The model in training.
         with_features: Whether the forward passes record activations.
+        shown: The teachers whose images something will take. Of the others, a pass ends at the deepest activation; who
+            takes such an image all the same costs another pass.
         author: Who stands in the student's place: a teacher that learns; default the student itself.
     """
 
-    def __init__(self, model: Trainer, with_features: bool, author: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: Trainer,
+        with_features: bool,
+        author: nn.Module | None = None,
+        shown: Collection[str] | None = None,
+    ) -> None:
         self.model = model
-        self.with_features = with_features
+        self.with_features, self.shown = with_features, shown
         self.author = author
         self._images: dict[str, torch.Tensor] = {}
         self._features: dict[str, dict[str, torch.Tensor]] = {}
@@ -69,11 +77,11 @@ class Context:
 
     def run(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
         """A forward pass of a discriminator in the precision of the training; the result is float32."""
-        return self.model.run(network, image)
+        return self.model.run(network, image, 'discriminator')
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager:
         """The precision of the training, for the adapters of a term."""
-        return self.model.autocast()
+        return self.model.autocast('student')
 
     def as_input(self, image: torch.Tensor) -> torch.Tensor:
         """What networks are given for an image in [0, 1]."""
@@ -81,25 +89,33 @@ class Context:
 
     def image(self, who: str) -> torch.Tensor:
         """The image of ``'student'``, with gradient, or of a teacher by name, without; ``(N, 3, H, W)``."""
-        if who not in self._images and who != 'student':
-            known = self.model.answer(who, self.with_features)
-            if known is not None:
-                self._images[who], self._features[who] = known.image, known.features
         if who not in self._images:
+            self._look(who, with_image=True)
+        return self._images[who]
+
+    def _look(self, who: str, with_image: bool) -> None:
+        """Runs a generator, or takes what is known of a teacher, for its activations and for its image, if wanted."""
+        known = None if who == 'student' else self.model.answer(who, self.with_features, with_image)
+        if known is not None:
+            image, self._features[who] = known.image, known.features
+        else:
             network = (self.author or self.model.net_g) if who == 'student' else self.model.teachers[who]
-            taps = self.model.taps.get(who) if self.with_features else None
-            with torch.set_grad_enabled(who == 'student'), taps or nullcontext():
-                self._images[who] = self.model.generate(network)
+            taps, image = self.model.taps.get(who) if self.with_features else None, None
+            recording = nullcontext() if taps is None else taps if with_image else taps.alone()
+            with torch.set_grad_enabled(who == 'student'), recording:
+                image = self.model.generate(network, who)
             if taps is not None:
                 self._features[who] = {name: feature.float() for name, feature in taps.pop().items()}
-        return self._images[who]
+        if image is not None:
+            self._images[who] = image
 
     def features(self, who: str) -> dict[str, torch.Tensor]:
         """Activations by tap without the border, of ``'student'`` with gradient or of a teacher without.
 
         See ``SDAKDModel.watch`` for what is recorded.
         """
-        self.image(who)
+        if who not in self._features:
+            self._look(who, with_image=who == 'student' or self.shown is None or who in self.shown)
         return {tap: self.inside(maps) for tap, maps in self._features[who].items()}
 
     def inside(self, maps: torch.Tensor) -> torch.Tensor:
@@ -117,7 +133,8 @@ class Context:
 
     def made(self, who: str) -> list[torch.Tensor]:
         """The image and the activations of ``'student'`` or of a teacher, where something has asked for them."""
-        return [self._images[who], *self._features.get(who, {}).values()] if who in self._images else []
+        images = [self._images[who]] if who in self._images else []
+        return [*images, *self._features.get(who, {}).values()]
 
     @property
     def student(self) -> torch.Tensor:

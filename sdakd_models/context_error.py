@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from sdakd_arch.width import lookup
 from sdakd_data.pool import ROOM
 from sdakd_models.cast import Cast
+from sdakd_models.precision import eagerly
 from sdakd_models.scenario import Scenario
 
 Run = Callable[[nn.Module, torch.Tensor], torch.Tensor]
@@ -91,8 +92,8 @@ def _errors(
     network, taps, inside = cast.teachers[name], cast.taps.get(name), cast.scenario.margin
 
     def answer(image: torch.Tensor) -> dict[str, torch.Tensor]:
-        with taps or nullcontext():
-            found = run(network, image).clamp(0, 1)
+        with taps or nullcontext(), eagerly():
+            found = run(network, image, name).clamp(0, 1)
         return {**({tap: maps.float() for tap, maps in taps.pop().items()} if taps else {}), '': found}
 
     squares: dict[tuple[str, int], list[float]] = {}

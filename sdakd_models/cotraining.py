@@ -55,7 +55,7 @@ class CotrainedTeacher:
                 value = weighted(discriminator.term, discriminator.generator_loss(context, self.name))
                 losses |= {f'l_t_gan_{discriminator.name}{suffix}': value}
         if losses:
-            sum(losses.values()).backward()
+            self.player.derive(sum(losses.values()))
         return losses
 
     def consider(self, measure: Callable[[nn.Module], float], lower: bool, current_iter: int) -> None:

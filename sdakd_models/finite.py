@@ -16,6 +16,7 @@ from sdakd_data.answers import Answer
 from sdakd_models.cast import Cast
 from sdakd_models.context import Context
 from sdakd_models.players import Discriminator, Player
+from sdakd_models.precision import DTYPES
 from sdakd_models.scenario import Scenario
 from sdakd_models.stages import Moment, Plan
 
@@ -42,7 +43,7 @@ class Trained(Protocol):
     lq: torch.Tensor
     gt: torch.Tensor
 
-    def generate(self, network: nn.Module) -> torch.Tensor: ...
+    def generate(self, network: nn.Module, role: str) -> torch.Tensor: ...
 
 
 def check_networks(model: Trained) -> None:
@@ -155,8 +156,9 @@ def _teacher(model: Trained, name: str, fault: str) -> tuple[str, str]:
         return f'{what}{DIVERGED}', 'lr_g'
     if name in model.answers:
         return f'{what} in the folder {entry.cache}', 'delete that folder to have it made again'
-    if model.scenario.train.precision == 'bf16' and not _fault(_in_float32(model, name)):
-        return f'{what} in bf16, and good in float32', 'write train:precision: fp32'
+    precision = model.cast.precisions.of(name)
+    if precision in DTYPES and not _fault(_in_float32(model, name)):
+        return f'{what} in {precision}, and good in float32', f'write {entry.key("precision")}: fp32'
     return what, f'take another file for {entry.key("weights")}'
 
 
@@ -164,10 +166,10 @@ def _teacher(model: Trained, name: str, fault: str) -> tuple[str, str]:
 def _in_float32(model: Trained, name: str) -> list[torch.Tensor]:
     """What a teacher makes of the current batch without ``train:precision``."""
     taps = model.taps.get(name)
-    model.autocast = nullcontext  # hides the method
+    model.autocast = nullcontext  # hides the method; the role is nothing to it
     try:
         with taps or nullcontext():
-            image = model.generate(model.teachers[name])
+            image = model.generate(model.teachers[name], name)
         return [image, *(taps.pop().values() if taps is not None else ())]
     finally:
         del model.autocast

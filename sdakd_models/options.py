@@ -26,6 +26,7 @@ from sdakd_models.stages import Count, Plan, Stage
 
 T = TypeVar('T')
 CHOICE = "`foreach` or `fused` choose PyTorch's implementation, by default the fused one, from torch 2.5 on."
+PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16', 'auto')
 NUMBER = r'^-?\d+(\.\d+)?([eE][-+]?\d+)?$'  # as text: 2e-4 is none to YAML, and is read as one
 
 
@@ -66,6 +67,10 @@ class TeacherBlock(Block):
             description='It learns along with the student, and the student sees the best one so far; without weights '
             'it starts from nothing.'
         ),
+    ] = None
+    precision: Annotated[
+        Literal[PRECISIONS] | None,
+        Meta(description='Of its passes, where it does not learn along; default train:precision.'),
     ] = None
     cache: Annotated[
         str | None,
@@ -178,12 +183,21 @@ class Train(Block):
         ),
     ] = 1
     precision: Annotated[
-        Literal['fp32', 'bf16'],
+        Literal[PRECISIONS],
         Meta(
-            description='Of the passes of generators, discriminators and the adapters of feature_opt; R1, losses, '
-            'weights and validation are fp32 always.'
+            description='Of the passes of generators, discriminators, backbones of perceptual terms and the adapters '
+            'of feature_opt; R1, losses, weights and validation are fp32 always. tf32 is what torch does by itself: '
+            'fp32 but for convolutions on NVIDIA GPUs; auto is measured on a CPU that has units for bf16, and is bf16 '
+            'on a GPU.'
         ),
-    ] = 'fp32'
+    ] = 'tf32'
+    channels_last: Annotated[
+        bool | None,
+        Meta(description='Memory layout of networks; by default channels-last but for fp32 on a GPU.'),
+    ] = None
+    compile: Annotated[
+        bool, Meta(description='Networks are compiled by torch.compile, which takes a minute or more at the start.')
+    ] = False
     total_iter: Annotated[int | None, Meta(description='Derived from the stages; leave it out.')] = None
 
     @gathering

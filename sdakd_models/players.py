@@ -17,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from sdakd_metrics.overlap import overlap
 from sdakd_models.context import Context
 from sdakd_models.options import DiscriminatorBlock
+from sdakd_models.precision import unscaled
 from sdakd_models.stages import Stage
 
 
@@ -89,6 +90,7 @@ class Player:
         side: Whose learning rate applies: the generator's (``g``) or the discriminators' (``d``).
         terms: It learns in the stages where one of these terms is on; empty for every stage.
         optim: Type and values of its optimizer, without the rate.
+        scaler: What scales its losses, and takes that back before a step; default: nothing does.
     """
 
     def __init__(
@@ -99,9 +101,10 @@ class Player:
         side: Literal['g', 'd'],
         terms: Iterable[str],
         optim: Mapping,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self.name, self.net, self.bare, self.side, self.terms = name, net, bare, side, tuple(terms)
-        self.optimizer = make_optimizer(bare.parameters(), optim)
+        self.optimizer, self.scaler = make_optimizer(bare.parameters(), optim), scaler or unscaled()
 
     def learns_in(self, stage: Stage) -> bool:
         if (stage.lr_g if self.side == 'g' else stage.lr_d) is None:
@@ -130,11 +133,17 @@ class Player:
         for group in self.optimizer.param_groups:
             group['lr'] = rate
 
+    def derive(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of a loss to those of its parameters."""
+        self.scaler.scale(loss).backward()
+
     def step(self, grad_clip: float | None) -> None:
         """Applies the gradients, limited to the 2-norm ``grad_clip``, and clears them."""
-        if grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.bare.parameters(), grad_clip)
-        self.optimizer.step()
+        if any(parameter.grad is not None for parameter in self.bare.parameters()):
+            if grad_clip is not None:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.bare.parameters(), grad_clip)
+            self.scaler.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
 
 
@@ -205,16 +214,16 @@ class Discriminator:
         # two backward passes, as distributed training and spectral norm's moving buffers want it
         verdict = context.run(net, real)
         loss = self.loss(verdict, True, is_disc=True)
-        loss.backward()
+        self.player.derive(loss)
         log[f'l_d_real{self.suffix}'], log[f'out_d_real{self.suffix}'] = loss, verdict.detach().mean()
         if r1_weight:
             log[f'l_d_r1{self.suffix}'] = r1_penalty(net, context.as_input(real)) * r1_weight
-            log[f'l_d_r1{self.suffix}'].backward()
+            self.player.derive(log[f'l_d_r1{self.suffix}'])
         losses, verdicts = [], []
         for name in self.facts.fake:
             verdict = context.run(net, self._shown(context, images[name]().detach()))
             loss = self.loss(verdict, False, is_disc=True) / len(self.facts.fake)
-            loss.backward()
+            self.player.derive(loss)
             losses.append(loss.detach())
             verdicts.append(verdict.detach().mean())
         log[f'l_d_fake{self.suffix}'] = torch.stack(losses).sum()

@@ -18,6 +18,7 @@ from sdakd_arch.width import lookup
 from sdakd_data.randomness import aside
 from sdakd_models.cast import Cast
 from sdakd_models.checks.networks import check_crop
+from sdakd_models.measured import settle_precisions
 from sdakd_models.scenario import Scenario
 from sdakd_models.threads import settle_threads
 
@@ -33,7 +34,8 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
     Args:
         opt: The options, checked and completed.
         cast: Its networks on ``'meta'``, where there are some.
-        begins: Whether the run begins after it: then the number of its threads is settled, see :mod:`.threads`.
+        begins: Whether the run begins after it: then the number of its threads and what the precision ``auto`` means
+            are settled, see :mod:`.threads` and :mod:`.measured`.
 
     Raises:
         UserError: A step fails; with stage and term.
@@ -60,6 +62,7 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
         if begins:
             with Progress('the best number of threads'):
                 settle_threads(opt, model)
+            settle_precisions(opt, model)
         del model
 
 

@@ -247,6 +247,13 @@ class Scenario:
         own = {term for term, block in self.terms.items() if teachers_of(block)}
         return own | {entry.term for name, entry in self.discriminators.items() if name != 'student'}
 
+    def shown(self, stage: str) -> set[str]:
+        """The teachers whose images something takes in a stage; of others, feature maps alone are compared."""
+        active = self.active[stage]
+        seen = {'teacher' for entry in self.discriminators.values() if entry.term in active and entry.sees_teacher}
+        takers = (self.terms[term] for term in active if term in TERMS and TERMS[term].needs_image)
+        return seen.union(*map(teachers_of, takers))
+
     def leaves_border(self, stage: str) -> bool:
         """Whether all terms of a stage compare with a teacher, which sees nothing of the border of crops."""
         blind = {entry.term for entry in self.discriminators.values() if entry.sees_teacher}

@@ -9,6 +9,7 @@ import torch
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
+from sdakd_models.precision import eagerly
 from sdakd_models.scenario import Scenario
 from sdakd_models.sdakd_model import SDAKDModel
 
@@ -46,15 +47,16 @@ class SDAKDGCFSRModel(SDAKDModel):
         """From [0, 1] to [-1, 1]."""
         return 2 * image - 1
 
-    def generate(self, network: nn.Module) -> torch.Tensor:
+    def generate(self, network: nn.Module, role: str) -> torch.Tensor:
         """The image of a generator for the current input, factor and noise."""
-        with self.autocast():
+        with self.autocast(role):
             return (network(self.as_input(self.lq), self.in_size, self.noise).float() + 1) / 2
 
     @torch.no_grad()
     def upscale(self, network: nn.Module) -> torch.Tensor:
         """The image of a generator with the noise of ``val:noise``, the same for every network; there are no tiles."""
-        return (network(self.as_input(self.lq), self.in_size, self._validation_noise(network)) + 1) / 2
+        with eagerly():
+            return (network(self.as_input(self.lq), self.in_size, self._validation_noise(network)) + 1) / 2
 
     def _validation_noise(self, network: nn.Module) -> list[torch.Tensor] | None:
         kind = (self.opt.get('val') or {}).get('noise') or 'none'

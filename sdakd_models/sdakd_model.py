@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -31,6 +31,7 @@ from sdakd_models.context_error import check_context
 from sdakd_models.finite import blame
 from sdakd_models.kept import Kept
 from sdakd_models.loop import Loop
+from sdakd_models.precision import eagerly
 from sdakd_models.processes import meet
 from sdakd_models.reader import forget_states
 from sdakd_models.scenario import Scenario
@@ -85,6 +86,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
             self.cast.cotrained,
         )
         self.optimizers = [player.optimizer for player in self.players]
+        self.cast.precisions.begin()
         self.last_iter = 0
         frequencies = {'saving': self.opt['logger']['save_checkpoint_freq'], 'validation': self.scenario.val_freq}
         self.clock = Clock(self.plan, {kind: every for kind, every in frequencies.items() if every})
@@ -109,7 +111,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
                 self.averaged = [list(net.parameters()) for net in (self.cast.average, self.bare_student)]
             own, every = self.scenario.own_terms, self.train_options.share_freq
             processes = self.opt['world_size'] if self.opt['dist'] else 1
-            self.shares = Shares(self.bare_student, self.scenario.shares, own, every, processes)
+            self.shares = Shares(self.bare_student, self.scenario.shares, own, every, processes, self.cast.scaler)
         self._log_cast()
         if not self.opt.get('rehearsal'):
             self._begin()
@@ -119,13 +121,14 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         if Loop.latest is not None:
             self.loop, Loop.latest.model = Loop.latest, self
         main = self.opt['rank'] == 0
-        for fact in ('threads', 'room'):
+        for fact in ('threads', 'precision', 'room'):
             if fact in self.opt:
                 get_root_logger().info(self.opt[fact])
         if main and not self.scenario.resumes and self.teachers and self.has_borders:
             with Progress("teachers' answers to crops, against those in context"):
                 check_context(self.cast, self.run)
-        fill(self.scenario.datasets.get('train') or {}, self.teachers, self.cast.fingerprints, main)
+        with eagerly():
+            fill(self.scenario.datasets.get('train') or {}, self.teachers, self.cast.fingerprints, main)
         meet()
         forget_states()
 
@@ -148,39 +151,40 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
 
     # ------------------------------------------------------------------------------------------------------ training
 
-    def run(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
-        """A forward pass in the precision of ``train:precision``; the result is float32, ``(N, C, H, W)``."""
-        with self.autocast():
+    def run(self, network: nn.Module, image: torch.Tensor, role: str) -> torch.Tensor:
+        """A forward pass in the precision of a role; the result is float32, ``(N, C, H, W)``."""
+        with self.autocast(role):
             return network(self.as_input(image)).float()
 
-    def generate(self, network: nn.Module) -> torch.Tensor:
+    def generate(self, network: nn.Module, role: str) -> torch.Tensor:
         """The image that a generator makes of the current input, ``(N, 3, H, W)`` in [0, 1], in the same precision."""
-        return self.run(network, self.lq)
+        return self.run(network, self.lq, role)
 
-    def answer(self, who: str, with_features: bool) -> Answer | None:
+    def answer(self, who: str, with_features: bool, with_image: bool) -> Answer | None:
         """What a teacher makes of the current batch, where it need not be run for it: from the pool or a cache."""
         if self.pool is not None and all(teacher.name != who for teacher in self.cotrained):
-            return self.pool.answers(who, with_features)
+            return self.pool.answers(who, with_features, with_image)
         known = self.answers.get(who)
         if known is not None and with_features and who in self.taps:
             return known if known.features.keys() >= set(self.taps[who].names) else None
         return known
 
     @torch.no_grad()
-    def _ask(self, who: str, lq: torch.Tensor, with_features: bool) -> Answer:
-        taps = self.taps.get(who) if with_features else None
-        with taps or nullcontext():
-            image = self.run(self.teachers[who], lq)
-        return Answer(image, taps.pop() if taps is not None else {})
+    def _ask(self, who: str, lq: torch.Tensor, with_features: bool, with_image: bool) -> Answer:
+        taps, image = self.taps.get(who) if with_features else None, None
+        usual = len(lq) == self.opt['datasets']['train']['batch_size_per_gpu']
+        recording = nullcontext() if taps is None else taps if with_image else taps.alone()
+        with recording, nullcontext() if usual else eagerly():
+            image = self.run(self.teachers[who], lq, who)
+        return Answer(image if with_image else None, taps.pop() if taps is not None else {})
 
     def as_input(self, image: torch.Tensor) -> torch.Tensor:
         """What networks are given for an image in [0, 1]: the same, as Real-ESRGAN's take it."""
         return image
 
-    def autocast(self) -> torch.autocast:
-        """The precision of ``train:precision`` for forward passes."""
-        bf16 = self.is_train and self.train_options.precision == 'bf16'
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+    def autocast(self, role: str) -> AbstractContextManager:
+        """The precision of the forward passes of a role, see :class:`sdakd_models.precision.Precisions`."""
+        return self.cast.precisions.autocast(role) if self.is_train else nullcontext()
 
     @classmethod
     def noise_batch(cls, scenario: Scenario, number: int) -> dict[str, torch.Tensor]:
@@ -236,7 +240,11 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
             self._enter(moment)
         terms = {name: self.terms[name] for name in names if name in self.terms}
         discriminators = [each for each in self.discriminators.values() if each.term in names]
-        context = Context(self, with_features=any(term.needs_features for term in terms.values()))
+        context = Context(
+            self,
+            with_features=any(term.needs_features for term in terms.values()),
+            shown=self.scenario.shown(moment.name),
+        )
         learning = self.cotrained if stage.lr_g is not None else ()
         contexts = {teacher.name: Context(self, False, author=teacher.player.net) for teacher in learning}
         log: dict[str, torch.Tensor] = {}
@@ -257,7 +265,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
             for term, values in found.items():
                 losses |= {f'l_g_{name}': self.weighted(term, value) for name, value in values.items()}
             if losses:
-                sum(losses.values()).backward()
+                self.cast.scaler.scale(sum(losses.values())).backward()
             log.update(losses)
             without_teacher = {name: term for name, term in terms.items() if not term.needs_teacher}
             for teacher in learning:
@@ -279,6 +287,8 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         sides = (train_generators, train_discriminators)
         for train in reversed(sides) if self.discriminators_first else sides:
             train()
+        if self.cast.scaler.is_enabled():
+            self.cast.scaler.update()
         if stage.lr_g is not None:
             if self.cast.average is not None:
                 # with the bare decay, a short run would be validated on its initial weights

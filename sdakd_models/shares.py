@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import nn
 
+from sdakd_models.precision import unscaled
 from sdakd_models.registry import TERMS
 from sdakd_models.stages import Moment
 
@@ -39,13 +41,20 @@ class Shares:
         own: Terms to warn of.
         every: Iterations between two measurements.
         processes: How many train together.
+        scaler: What scales losses before they are derived; default: nothing does.
     """
 
     def __init__(
-        self, student: nn.Module, asked: Mapping[str, float], own: Iterable[str], every: int, processes: int = 1
+        self,
+        student: nn.Module,
+        asked: Mapping[str, float],
+        own: Iterable[str],
+        every: int,
+        processes: int = 1,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self.student, self.asked, self.own, self.every = student, dict(asked), frozenset(own), every
-        self.processes = processes
+        self.processes, self.scaler = processes, scaler or unscaled()
         self.weights = dict.fromkeys(asked, 1.0)
         self.samples: dict[str, deque] = {term: deque(maxlen=WINDOW) for term in asked}
         self.measured: dict[str, float] = {}
@@ -88,6 +97,8 @@ class Shares:
         if not open_ones and not measures:
             return
         norms = self._norms(values)
+        if not all(map(math.isfinite, norms.values())):
+            return  # in fp16, until the scale of the losses is found
         rest = 1 - sum(self.asked[term] for term in asked)
         reference = sum(norm for term, norm in norms.items() if term in TERMS and term not in self.asked)
         for term in open_ones:
@@ -106,16 +117,16 @@ class Shares:
     def _norms(self, values: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """The 2-norm of every term's gradient over the student's parameters, of all processes' batches together."""
         parameters = [each for each in self.student.parameters() if each.requires_grad]
-        norms = []
+        norms, scale = [], self.scaler.get_scale()
         for value in values.values():
-            found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(self.scaler.scale(value), parameters, retain_graph=True, allow_unused=True)
             flat = torch.cat(
                 [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)]
             )
             if self.processes > 1:
                 torch.distributed.all_reduce(flat)
                 flat /= self.processes
-            norms.append(flat.norm())
+            norms.append(flat.norm() / scale)
         return dict(zip(values, torch.stack(norms).tolist(), strict=True))
 
     def _measure(self, norms: Mapping[str, float], moment: Moment, current_iter: int) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from sdakd.progress import Progress
 from sdakd_arch.inference.tiling import run_tiled
 from sdakd_data.randomness import aside
+from sdakd_models.precision import eagerly
 from sdakd_models.processes import gather, spread
 
 VALIDATION = 2  # what a seed is for, beside those of sdakd_data.draws
@@ -67,7 +68,8 @@ class Validation:
     def upscale(self, network: nn.Module) -> torch.Tensor:
         """What a generator makes of ``self.lq`` in validation; ``(N, 3, H, W)`` in [0, 1], in tiles where wanted."""
         val = self.opt.get('val') or {}
-        return run_tiled(network, self.lq, self.scale, val.get('tile') or 0, val.get('tile_pad', 10))
+        with eagerly():
+            return run_tiled(network, self.lq, self.scale, val.get('tile') or 0, val.get('tile_pad', 10))
 
     def test(self) -> None:
         """Runs the averaged student on ``self.lq``, in tiles where ``val:tile`` says so."""

@@ -356,7 +356,7 @@ def _processor() -> Iterator[Finding]:
     import torch
 
     from sdakd import machine
-    from sdakd.commands.bench.backends import computes_bf16
+    from sdakd_arch.inference.onednn import computes_bf16
 
     cores = machine.cores()
     threads = torch.get_num_threads()

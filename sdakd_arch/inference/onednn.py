@@ -164,3 +164,12 @@ class FastSRVGG(nn.Module):
             x = x if slopes is None else F.prelu(x, slopes)
         output = F.pixel_shuffle(self.last(x.float()), self.upscale)
         return output.add_(F.interpolate(image.float(), scale_factor=self.upscale, mode='nearest')).to(image.dtype)
+
+
+def computes_bf16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this processor: with AVX-512, AVX-NE-CONVERT or Arm's instructions for it.
+
+    Elsewhere, torch computes it without oneDNN, which takes many times as long as float32.
+    """
+    supported = getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', None)
+    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())

@@ -167,8 +167,11 @@ def check(scenario: Scenario) -> None:
     """
     train, total, gpus = scenario.train, scenario.plan.total_iter, scenario.file['num_gpu']
     with Mistakes() as mistakes:
-        if train.precision == 'bf16' and gpus and not torch.cuda.is_bf16_supported():
-            mistakes.add('train:precision', 'this GPU cannot compute in bfloat16; write fp32.')
+        wanted = {'train:precision': train.precision}
+        wanted |= {entry.key('precision'): entry.precision for entry in scenario.teachers.values()}
+        for key, precision in wanted.items():
+            if precision == 'bf16' and gpus and not torch.cuda.is_bf16_supported():
+                mistakes.add(key, 'this GPU cannot compute in bfloat16; write fp16 or tf32.')
         if train.total_iter not in (None, total) and scenario.whole:
             mistakes.add('train:total_iter', f'the stages last {total:,d} iterations; leave this key out.')
         if (scenario.datasets.get('train') or {}).get('prefetch_mode') == 'cuda' and not gpus:

@@ -46,6 +46,7 @@ class Term(ABC):
             the default is ``teacher``.
         needs_teacher: Whether it compares with a teacher.
         needs_features: Whether it takes feature maps.
+        needs_image: Whether it takes the teacher's image: where nothing does, the teacher runs to its deepest tap only.
         loss: The loss of the block, built when it is first asked for.
     """
 
@@ -56,13 +57,15 @@ class Term(ABC):
     option: ClassVar[str]
     needs_teacher: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
+    needs_image: ClassVar[bool] = True
 
     def __init__(self, block: TermBlock, cast: Cast) -> None:
         self.block, self.options, self.device = block, block.options, cast.device
+        self._lower = cast.lower
 
     @cached_property
     def loss(self) -> nn.Module:
-        return self.block.build(self.device)
+        return self._lower(self.block.build(self.device))
 
     def check(self, scenario: Scenario, cast: Cast) -> None:  # noqa: B027  most terms work with all files and crops
         """Refuses what the run cannot do; fetches files that the loss reads.
@@ -116,6 +119,7 @@ class FeatureTerm(Term):
 
     needs_teacher = True
     needs_features = True
+    needs_image = False
     adapter: ClassVar[Literal['mlp', 'linear', 'connector', 'none']] = 'mlp'
     label: ClassVar[str] = ''
     same_size: ClassVar[bool] = True

@@ -31,6 +31,7 @@ class OMGDTerm(FeatureTerm):
             Meta(description="By teacher: taps, or student tap: teacher tap; `[]` leaves that teacher's features out."),
         ] = None
 
+    needs_image = True
     adapter = 'connector'
     same_size = False  # means over height and width are compared
 

@@ -14,11 +14,11 @@ from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.archs.srvgg_arch import SRVGGNetCompact
 
 from sdakd import cli
-from sdakd.commands.bench import backends
 from sdakd.commands.bench.backends import keep_sums_precise, open_model
 from sdakd.commands.bench.memory import peak_growth
 from sdakd.compat import UserError
 from sdakd.files.generators import Opened
+from sdakd_arch.inference import onednn
 
 
 @pytest.fixture(scope='module')
@@ -106,7 +106,7 @@ def test_only_some_backends_still_refer_to_the_teacher(files, tmp_path):
 def test_bf16_is_measured_where_the_processor_has_units_or_on_demand(
     files, tmp_path, monkeypatch, capsys, units, flags, without, with_units
 ):
-    monkeypatch.setattr(backends, 'computes_bf16', lambda: units)
+    monkeypatch.setattr(onednn, 'computes_bf16', lambda: units)
     common = ['-o', str(tmp_path), '--size', '8', '--rounds', '1', '--threads', '1', '--backends', 'eager']
     cli.main(['bench', '-m', f'{files}/student.pth', *common, *flags])
     runs = read(tmp_path)['bench']['runs']
@@ -120,7 +120,7 @@ def test_the_processor_is_asked_itself():
     cpuinfo = Path('/proc/cpuinfo')
     if not cpuinfo.exists() or not (found := re.search(r'^flags\s*:(.*)$', cpuinfo.read_text(encoding='utf-8'), re.M)):
         pytest.skip('not an x86 with Linux')
-    assert backends.computes_bf16() == bool({'avx512bw', 'avx_ne_convert'} & set(found[1].split()))
+    assert onednn.computes_bf16() == bool({'avx512bw', 'avx_ne_convert'} & set(found[1].split()))
 
 
 def test_an_exported_model_runs_where_it_can(files, tmp_path):

@@ -41,12 +41,12 @@ class Teacher:
     def __init__(self):
         self.network, self.passes, self.images = Network(), 0, 0
 
-    def __call__(self, who, lq, with_features):
+    def __call__(self, who, lq, with_features, with_image):
         assert who == 'teacher'
         self.passes, self.images = self.passes + 1, self.images + len(lq)
         with torch.no_grad():
             image, maps = self.network(lq)
-        return Answer(image, maps if with_features else {})
+        return Answer(image if with_image else None, maps if with_features else {})
 
 
 def pair(number, count=2):
@@ -383,3 +383,19 @@ def test_pools_of_pairs_that_are_refused(world, parse, paired, change, sentence)
     change(paired)
     with pytest.raises(UserError, match=sentence):
         parse(world.write(paired), world.root)
+
+
+def test_images_are_asked_for_once_they_are_wanted():
+    teacher = Teacher()
+    pool = make(size=4, reuse=4, teacher=teacher)
+    for number in range(2):
+        pool.add(*pair(number))
+    pool.draw(2, flips=False)
+    assert pool.answers('teacher', with_features=True, with_image=False).image is None and teacher.images == 4
+    state = pool.state()
+    again = make(size=4, reuse=4, teacher=teacher)
+    again.load_state(state, torch.device('cpu'))
+    assert all(entry.answers['teacher'].image is None for entry in again.entries)
+    found = pool.answers('teacher', with_features=True)
+    assert found.image.shape == (2, 3, CROP * SCALE, CROP * SCALE) and teacher.images == 8
+    assert pool.answers('teacher', with_features=True, with_image=False).image is None and teacher.images == 8

@@ -306,7 +306,8 @@ class Timings(Outcome):
 
 def _precisions(names: Sequence[str] | None, device: str) -> tuple[list[str], list[str]]:
     """What to measure, and what to say of what is left out."""
-    from sdakd.commands.bench.backends import DTYPES, computes_bf16
+    from sdakd.commands.bench.backends import DTYPES
+    from sdakd_arch.inference.onednn import computes_bf16
 
     if names is not None:
         for name in names:

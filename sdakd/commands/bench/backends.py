@@ -182,15 +182,6 @@ def possible_precisions(backend: str, device: str) -> tuple[str, ...]:
     return () if backend in ('openvino', 'fast') else ('fp32', 'fp16')  # on a GPU, fast is channels_last
 
 
-def computes_bf16() -> bool:
-    """Whether oneDNN computes in bfloat16 on this processor: with AVX-512, AVX-NE-CONVERT or Arm's instructions for it.
-
-    Elsewhere, torch computes it without oneDNN, which takes many times as long as float32.
-    """
-    supported = getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', None)
-    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
-
-
 def start(
     backend: str, precision: str, opened: Opened | None, graph: Path | None, image: torch.Tensor, threads: int
 ) -> Runner:

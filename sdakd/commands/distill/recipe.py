@@ -15,7 +15,6 @@ import torch
 import yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from sdakd.commands.bench.backends import computes_bf16
 from sdakd.compat import UserError
 from sdakd.files.generators import Opened
 from sdakd.files.images import write
@@ -23,6 +22,7 @@ from sdakd.machine import cores
 from sdakd.shipped import options_folder
 from sdakd_arch.families import example_of, family_of
 from sdakd_arch.families.discriminators import unet
+from sdakd_arch.inference.onednn import computes_bf16
 from sdakd_arch.width import build, lookup, scale_of, student_of
 from sdakd_data.pool import ROOM
 from sdakd_models.reader import read_run

@@ -1,0 +1,106 @@
+"""In which precision passes run: of everyone who learns in ``train:precision``, of a teacher in its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+from sdakd_models.scenario import Scenario
+
+DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def unscaled() -> torch.cuda.amp.GradScaler:
+    """A scaler that leaves all losses as they are."""
+    if hasattr(torch.amp, 'GradScaler'):
+        return torch.amp.GradScaler(enabled=False)
+    return torch.cuda.amp.GradScaler(enabled=False)  # before torch 2.3
+
+
+class Lowered(nn.Module):
+    """The backbone of a perceptual loss in its precision; its maps, a list or a mapping, are float32."""
+
+    def __init__(self, network: nn.Module, precisions: Precisions) -> None:
+        super().__init__()
+        self.network, self.precisions = network, precisions
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor] | dict[str, torch.Tensor]:
+        with self.precisions.autocast('perceptual'):
+            maps = self.network(image)
+        if isinstance(maps, Mapping):
+            return {name: each.float() for name, each in maps.items()}
+        return [each.float() for each in maps]
+
+    def maps(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """The maps of an image, whatever the backbone calls them."""
+        found = self(image)
+        return list(found.values()) if isinstance(found, Mapping) else found
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Runs compiled networks as they are: what has another size than training batches would be compiled anew."""
+    with torch.compiler.set_stance('force_eager') if hasattr(torch.compiler, 'set_stance') else nullcontext():
+        yield
+
+
+class Precisions:
+    """The precision of every pass of a training, and the memory layout that goes with it.
+
+    A pass has a role: ``student`` (everyone who learns on the generators' side, adapters too), ``discriminator``,
+    ``perceptual`` (backbones of perceptual terms) or the name of a teacher. ``auto`` is what was measured when the
+    run began (:mod:`sdakd_models.measured`), or what the device has units for.
+
+    Args:
+        scenario: The run.
+        device: Where it trains.
+    """
+
+    def __init__(self, scenario: Scenario, device: torch.device) -> None:
+        self.device, self.wanted = device, scenario.train.precision
+        self.teachers = {name: entry.precision or self.wanted for name, entry in scenario.teachers.items()}
+        self.measured: Mapping[str, str] = scenario.file.get('precisions') or {}
+        self.layout = scenario.train.channels_last
+
+    def of(self, role: str) -> str:
+        """``fp32``, ``tf32``, ``bf16`` or ``fp16``."""
+        return self.measured.get(role, 'tf32') if self.is_auto(role) else self.teachers.get(role, self.wanted)
+
+    def is_auto(self, role: str) -> bool:
+        """Whether its precision is measured."""
+        return self.teachers.get(role, self.wanted) == 'auto'
+
+    def channels_last(self, role: str) -> bool:
+        """Whether a network lies in channels-last memory: where nothing is asked for, everywhere but in ``fp32`` on a
+        GPU, whose units for it have other precisions."""
+        if self.layout is not None:
+            return self.layout
+        return self.device.type != 'cuda' or self.of(role) != 'fp32'
+
+    def begin(self) -> None:
+        """Sets what torch holds for the whole process: whether convolutions of a GPU may use TF32."""
+        torch.backends.cudnn.allow_tf32 = self.of('student') != 'fp32'
+
+    @contextmanager
+    def autocast(self, role: str) -> Iterator[None]:
+        """The precision of the passes of a role; their results may be in half precision."""
+        kind = self.of(role)
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = before if role not in self.teachers else kind != 'fp32'
+        try:
+            if kind in DTYPES:
+                with torch.autocast(self.device.type, DTYPES[kind]):
+                    yield
+            else:
+                yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """What scales all losses where they are derived in fp16, in which small gradients would be 0; else it does
+        nothing."""
+        scales = 'fp16' in map(self.of, ('student', 'discriminator', 'perceptual'))
+        return torch.amp.GradScaler(self.device.type) if scales and self.device.type != 'meta' else unscaled()
