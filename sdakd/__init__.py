@@ -10,7 +10,9 @@ from sdakd.compat import UserError
 from sdakd.version import VERSION
 
 __version__ = VERSION
-FUNCTIONS = tuple('bench compare demo distill doctor evaluate export fetch init link options report upscale'.split())
+FUNCTIONS = tuple(
+    'bench bench_train compare demo distill doctor evaluate export fetch init link options report upscale'.split()
+)
 __all__ = ['UserError', *FUNCTIONS]
 
 

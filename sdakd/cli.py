@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import sys
+import types
 from typing import TextIO
 
 from sdakd import __version__, compat, stops
@@ -23,6 +24,7 @@ COMMANDS = {
     'link': 'drop the plugin into an existing BasicSR checkout',
     'evaluate': 'measure models on test sets: PSNR, SSIM, NIQE, LPIPS, FID, KID, with intervals',
     'bench': 'time models side by side: parameters, MACs, latency and memory in every runtime',
+    'bench train': "time the training steps of an option file, beside BasicSR's own step: time, memory, parts",
     'export': 'write a model as safetensors, padded, ONNX, TorchScript or ncnn, and check the file',
     'upscale': 'enlarge images with a model',
     'report': 'put results into one HTML file',
@@ -61,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     sys.excepthook = compat.exit_with_sentence
     _print_anything()
     argv = sys.argv[1:] if argv is None else list(argv)
+    if ' '.join(argv[:2]) in COMMANDS:
+        argv[:2] = [' '.join(argv[:2])]
     if argv[:1] == ['train']:  # its flags are BasicSR's own and are parsed where BasicSR parses them
         sys.argv = ['sdakd train', *argv[1:]]
         if compat.has_basicsr():
@@ -102,7 +106,7 @@ def _run(argv: list[str]) -> int:
     for name, description in COMMANDS.items():
         command = commands.add_parser(name, help=description, description=description)
         if argv[:1] == [name]:
-            importlib.import_module(f'sdakd.commands.{name}').add_arguments(command)
+            module_of(name).add_arguments(command)
     arguments = vars(parser.parse_args(argv))
     function = arguments.pop('function')
     arguments.pop('debug', None)
@@ -111,6 +115,11 @@ def _run(argv: list[str]) -> int:
     _print(str(outcome))
     outcome.check()
     return outcome.status
+
+
+def module_of(command: str) -> types.ModuleType:
+    """The module of a command, whose words it joins."""
+    return importlib.import_module(f'sdakd.commands.{command.replace(" ", "_")}')
 
 
 def _print(text: str) -> None:

@@ -89,6 +89,7 @@ def poisson_noise(
 
 
 # by these names BasicSR's degradation calls them
+OF_BASICSR = {name: getattr(degradations, name) for name in ('generate_gaussian_noise_pt', 'generate_poisson_noise_pt')}
 degradations.generate_gaussian_noise_pt = gaussian_noise
 degradations.generate_poisson_noise_pt = poisson_noise
 

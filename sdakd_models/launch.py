@@ -110,6 +110,7 @@ def check_options(
     is_train: bool = True,
     mistakes: Mistakes | None = None,
     begins: bool = False,
+    rehearses: bool = True,
 ) -> None:
     """Completes options that were read, checks and rehearses them: all that happens before a run creates anything.
 
@@ -121,6 +122,7 @@ def check_options(
         is_train: Whether they are those of a training.
         mistakes: What was found already; what depends on it is not checked.
         begins: Whether the training begins after it; see :func:`sdakd_models.rehearsal.rehearse`.
+        rehearses: Whether the first steps are rehearsed.
 
     Raises:
         UserError: All mistakes; with the key, without the file.
@@ -151,7 +153,7 @@ def check_options(
                 mistakes.add('path:resume_state', f'the file {state} does not exist.')
     if opt['rank'] == 0:
         meet()
-    if is_train:
+    if is_train and rehearses:
         rehearse(opt, cast, begins)
 
 

@@ -122,7 +122,12 @@ def _backends(names: Sequence[str] | None, device: str) -> list[str]:
     return [name for name in NAMES if name in names]
 
 
-def _device(name: str | None) -> str:
+def device_of(name: str | None) -> str:
+    """``cpu`` or ``cuda``; default: ``cuda`` where there is one.
+
+    Raises:
+        UserError: It is unknown, or not there.
+    """
     import torch
 
     if name is not None:
@@ -237,7 +242,8 @@ def _time(case: Case, cuda: bool) -> float:
     return begun.elapsed_time(ended)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the processor is called."""
     try:
         for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
             if line.startswith('model name'):
@@ -360,7 +366,7 @@ def bench(
     from sdakd.commands.bench.memory import peak_growth
     from sdakd.files import results
 
-    device = _device(device)
+    device = device_of(device)
     backends = _backends(backends, device)
     wanted, left_out = _precisions(precisions, device)
     threads = threads or torch.get_num_threads()
@@ -404,7 +410,7 @@ def bench(
     content = {
         'version': __version__,
         'device': torch.cuda.get_device_name() if cuda else 'cpu',
-        'cpu': _processor(),
+        'cpu': processor(),
         'threads': threads,
         'torch': torch.__version__,
         'size': size,

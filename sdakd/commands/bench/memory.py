@@ -17,7 +17,16 @@ import_basicsr()  # here, because a server process imports this module once for 
 from sdakd.commands.bench.backends import GRAPHS, noise, open_model, start  # noqa: E402
 
 
-def _status(key: str) -> int:
+def restart_peak() -> bool:
+    """Has the peak of this process begin anew (proc(5)); False where that is not possible."""
+    try:
+        Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
+    except OSError:
+        return False
+    return True
+
+
+def status(key: str) -> int:
     """A size in KiB from Linux's account of this process."""
     for line in Path('/proc/self/status').read_text(encoding='utf-8').splitlines():
         if line.startswith(f'{key}:'):
@@ -29,25 +38,22 @@ def _measure_growth(
     source: str, graph: str | None, backend: str, precision: str, size: int, threads: int
 ) -> float | None:
     """In a process of its own: see :func:`peak_growth`."""
-    try:
-        # the peak starts anew (proc(5)); also tells whether it can
-        Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
-    except OSError:
+    if not restart_peak():
         return None
     torch.set_num_threads(threads)
     import sdakd_arch.inference.fast  # noqa: F401  what is imported is not the model's
 
     if backend in GRAPHS:
         __import__(backend)
-    before = _status('VmRSS')
+    before = status('VmRSS')
     opened = None if backend in GRAPHS else open_model(source)
     with torch.no_grad():
         run = start(backend, precision, opened, Path(graph) if graph else None, noise(size), threads)
         del opened  # the backend has its own weights
-        Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
+        restart_peak()
         for _ in range(2):
             run()
-    return (_status('VmHWM') - before) / 1024
+    return (status('VmHWM') - before) / 1024
 
 
 def peak_growth(source: str, graph: Path | None, backend: str, precision: str, size: int, threads: int) -> float | None:
