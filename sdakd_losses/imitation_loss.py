@@ -38,19 +38,32 @@ class _BackboneLoss(nn.Module):
         self.shift = shift
         self.description = f'{self.kind} of {weights}, input {input}, units {units}, shift {shift}'
 
-    def maps(self, image: torch.Tensor, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def maps(self, image: torch.Tensor, *targets: torch.Tensor) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+        """For every target, the pairs of maps; those of the image are computed once."""
         if self.training and self.shift:
             # drawn on the CPU, so that a GPU is not waited for
             down, right = torch.randint(self.shift, (2,)).tolist()
-            image, target = _shifted(image, down, right), _shifted(target, down, right)
+            image, *targets = (_shifted(each, down, right) for each in (image, *targets))
         with torch.no_grad():
-            targets = self.backbone(target)
-        pairs = list(zip(self.backbone(image), targets, strict=True))
+            known = [self.backbone(target) for target in targets]
+        own = self.backbone(image)
+        return [self._in_units(list(zip(own, maps, strict=True))) for maps in known]
+
+    def _in_units(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         if self.scales is None:
             return pairs
-        self.scales.update({str(depth): other for depth, other in enumerate(targets)})
-        units = [self.scales.scale(str(depth)).sqrt() + 1e-8 for depth in range(len(targets))]
+        self.scales.update({str(depth): other for depth, (_, other) in enumerate(pairs)})
+        units = [self.scales.scale(str(depth)).sqrt() + 1e-8 for depth in range(len(pairs))]
         return [(one / unit, other / unit) for (one, other), unit in zip(pairs, units, strict=True)]
+
+    def parts(self, student: torch.Tensor, *teachers: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """For every teacher's image, the weighted parts by name; the teachers' side is detached.
+
+        Args:
+            student: Image ``(N, 3, H, W)`` in [0, 1].
+            teachers: One or several, of the same size.
+        """
+        return [self._parts(maps) for maps in self.maps(student, *teachers)]
 
 
 def _shifted(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
@@ -120,13 +133,9 @@ class ImitationLoss(_BackboneLoss):
         super().__init__('train:imitation_opt', backbone, weights, input, units, shift)
         self.style_weight, self.feature_weight, self.loss_weight = style_weight, feature_weight, loss_weight
 
-    def parts(self, student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The weighted parts ``style`` and ``feature``, without one whose weight is 0; the teacher's side is detached.
-
-        Args:
-            student, teacher: Images, ``(N, 3, H, W)`` in [0, 1].
-        """
-        maps, found = self.maps(student, teacher), {}
+    def _parts(self, maps: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """``style`` and ``feature``, without one whose weight is 0."""
+        found = {}
         if self.style_weight:
             style = sum((gram(one) - gram(other)).abs().mean() for one, other in maps)
             found['style'] = self.loss_weight * self.style_weight * style
@@ -136,8 +145,8 @@ class ImitationLoss(_BackboneLoss):
         return found
 
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """The sum of :meth:`parts`, a scalar."""
-        return sum(self.parts(student, teacher).values())
+        """The sum of the parts, a scalar."""
+        return sum(self.parts(student, teacher)[0].values())
 
 
 @LOSS_REGISTRY.register()
@@ -175,9 +184,10 @@ class BackbonePerceptualLoss(_BackboneLoss):
 
     def forward(self, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, None]:
         """The weighted distance of two images, ``(N, 3, H, W)`` in [0, 1], and None: it has no style part."""
-        maps = zip(self.layer_weights, self.maps(image, target), strict=True)
-        return self.loss_weight * sum(weight * (one - other).abs().mean() for weight, (one, other) in maps), None
+        return self.parts(image, target)[0]['percep'], None
 
-    def parts(self, student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The same against the teacher's image, as the term ``imitation`` wants it."""
-        return {'percep': self(student, teacher)[0]}
+    def _parts(self, maps: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        weighted = zip(self.layer_weights, maps, strict=True)
+        return {
+            'percep': self.loss_weight * sum(weight * (one - other).abs().mean() for weight, (one, other) in weighted)
+        }

@@ -129,7 +129,7 @@ class Cast:
         self.taps[who] = FeatureTaps(network, sorted(names))
 
     def on_device(self, network: nn.Module, role: str, runs: bool = True) -> nn.Module:
-        """Moves a network to the device, in the memory layout of its role, compiled if wanted and if it runs in steps."""
+        """Moves a network to the device, in the memory layout of its role, compiled if it runs in steps."""
         if self.precisions.channels_last(role):
             network = network.to(memory_format=torch.channels_last)
         network = network.to(self.device)
@@ -141,7 +141,11 @@ class Cast:
         """Has the backbones of a perceptual loss run in their precision; what the loss does with maps is float32."""
         for name, module in loss.named_children():
             if isinstance(module, VGGFeatureExtractor | PerceptualBackbone):
-                setattr(loss, name, Lowered(self.on_device(module, 'perceptual'), self.precisions))
+                # BasicSR's Gram matrix is a view of the map
+                views = isinstance(module, VGGFeatureExtractor) and getattr(loss, 'style_weight', 0) > 0
+                module = self.on_device(module, 'perceptual')
+                # what a teacher that learns along is compared with is what the student is compared with
+                setattr(loss, name, Lowered(module, self.precisions, views, keeps=bool(self.cotrained)))
         return loss
 
     def place(self, network: nn.Module, role: str) -> nn.Module:

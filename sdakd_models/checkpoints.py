@@ -145,7 +145,10 @@ class Checkpoints:
         keys = param_key if isinstance(param_key, list) else [param_key]
         label = 'latest' if current_iter == -1 else current_iter
         content = {
-            key: {name: tensor.detach().cpu() for name, tensor in self.get_bare_model(one).state_dict().items()}
+            key: {
+                name: tensor.detach().cpu().contiguous()
+                for name, tensor in self.get_bare_model(one).state_dict().items()
+            }
             for key, one in zip(keys, nets, strict=True)
         }
         path = Path(self.path['models'], f'{net_label}_{label}.pth')

@@ -21,23 +21,47 @@ def unscaled() -> torch.cuda.amp.GradScaler:
 
 
 class Lowered(nn.Module):
-    """The backbone of a perceptual loss in its precision; its maps, a list or a mapping, are float32."""
+    """The backbone of a perceptual loss in its precision; its maps, a list or a mapping, are float32.
 
-    def __init__(self, network: nn.Module, precisions: Precisions) -> None:
+    Args:
+        network: The backbone.
+        precisions: Of the run.
+        contiguous: Whether the loss wants maps whose memory is in the order of their dimensions.
+        keeps: Whether the maps of the last target are kept, for further comparisons with it.
+    """
+
+    def __init__(self, network: nn.Module, precisions: Precisions, contiguous: bool, keeps: bool) -> None:
         super().__init__()
-        self.network, self.precisions = network, precisions
+        self.network, self.precisions, self.contiguous, self.keeps = network, precisions, contiguous, keeps
+        self._kept: tuple | None = None  # an image, how often it has been changed, and its maps
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor] | dict[str, torch.Tensor]:
+        if not self.keeps or image.requires_grad:
+            return self._run(image)
+        if self._kept is None or not _same(image, *self._kept[:2]):
+            # while it is kept, no other tensor has its memory
+            self._kept = image.detach(), image._version, self._run(image)
+        return self._kept[2]
+
+    def _run(self, image: torch.Tensor) -> list[torch.Tensor] | dict[str, torch.Tensor]:
         with self.precisions.autocast('perceptual'):
             maps = self.network(image)
         if isinstance(maps, Mapping):
-            return {name: each.float() for name, each in maps.items()}
-        return [each.float() for each in maps]
+            return {name: self._plain(each) for name, each in maps.items()}
+        return [self._plain(each) for each in maps]
+
+    def _plain(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.float().contiguous() if self.contiguous else maps.float()
 
     def maps(self, image: torch.Tensor) -> list[torch.Tensor]:
         """The maps of an image, whatever the backbone calls them."""
         found = self(image)
         return list(found.values()) if isinstance(found, Mapping) else found
+
+
+def _same(image: torch.Tensor, kept: torch.Tensor, version: int) -> bool:
+    same = image.data_ptr() == kept.data_ptr() and image.shape == kept.shape and image.stride() == kept.stride()
+    return same and image._version == version
 
 
 @contextmanager

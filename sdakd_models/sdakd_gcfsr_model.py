@@ -50,7 +50,7 @@ class SDAKDGCFSRModel(SDAKDModel):
     def generate(self, network: nn.Module, role: str) -> torch.Tensor:
         """The image of a generator for the current input, factor and noise."""
         with self.autocast(role):
-            return (network(self.as_input(self.lq), self.in_size, self.noise).float() + 1) / 2
+            return (network(self.as_input(self.lq), self.in_size, self.noise).float().contiguous() + 1) / 2
 
     @torch.no_grad()
     def upscale(self, network: nn.Module) -> torch.Tensor:

@@ -152,15 +152,15 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
     # ------------------------------------------------------------------------------------------------------ training
 
     def run(self, network: nn.Module, image: torch.Tensor, role: str) -> torch.Tensor:
-        """A forward pass in the precision of a role; the result is float32, ``(N, C, H, W)``."""
+        """A forward pass in the precision of a role; the result is float32 and contiguous, ``(N, C, H, W)``."""
         with self.autocast(role):
-            return network(self.as_input(image)).float()
+            return network(self.as_input(image)).float().contiguous()
 
     def generate(self, network: nn.Module, role: str) -> torch.Tensor:
         """The image that a generator makes of the current input, ``(N, 3, H, W)`` in [0, 1], in the same precision."""
         return self.run(network, self.lq, role)
 
-    def answer(self, who: str, with_features: bool, with_image: bool) -> Answer | None:
+    def answer(self, who: str, with_features: bool, with_image: bool = True) -> Answer | None:
         """What a teacher makes of the current batch, where it need not be run for it: from the pool or a cache."""
         if self.pool is not None and all(teacher.name != who for teacher in self.cotrained):
             return self.pool.answers(who, with_features, with_image)

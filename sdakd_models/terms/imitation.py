@@ -31,10 +31,10 @@ class ImitationTerm(Term):
     needs_teacher = True
 
     def __call__(self, context: Context) -> dict[str, torch.Tensor]:
-        found = {}
-        for name in self.options.teachers:
+        names, found = self.options.teachers, {}
+        images = [context.inside(context.image(name)) for name in names]
+        for name, parts in zip(names, self.loss.parts(context.inside(context.student), *images), strict=True):
             suffix = '' if name == 'teacher' else f'_{name}'
-            parts = self.loss.parts(*context.pair(name))
             found |= {f'imit_{part}_{self.loss.kind}{suffix}': value for part, value in parts.items()}
         return found
 

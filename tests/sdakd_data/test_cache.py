@@ -40,7 +40,7 @@ def with_maps(options):
 def counted(model):
     """A list that grows with every forward pass of the model's teacher."""
     calls = []
-    model.teachers['teacher'].register_forward_hook(lambda *_: calls.append(1))
+    model.teachers['teacher'].register_forward_pre_hook(lambda *_: calls.append(1))
     return calls
 
 

@@ -211,7 +211,7 @@ def step(model, batch, iteration):
 def test_degradation_and_teacher_are_paid_once_for_several_iterations(world, parse, options):
     model, data = training(world, parse, options, 44)
     passes, degraded = [], []
-    model.teachers['teacher'].register_forward_hook(lambda *_: passes.append(1))
+    model.teachers['teacher'].register_forward_pre_hook(lambda *_: passes.append(1))
     model.jpeger.register_forward_hook(lambda *_: degraded.append(1))  # twice in each degradation
     for iteration, batch in enumerate(data, 1):
         step(model, batch, iteration)
@@ -308,7 +308,7 @@ def test_a_teacher_that_learns_along_is_asked_every_time(world, parse, options):
     options['teacher']['cotrain'] = {'metric': 'psnr'}
     model, data = training(world, parse, options, 3)
     passes = []
-    model.teachers['teacher'].register_forward_hook(lambda *_: passes.append(1))
+    model.teachers['teacher'].register_forward_pre_hook(lambda *_: passes.append(1))
     for iteration, batch in enumerate(data, 1):
         step(model, batch, iteration)
     assert len(passes) == 3
@@ -354,7 +354,7 @@ def paired(world, request):
 def test_pairs_of_a_data_set_are_reused_and_have_context(world, parse, paired):
     model, data = training(world, parse, paired, 24)
     passes = []
-    model.teachers['teacher'].register_forward_hook(lambda _, inputs, __: passes.append(inputs[0].shape))
+    model.teachers['teacher'].register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].shape))
     assert model.border == 0
     seen = []
     for iteration, batch in enumerate(data, 1):

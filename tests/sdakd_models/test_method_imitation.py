@@ -109,7 +109,7 @@ def test_imitation_is_its_formula(files, kind):
             style += np.abs(a @ a.T - b @ b.T).sum() / (c * h * w) / (n * c * c)
     feature = np.abs(ours[1] - theirs[1]).mean()
     loss = ImitationLoss(kind, files[kind], style_weight=30.0, feature_weight=2.0, loss_weight=0.5).double()
-    parts = loss.parts(student, teacher)
+    parts = loss.parts(student, teacher)[0]
     assert parts['style'].item() == pytest.approx(0.5 * 30 * style, rel=1e-6)
     assert parts['feature'].item() == pytest.approx(0.5 * 2 * feature, rel=1e-6)
     assert loss(student, teacher).item() == pytest.approx(15 * style + feature, rel=1e-6)
@@ -121,7 +121,7 @@ def test_a_part_with_weight_zero_is_not_computed(files):
     student, teacher = images()
     for weights, name in ((dict(style_weight=0), 'feature'), (dict(feature_weight=0), 'style')):
         loss = ImitationLoss('squeezenet', files['squeezenet'], **weights).double()
-        assert list(loss.parts(student, teacher)) == [name]
+        assert list(loss.parts(student, teacher)[0]) == [name]
 
 
 def test_perceptual_loss_is_its_formula(files):

@@ -241,7 +241,7 @@ def pairings(options, student, teachers):
     """What the term pairs, by teacher."""
     block = read_term('omgd', {'type': 'OMGDLoss', **options}, 'train:omgd_opt', OMGDTerm.Options)
     cast = SimpleNamespace(
-        student=student, teachers=teachers, device='meta', watch=lambda *_: None, add_player=lambda *_: None
+        student=student, teachers=teachers, device='meta', watch=lambda *_: None, add_player=lambda *_: None, lower=None
     )
     return OMGDTerm(block, cast).pairs
 

@@ -270,6 +270,54 @@ def test_the_layout_of_memory_is_chosen(world, parse):
                 assert weight.is_contiguous(memory_format=torch.channels_last) == (wanted is not False)
 
 
+def test_what_several_are_compared_with_goes_through_the_backbone_once(world, parse):
+    """A teacher that learns along is compared with the ground truth as the student is; the student with two."""
+    torch.manual_seed(1)
+    torch.save(torchvision.models.vgg16(weights=None).state_dict(), world.root / 'vgg.pth')
+    loss = {'backbone': 'vgg16', 'weights': str(world.root / 'vgg.pth')}
+    options = world.options()
+    options['teacher']['cotrain'] = {'metric': 'psnr'}
+    options['teachers'] = {'other': {'weights': str(world.root / 'teacher.pth')}}
+    options['train'] |= {
+        'perceptual_opt': {'type': 'BackbonePerceptualLoss', **loss},
+        'imitation_opt': {'type': 'ImitationLoss', 'teachers': ['teacher', 'other'], 'shift': 3, **loss},
+        'stages': {'only': {'iters': 4, 'lr_g': 1e-4, 'terms': ['perceptual', 'imitation']}},
+    }
+    model = build_model(parse(world.write(options), world.root))
+    passes = {name: [] for name in ('perceptual', 'imitation')}
+    for name, found in passes.items():
+        network = model.terms[name].loss.backbone.network
+        network.register_forward_pre_hook(lambda _, images, found=found: found.append(images[0].requires_grad))
+    first = losses(step(model, batches(1)[0], 1))
+    # both generators' images and one ground truth; the student's image and those of two teachers
+    assert passes['perceptual'].count(True) == 2 and passes['imitation'].count(True) >= 1
+    known = passes['perceptual'].count(False)
+    step(model, batches(2)[1], 2)
+    assert passes['perceptual'].count(False) == known + 1  # another one is not taken for it
+    term = model.terms['imitation'].loss.eval()
+    images = torch.rand(3, 1, 3, 32, 32).requires_grad_()
+    together = term.parts(*images)
+    assert together == [term.parts(images[0], other)[0] for other in images[1:]]
+    assert first['l_g_percep_vgg16'] > 0 and first['l_t_percep_vgg16'] > 0
+
+
+def test_basicsrs_style_loss_takes_maps_in_any_layout(world, parse, monkeypatch):
+    """Its Gram matrix needs maps in the order of their dimensions."""
+    torch.manual_seed(1)
+    network = torchvision.models.vgg19(weights=None)
+    torch.save(network.state_dict(), world.root / 'vgg.pth')
+    monkeypatch.setattr('basicsr.archs.vgg_arch.VGG_PRETRAIN_PATH', str(world.root / 'vgg.pth'))
+    monkeypatch.setattr('sdakd_models.terms.supervised.ensure_vgg', lambda *_: None)
+    loss = {'type': 'PerceptualLoss', 'layer_weights': {'conv1_2': 1}, 'style_weight': 1.0, 'criterion': 'l1'}
+    found = {}
+    for layout in (False, True):
+        model = built(world, parse, channels_last=layout, perceptual_opt=loss, stages={
+            'only': {'iters': 4, 'lr_g': 1e-4, 'terms': ['pixel', 'perceptual']}
+        })  # fmt: skip
+        found[layout] = losses(step(model, batches(1)[0], 1))
+    assert found[True] == pytest.approx(found[False], rel=1e-4) and found[True]['l_g_style'] > 0
+
+
 # ----------------------------------------------------------------------------------------------------------- compiled
 
 

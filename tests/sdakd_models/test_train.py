@@ -96,7 +96,7 @@ def test_only_the_players_of_a_stage_learn(opt):
     data = batches(18)
     teacher = copy.deepcopy(model.teachers['teacher'].state_dict())
     calls = []
-    model.teachers['teacher'].register_forward_hook(lambda *_: calls.append(1))
+    model.teachers['teacher'].register_forward_pre_hook(lambda *_: calls.append(1))
     expected = {6: {'g'}, 12: {'g', 'adapter'}, 18: {'g', 'adapter', 'd'}}
     done = 0
     for end, learning in expected.items():
