@@ -14,14 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from sdakd.compat import Mistakes, UserError
 from sdakd_arch.backbones import PerceptualBackbone
 from sdakd_arch.families import untold
-from sdakd_arch.foreign import needs_spandrel, open_foreign
+from sdakd_arch.foreign import Foreign, needs_spandrel, open_foreign
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.weights import fingerprint, infer_network, load_into
 from sdakd_arch.width import build, build_told, check_channels, initialise
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import DiscriminatorBlock, TeacherBlock
 from sdakd_models.players import Discriminator, Player, freeze
-from sdakd_models.precision import Lowered, Precisions
+from sdakd_models.precision import DTYPES, Lowered, Precisions
 from sdakd_models.reader import read_state
 from sdakd_models.registry import TERMS
 from sdakd_models.scenario import Scenario
@@ -136,6 +136,16 @@ class Cast:
         if runs and self.scenario.train.compile and not self.on_meta and not self.scenario.file.get('rehearsal'):
             network.compile(dynamic=False)  # in place: names of parameters stay
         return network
+
+    def lower_teachers(self) -> None:
+        """Keeps the weights of teachers that run in half precision in it, in place of casting them in every pass."""
+        for name in self.fingerprints:
+            dtype = DTYPES.get(self.precisions.of(name))
+            for module in self.teachers[name].modules():
+                if isinstance(self.teachers[name], Foreign) or dtype is None:
+                    break  # code of other packages may do with weights what it likes
+                if type(module) in (nn.Conv2d, nn.Linear):
+                    module.to(dtype)
 
     def lower(self, loss: nn.Module) -> nn.Module:
         """Has the backbones of a perceptual loss run in their precision; what the loss does with maps is float32."""

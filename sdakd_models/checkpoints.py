@@ -258,6 +258,7 @@ class Checkpoints:
         if self.shares is not None:
             self.shares.load_state(resume_state.get('shares', {}))
         self.cast.precisions.measured = resume_state.get('precisions', {})
+        self.cast.lower_teachers()
         if resume_state.get('scaler'):
             self.cast.scaler.load_state_dict(resume_state['scaler'])
         self.clock.load_state(resume_state.get('clock', {}), iteration)

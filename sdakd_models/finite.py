@@ -166,6 +166,7 @@ def _teacher(model: Trained, name: str, fault: str) -> tuple[str, str]:
 def _in_float32(model: Trained, name: str) -> list[torch.Tensor]:
     """What a teacher makes of the current batch without ``train:precision``."""
     taps = model.taps.get(name)
+    model.teachers[name].float()  # the run ends
     model.autocast = nullcontext  # hides the method; the role is nothing to it
     try:
         with taps or nullcontext():

@@ -129,6 +129,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
                 check_context(self.cast, self.run)
         with eagerly():
             fill(self.scenario.datasets.get('train') or {}, self.teachers, self.cast.fingerprints, main)
+        self.cast.lower_teachers()
         meet()
         forget_states()
 

@@ -143,6 +143,19 @@ def test_the_teacher_has_a_precision_of_its_own(world, parse):
     assert seen == {'student': {torch.float32}, 'teacher': {torch.bfloat16}, 'd': {torch.float32}}
 
 
+def test_weights_of_a_teacher_in_half_precision_are_cast_once(world, parse):
+    """The same images as with a cast in every pass; layers whose code may want float32 stay as they are."""
+    options = world.options()
+    options['teacher']['precision'] = 'bf16'
+    model = build_model(parse(world.write(options), world.root))
+    weights = {type(m): m.weight.dtype for m in model.teachers['teacher'].modules() if hasattr(m, 'weight')}
+    assert weights == {nn.Conv2d: torch.bfloat16, nn.PReLU: torch.float32}
+    model.feed_data(batches(1)[0])
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        expected = world.teacher.to(memory_format=torch.channels_last)(model.lq).float()
+        assert torch.equal(model.generate(model.teachers['teacher'], 'teacher'), expected)
+
+
 def test_the_backbone_of_a_perceptual_loss_is_lowered_and_its_loss_is_not(world, parse):
     torch.manual_seed(1)
     network = torchvision.models.vgg16(weights=None)
