@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 
 from sdakd.progress import Progress
 from sdakd_arch.width import lookup
+from sdakd_models.measured import settle_precisions
 from sdakd_models.rehearsal import untouched
 from sdakd_models.sdakd_model import SDAKDModel
 
@@ -80,6 +81,7 @@ def measure(opt: Mapping) -> Costs:
         batches = [default_collate([dataset[random.randrange(len(dataset))] for _ in range(batch)]) for _ in range(3)]
         load = (time.perf_counter() - begun) / len(batches)
         model = lookup(MODEL_REGISTRY, small['model_type'], 'model_type')(small)
+        settle_precisions(small, model)
         steps, adding = {}, 0.0
         stages = list(zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True))
         for name, end, stage in Progress('timing', len(stages), 'stages').over(stages):

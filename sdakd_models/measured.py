@@ -50,11 +50,16 @@ def settle_precisions(opt: dict, model: SDAKDModel) -> None:
         torch.distributed.broadcast_object_list(kept, 0)
         found = kept[0]
     opt['precisions'], opt['precision'] = found, f'Precision auto: {said}.'
+    precisions.measured = found
 
 
 def _times(model: SDAKDModel, scenario: Scenario, roles: list[str]) -> dict[str, dict[str, float]]:
     """Seconds of a pass by role and precision, medians of rounds in which all take turns."""
-    model.feed_data(model.noise_batch(scenario, min(IMAGES, scenario.datasets['train']['batch_size_per_gpu'])))
+    batch = model.noise_batch(scenario, min(IMAGES, scenario.datasets['train']['batch_size_per_gpu']))
+    if scenario.faces:
+        model.feed_data(batch)
+    else:  # neither degraded nor put into a pool
+        model.lq, model.gt = (batch[name].to(model.device) for name in ('lq', 'gt'))
     passes = {role: work for role, work in _passes(model).items() if role in roles}
     times = {role: {'tf32': [], 'bf16': []} for role in passes}
     for number in range(ROUNDS + 1):

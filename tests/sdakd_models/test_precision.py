@@ -373,3 +373,19 @@ def test_an_unknown_precision_is_refused(world, parse, key, value):
     with pytest.raises(UserError, match=rf'{key}:precision: .*{value}'):
         parse(world.write(options), world.root)
     assert yaml.safe_load((world.root / 'run.yml').read_text())[key]['precision'] not in ('fp32', 'tf32')
+
+
+def test_two_hundred_steps_in_bf16_log_what_those_in_fp32_do(world, parse):
+    """Of every stage and every loss, the mean over its last steps; a single step of a GAN may be farther off."""
+    found = {}
+    for precision in ('fp32', 'bf16'):
+        model = built(world, parse, iters=70, precision=precision)
+        data = batches(10)
+        logs = [losses(step(model, data[number % 10], number)) for number in range(1, 211)]
+        for end in (70, 140, 210):
+            for name in logs[end - 1]:
+                found[precision, end, name] = sum(log[name] for log in logs[end - 20 : end]) / 20
+    assert sum(key[0] == 'bf16' for key in found) == 8
+    for (precision, end, name), value in found.items():
+        if precision == 'bf16':
+            assert value == pytest.approx(found['fp32', end, name], rel=0.02), (end, name)

@@ -65,7 +65,7 @@ class Budget(Struct, forbid_unknown_fields=True):
     crop: Count
     workers: Count = 1
     ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.999
-    precision: Literal['fp32', 'bf16'] = 'fp32'
+    precision: Literal['fp32', 'tf32', 'bf16', 'fp16'] = 'tf32'
     flips: bool = True  # mirrored and turned crops; false where a teacher's cache is to hold feature maps
     checkpoints: Count = 10  # in a run: an interrupted one goes on from the last
 

@@ -231,7 +231,7 @@ def budget_line(budget: Budget) -> str:
         f'{name} {stage.iters:,d} (rate {stage.lr_g:g}' + (f', discriminators {stage.lr_d:g})' if stage.lr_d else ')')
         for name, stage in budget.stages.items()
     )
-    precision = '' if budget.precision == 'fp32' else f', {budget.precision}'
+    precision = '' if budget.precision in ('fp32', 'tf32') else f', {budget.precision}'
     return f'Iterations: {stages}; batch {budget.batch}, crop {budget.crop} of the ground truth{precision}.'
 
 

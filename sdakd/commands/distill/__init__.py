@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sdakd_models.costs import Costs
 
 DEGRADATIONS = ('realesrgan', 'bicubic', 'none')
+PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16', 'auto')  # of train:precision
 RECORD = 'distill.json'
 OF_DATA = ('data', 'degradation', 'seed', 'photos-validation')  # arguments that the prepared photographs rest on
 KEPT = ('teacher', 'photographs', '.lock', '.lock.json')  # that may be in the folder before
@@ -62,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--seed', type=number, help='of all random numbers (default: {default})')
     add(
         '--precision',
-        choices=['fp32', 'bf16'],
-        help='of the training (default: bf16 where the device has units for it)',
+        choices=PRECISIONS,
+        help='of the training; auto is measured on a processor that has units for bf16 (default: {default})',
     )
     add('--photos-validation', '--photos_validation', dest='validation', metavar='FOLDER', help='photographs to '
         'measure on (default: some of PHOTOS, which are held out)')  # fmt: skip
@@ -110,7 +111,7 @@ def distill(
     iters: int | None = None,
     degradation: str = 'realesrgan',
     seed: int = 0,
-    precision: str | None = None,
+    precision: str = 'auto',
     validation: str | Path | None = None,
     baseline: bool = False,
     plan: bool = False,
@@ -129,7 +130,7 @@ def distill(
         iters: Iterations of all stages together, instead.
         degradation: ``realesrgan``, ``bicubic`` or, for pairs, ``none``.
         seed: Of all random numbers.
-        precision: ``fp32`` or ``bf16``; default: what the device has units for.
+        precision: ``train:precision``: fp32, tf32, bf16, fp16 or auto.
         validation: Photographs to measure on, or ``GT:LQ``; default: some of the others, which are held out.
         baseline: Whether the student is also trained without its teacher.
         plan: Whether to stop when the plan is shown.
@@ -138,6 +139,7 @@ def distill(
         UserError: A mistake in an argument, file or photograph, or a folder that holds another distillation.
     """
     one_of(degradation, DEGRADATIONS, '--degradation')
+    one_of(precision, PRECISIONS, '--precision')
     seed = whole(seed, '--seed', 0, MOST_SEED)
     if time is not None and iters is not None:
         raise UserError('--time', '--iters is given as well; leave one of them out.')
@@ -261,7 +263,7 @@ class Work:
     arch: str | None
     degradation: str
     seed: int
-    precision: str | None
+    precision: str
     asked: dict[str, Any]
 
     def __post_init__(self) -> None:

@@ -22,7 +22,6 @@ from sdakd.machine import cores
 from sdakd.shipped import options_folder
 from sdakd_arch.families import example_of, family_of
 from sdakd_arch.families.discriminators import unet
-from sdakd_arch.inference.onednn import computes_bf16
 from sdakd_arch.width import build, lookup, scale_of, student_of
 from sdakd_data.pool import ROOM
 from sdakd_models.reader import read_run
@@ -45,7 +44,7 @@ class Sizes:
         reuse: Crops of every pair.
         pool: Pairs in the pool.
         workers: Processes that read images.
-        precision: ``fp32`` or ``bf16``.
+        precision: Of ``train:precision``.
     """
 
     batch: int
@@ -62,17 +61,15 @@ class Sizes:
         return self.crop + 2 * self.margin + ROOM
 
 
-def first_sizes(precision: str | None) -> Sizes:
+def first_sizes(precision: str) -> Sizes:
     """Where the search for a batch that the machine takes begins.
 
     Raises:
         UserError: The device cannot compute in this precision.
     """
     gpu = torch.cuda.is_available()
-    has_bf16 = torch.cuda.is_bf16_supported() if gpu else computes_bf16()
-    if precision == 'bf16' and gpu and not has_bf16:
-        raise UserError('--precision', 'this GPU cannot compute in bfloat16; write fp32.')
-    precision = precision or ('bf16' if has_bf16 else 'fp32')
+    if precision == 'bf16' and gpu and not torch.cuda.is_bf16_supported():
+        raise UserError('--precision', 'this GPU cannot compute in bfloat16; write fp16 or tf32.')
     if gpu:
         return Sizes(16, 48, 8, 4, 192, min(8, max(1, cores() - 1)), precision)
     return Sizes(2, 24, 8, 8, 96, 1, precision)
