@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sdakd.compat import Mistakes, UserError
 from sdakd_arch.families import untold
 from sdakd_arch.foreign import needs_spandrel, open_foreign
+from sdakd_arch.shared_norm import share_statistics
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.weights import fingerprint, infer_network, load_into
 from sdakd_arch.width import build, build_told, check_channels, initialise
@@ -213,6 +214,7 @@ def teacher_network(teacher: TeacherBlock) -> nn.Module:
 
 
 def distributed(network: nn.Module, device: torch.device, unused: bool = False) -> DistributedDataParallel:
-    """Wraps a network for distributed training."""
+    """Wraps a network for distributed training; batch normalisation is by the images of all processes from then on."""
+    share_statistics(network)
     devices = [torch.cuda.current_device()] if device.type == 'cuda' else None
     return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=unused)
