@@ -15,7 +15,7 @@ from sdakd_arch.foreign import Foreign
 
 
 class FeatureTaps:
-    """Records outputs or inputs of a network's modules during its next forward passes.
+    """Records outputs or inputs of a network's modules during its next forward passes, over parts of a batch.
 
     A tap is a dotted module name, ``'body.5'`` (its output) or ``'conv9:input'`` (its first input: activations that a
     network computes by functional calls are honest only there). Recorded tensors are copies that keep their gradient,
@@ -40,7 +40,8 @@ class FeatureTaps:
         self.names = list(names)
         self.active = False
         self._recorded: dict[str, torch.Tensor] = {}
-        self._handles = []
+        self._passes: list[dict[str, torch.Tensor]] = []
+        self._handles = [network.register_forward_hook(self._end_pass)] if names else []
         for name in self.names:
             path, _, side = name.partition(':')
             if path not in modules or path == '':
@@ -65,6 +66,11 @@ class FeatureTaps:
         if self.active:
             self._recorded[name] = output.clone()
 
+    def _end_pass(self, *_pass) -> None:
+        if self.active:
+            self._passes.append(self._recorded)
+            self._recorded = {}
+
     def __enter__(self) -> FeatureTaps:
         self.active = True
         return self
@@ -73,16 +79,21 @@ class FeatureTaps:
         self.active = False
 
     def pop(self) -> dict[str, torch.Tensor]:
-        """Hands out what the last forward pass recorded, by tap name, and forgets it."""
-        recorded, self._recorded = self._recorded, {}
-        return recorded
+        """Hands out what the forward passes since the last call recorded, one after the other along the batch.
+
+        By tap name; forgets it.
+        """
+        passes, self._passes, self._recorded = self._passes, [], {}
+        if len(passes) < 2:
+            return passes[0] if passes else {}
+        return {name: torch.cat([each[name] for each in passes]) for name in passes[0]}
 
     def close(self) -> None:
         """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._recorded.clear()
+        self.pop()
 
 
 def _refuse_foreign(network: nn.Module, where: str) -> None:

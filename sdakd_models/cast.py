@@ -19,6 +19,7 @@ from sdakd_arch.weights import fingerprint, infer_network, load_into
 from sdakd_arch.width import build, build_told, check_channels, initialise
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import DiscriminatorBlock, TeacherBlock
+from sdakd_models.parts import InParts
 from sdakd_models.players import Discriminator, Player, freeze
 from sdakd_models.reader import read_state
 from sdakd_models.registry import TERMS
@@ -130,7 +131,9 @@ class Cast:
 
     def place(self, network: nn.Module) -> nn.Module:
         """Moves a network that learns to the device and wraps it for distributed training, on a CPU as well."""
-        network = self.on_device(network)
+        network, size = self.on_device(network), self.scenario.train.micro_batch_size
+        if size is not None:
+            network = InParts(network, size)
         if self.on_meta or not self.scenario.file.get('dist'):
             return network
         return distributed(network, self.device, self.scenario.file.get('find_unused_parameters', False))

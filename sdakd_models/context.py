@@ -19,6 +19,7 @@ class Trainer(Protocol):
     Attributes:
         lq: The input, ``(N, 3, h, w)`` in [0, 1].
         border: Input pixels that comparisons with a teacher leave out on each side.
+        micro_batch: Images that go through a network at once; None for all.
         net_g: The student.
         teachers: By name.
         taps: What forward passes record, by ``'student'`` or the teacher's name.
@@ -26,6 +27,7 @@ class Trainer(Protocol):
 
     lq: torch.Tensor
     border: int
+    micro_batch: int | None
     net_g: nn.Module
     teachers: Mapping[str, nn.Module]
     taps: Mapping[str, FeatureTaps]
@@ -70,6 +72,11 @@ class Context:
     def run(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
         """A forward pass of a discriminator in the precision of the training; the result is float32."""
         return self.model.run(network, image)
+
+    @property
+    def micro_batch(self) -> int | None:
+        """How many images go through a network at once; None for all."""
+        return self.model.micro_batch
 
     def autocast(self) -> torch.autocast:
         """The precision of the training, for the adapters of a term."""

@@ -177,6 +177,13 @@ class Train(Block):
             'queue_size.',
         ),
     ] = 1
+    micro_batch_size: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description='How many images of the batch go through a network at once, for batches that memory does not '
+            'hold: the results are those of the whole batch, within rounding. By default all.'
+        ),
+    ] = None
     precision: Annotated[
         Literal['fp32', 'bf16'],
         Meta(

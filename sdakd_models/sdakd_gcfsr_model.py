@@ -9,6 +9,7 @@ import torch
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
+from sdakd_models.parts import in_parts
 from sdakd_models.scenario import Scenario
 from sdakd_models.sdakd_model import SDAKDModel
 
@@ -49,7 +50,8 @@ class SDAKDGCFSRModel(SDAKDModel):
     def generate(self, network: nn.Module) -> torch.Tensor:
         """The image of a generator for the current input, factor and noise."""
         with self.autocast():
-            return (network(self.as_input(self.lq), self.in_size, self.noise).float() + 1) / 2
+            inputs = self.as_input(self.lq), self.in_size, self.noise
+            return (in_parts(network, self.micro_batch, *inputs).float() + 1) / 2
 
     @torch.no_grad()
     def upscale(self, network: nn.Module) -> torch.Tensor:

@@ -31,6 +31,7 @@ from sdakd_models.context_error import check_context
 from sdakd_models.finite import blame
 from sdakd_models.kept import Kept
 from sdakd_models.loop import Loop
+from sdakd_models.parts import in_parts
 from sdakd_models.processes import meet
 from sdakd_models.reader import forget_states
 from sdakd_models.scenario import Scenario
@@ -76,6 +77,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         """Builds the players and terms that some stage uses."""
         self.scenario = Scenario.read(self.opt)
         self.train_options, self.plan = self.scenario.train, self.scenario.plan
+        self.micro_batch = self.train_options.micro_batch_size
         self.teacher_margin, self.border = self.scenario.margin, self.scenario.border
         self.cast = Cast(self.scenario, self.device)
         self.players, self.taps, self.terms = self.cast.players, self.cast.taps, self.cast.terms
@@ -151,7 +153,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
     def run(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
         """A forward pass in the precision of ``train:precision``; the result is float32, ``(N, C, H, W)``."""
         with self.autocast():
-            return network(self.as_input(image)).float()
+            return in_parts(network, self.micro_batch, self.as_input(image)).float()
 
     def generate(self, network: nn.Module) -> torch.Tensor:
         """The image that a generator makes of the current input, ``(N, 3, H, W)`` in [0, 1], in the same precision."""

@@ -22,6 +22,7 @@ from sdakd_losses.running import RunningScale
 from sdakd_models.cast import Cast
 from sdakd_models.context import Context
 from sdakd_models.options import Block, TermBlock
+from sdakd_models.parts import with_backbone_in_parts
 from sdakd_models.scenario import Scenario, teachers_of
 
 Maps = dict[str, torch.Tensor]
@@ -59,10 +60,12 @@ class Term(ABC):
 
     def __init__(self, block: TermBlock, cast: Cast) -> None:
         self.block, self.options, self.device = block, block.options, cast.device
+        self.micro_batch = cast.scenario.train.micro_batch_size
 
     @cached_property
     def loss(self) -> nn.Module:
-        return self.block.build(self.device)
+        loss = self.block.build(self.device)
+        return loss if self.micro_batch is None else with_backbone_in_parts(loss, self.micro_batch)
 
     def check(self, scenario: Scenario, cast: Cast) -> None:  # noqa: B027  most terms work with all files and crops
         """Refuses what the run cannot do; fetches files that the loss reads.

@@ -89,13 +89,33 @@ def runs(tmp_path_factory):
 
     root = tmp_path_factory.mktemp('runs')
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), root / 'squeezenet.pth')
-    found = {}
+    found, known = {}, set()
     for name, path in sorted(PATHS.items()):
         folder = root / name.replace('/', '_')
         folder.mkdir()
         (folder / 'squeezenet.pth').symlink_to(root / 'squeezenet.pth')
-        found[name] = shrunk(path, folder)
+        opt = shrunk(path, folder)
+        if (kind := kind_of(opt)) not in known:
+            known.add(kind)
+            found[name] = opt
     return found
+
+
+def kind_of(opt):
+    """What is the same for runs that differ in nothing that concerns batches: names, weights, files, lengths."""
+
+    def keys(value):
+        if isinstance(value, dict):
+            return tuple(sorted((key, keys(each)) for key, each in value.items() if key not in IGNORED))
+        if isinstance(value, list):
+            return tuple(map(keys, value))
+        return type(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    return keys({key: opt.get(key) for key in ('model_type', 'network_g', 'network_d', 'discriminators', 'train')})
+
+
+IGNORED = {'weights', 'layers', 'scheduler', 'warmup_iter', 'share', 'loss_weight', 'param_key', 'reset_optimizers'}
+IGNORED |= {'grad_clip', 'seconds', 'share_freq', 'start_stage'}
 
 
 @contextlib.contextmanager
@@ -205,3 +225,16 @@ def test_two_processes_with_two_images_are_one_with_four(runs, tmp_path):
             wrong |= compare(found[1], wanted[name], 1e-9)
             print(name, len(wanted[name][1]), len(wrong), dict(list(wrong.items())[:6]))
         print('two', time.time() - begun)
+
+
+def test_parts(runs, tmp_path):
+    with double():
+        for name, opt in runs.items():
+            wanted = train(copy.deepcopy(opt))
+            for size in (1, 2, 3):
+                opt['train']['micro_batch_size'] = size
+                try:
+                    wrong = compare(train(copy.deepcopy(opt)), wanted, 1e-7)
+                except Exception as e:
+                    import traceback; traceback.print_exc(); wrong = repr(e)[:300]
+                print(name, size, wrong if isinstance(wrong, str) else (len(wrong), dict(list(wrong.items())[:6])))
