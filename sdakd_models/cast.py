@@ -220,4 +220,6 @@ def distributed(network: nn.Module, device: torch.device, unused: bool = False) 
     """Wraps a network for distributed training; batch normalisation is by the images of all processes from then on."""
     share_statistics(network)
     devices = [torch.cuda.current_device()] if device.type == 'cuda' else None
-    return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=unused)
+    return DistributedDataParallel(
+        network, device_ids=devices, find_unused_parameters=unused, gradient_as_bucket_view=True
+    )
