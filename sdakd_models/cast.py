@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdakd.compat import Mistakes, UserError
-from sdakd_arch.families import untold
+from sdakd_arch.families import family_of, untold
 from sdakd_arch.foreign import needs_spandrel, open_foreign
 from sdakd_arch.shared_norm import share_statistics
 from sdakd_arch.taps import FeatureTaps
@@ -141,6 +141,7 @@ class Cast:
     def _add_student(self, options: Mapping) -> None:
         scenario = self.scenario
         self.student = student_network(options, None if scenario.resumes else scenario.path)
+        self._recompute(self.student)
         self.net_g = self.place(self.student)
         self.net_g.train()
         self.players.append(Player('g', self.net_g, self.student, 'g', (), scenario.train.optim_g))
@@ -149,9 +150,18 @@ class Cast:
             self.average = freeze(self.on_device(build(options, 'network_g')))
             self.average.load_state_dict(self.student.state_dict())
 
+    def _recompute(self, network: nn.Module) -> None:
+        if self.scenario.train.activation_checkpointing and not family_of(network).recompute(network):
+            raise UserError(
+                'train:activation_checkpointing',
+                f'nothing tells the blocks of {type(network).__name__}, or they follow their batches; leave it out, or '
+                'write micro_batch_size.',
+            )
+
     def _cotrained(self, name: str) -> CotrainedTeacher:
         shown = self.teachers[name]
         network = deepcopy(shown).requires_grad_(True).train()
+        self._recompute(network)
         player = self.add_player('teacher' if name == 'teacher' else f'teacher_{name}', network, 'g', ())
         shown.load_state_dict(player.bare.state_dict())  # from nothing, every process has drawn another one
         return CotrainedTeacher(name, player, shown, self.scenario.teachers[name].cotrain.metric)
@@ -162,6 +172,8 @@ class Cast:
             where = entry.key('weights')
             load_into(network, read_state(entry.weights, entry.param_key, where), entry.weights, where)
         network, player = self.on_device(network), None
+        if self.scenario.train.activation_checkpointing:
+            family_of(network).recompute(network)  # where it has blocks
         if entry.learns:
             name = 'd' if entry.name == 'student' else f'd_{entry.name}'
             player = self.add_player(name, network, 'd', (entry.term,))

@@ -184,6 +184,13 @@ class Train(Block):
             'hold: the results are those of the whole batch, within rounding. By default all.'
         ),
     ] = None
+    activation_checkpointing: Annotated[
+        bool,
+        Meta(
+            description='Keep the inputs of blocks alone for the backward pass and compute the blocks once more there: '
+            'less memory, more time, the same results. For students, and discriminators of GCFSR.'
+        ),
+    ] = False
     precision: Annotated[
         Literal['fp32', 'bf16'],
         Meta(

@@ -241,6 +241,30 @@ def test_a_batch_in_parts_is_the_whole_batch(runs, alone):
     assert not any(wrong.values()), wrong
 
 
+@pytest.mark.parametrize('size', [None, 3])
+def test_activation_checkpointing_changes_no_bit(runs, alone, size):
+    """With taps, R1, batch normalisation and a teacher that learns along; and in parts, where those of parts are met."""
+    for name, inner in DEEP.items():
+        calls = []
+
+        def watch(model, inner=inner, calls=calls):
+            model.bare_student.get_submodule(inner).register_forward_hook(lambda *_: calls.append(len(calls)))
+
+        opt = in_parts(runs[name], size)
+        wanted = alone[name] if size is None else train(opt)
+        found = train(opt | {'train': opt['train'] | {'activation_checkpointing': True}}, watch=watch)
+        assert [key for key, value in wanted.items() if not torch.equal(value, found[key])] == [], name
+        assert len(calls) > opt['train']['stages'][next(iter(opt['train']['stages']))]['iters'] * 2, name
+
+
+DEEP = {  # runs by file, and a module of the student inside of a block
+    'methods/dcd.yml': 'body.4',
+    'methods/crd/crd_cotrained.yml': 'body.0',
+    'dcd_gcfsr_1024.yml': 'style_convs.1.activate',
+    'zoo/sdakd_x4plus_rrdbnet_1_4.yml': 'body.2.rdb1.conv2',
+}
+
+
 def test_parts_on_two_processes(runs, alone, tmp_path):
     parts = {name: in_parts(runs[name], 1) for name in list(HARD)[:3]}
     found = on_two_processes(parts, tmp_path)[1]
