@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ class _DeepEnough(Exception):  # noqa: N818  it is no error
 
 
 class FeatureTaps:
-    """Records outputs or inputs of a network's modules during its next forward passes.
+    """Records outputs or inputs of a network's modules during its next forward passes, over parts of a batch.
 
     A tap is a dotted module name, ``'body.5'`` (its output) or ``'conv9:input'`` (its first input: activations that a
     network computes by functional calls are honest only there). Recorded tensors are copies that keep their gradient,
@@ -45,9 +45,10 @@ class FeatureTaps:
         self.names = list(names)
         self.active = False
         self._recorded: dict[str, torch.Tensor] = {}
+        self._passes: list[dict[str, torch.Tensor]] = []
         self._calls: dict[str, int] = {}  # of every tap, in the last pass to its end
         self._left: dict[str, int] | None = None  # of a pass that ends with the last of them
-        self._handles = []
+        self._handles = [network.register_forward_hook(self._end_pass)] if names else []
         for name in self.names:
             path, _, side = name.partition(':')
             if path not in modules or path == '':
@@ -81,6 +82,11 @@ class FeatureTaps:
         if not any(self._left.values()):
             raise _DeepEnough
 
+    def _end_pass(self, *_pass) -> None:
+        if self.active:
+            self._passes.append(self._recorded)
+            self._recorded = {}
+
     def __enter__(self) -> FeatureTaps:
         self.active, self._calls = True, {}
         return self
@@ -100,22 +106,34 @@ class FeatureTaps:
             return
         self.active, self._left = True, dict(self._calls)
         try:
-            with suppress(_DeepEnough):
+            try:
                 yield
+            except _DeepEnough:
+                self._end_pass()
         finally:
             self.active, self._left = False, None
 
     def pop(self) -> dict[str, torch.Tensor]:
-        """Hands out what the last forward pass recorded, by tap name, and forgets it."""
-        recorded, self._recorded = self._recorded, {}
-        return recorded
+        """Hands out what the forward passes since the last call recorded, one after the other along the batch.
+
+        By tap name; forgets it.
+        """
+        passes, self._passes, self._recorded = self._passes, [], {}
+        if len(passes) < 2:
+            return passes[0] if passes else {}
+        return {name: torch.cat([each[name] for each in passes]) for name in passes[0]}
 
     def close(self) -> None:
         """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._recorded.clear()
+        self.pop()
+
+
+def recording(taps: FeatureTaps | None, whole: bool) -> AbstractContextManager:
+    """What a pass runs in: it records ``taps``, if there are some, and ends with them unless it is to be ``whole``."""
+    return nullcontext() if taps is None else taps if whole else taps.alone()
 
 
 def _refuse_foreign(network: nn.Module, where: str) -> None:

@@ -13,13 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdakd.compat import Mistakes, UserError
 from sdakd_arch.backbones import PerceptualBackbone
-from sdakd_arch.families import untold
+from sdakd_arch.families import family_of, untold
 from sdakd_arch.foreign import Foreign, needs_spandrel, open_foreign
+from sdakd_arch.shared_norm import share_statistics
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.weights import fingerprint, infer_network, load_into
 from sdakd_arch.width import build, build_told, check_channels, initialise
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import DiscriminatorBlock, TeacherBlock
+from sdakd_models.parts import InParts
 from sdakd_models.players import Discriminator, Player, freeze
 from sdakd_models.precision import DTYPES, Lowered, Precisions
 from sdakd_models.reader import read_state
@@ -153,14 +155,17 @@ class Cast:
             if isinstance(module, VGGFeatureExtractor | PerceptualBackbone):
                 # BasicSR's Gram matrix is a view of the map
                 views = isinstance(module, VGGFeatureExtractor) and getattr(loss, 'style_weight', 0) > 0
-                module = self.on_device(module, 'perceptual')
+                module, size = self.on_device(module, 'perceptual'), self.scenario.train.micro_batch_size
+                module = module if size is None else InParts(module, size)
                 # what a teacher that learns along is compared with is what the student is compared with
                 setattr(loss, name, Lowered(module, self.precisions, views, keeps=bool(self.cotrained)))
         return loss
 
     def place(self, network: nn.Module, role: str) -> nn.Module:
         """Moves a network that learns to the device and wraps it for distributed training, on a CPU as well."""
-        network = self.on_device(network, role)
+        network, size = self.on_device(network, role), self.scenario.train.micro_batch_size
+        if size is not None:
+            network = InParts(network, size)
         if self.on_meta or not self.scenario.file.get('dist'):
             return network
         return distributed(network, self.device, self.scenario.file.get('find_unused_parameters', False))
@@ -168,6 +173,7 @@ class Cast:
     def _add_student(self, options: Mapping) -> None:
         scenario = self.scenario
         self.student = student_network(options, None if scenario.resumes else scenario.path)
+        self._recompute(self.student)
         self.net_g = self.place(self.student, 'student')
         self.net_g.train()
         self.players.append(Player('g', self.net_g, self.student, 'g', (), scenario.train.optim_g, self.scaler))
@@ -176,9 +182,18 @@ class Cast:
             self.average = freeze(self.on_device(build(options, 'network_g'), 'student', runs=False))
             self.average.load_state_dict(self.student.state_dict())
 
+    def _recompute(self, network: nn.Module) -> None:
+        if self.scenario.train.activation_checkpointing and not family_of(network).recompute(network):
+            raise UserError(
+                'train:activation_checkpointing',
+                f'nothing tells the blocks of {type(network).__name__}, or they follow their batches; leave it out, or '
+                'write micro_batch_size.',
+            )
+
     def _cotrained(self, name: str) -> CotrainedTeacher:
         shown = self.teachers[name]
         network = deepcopy(shown).requires_grad_(True).train()
+        self._recompute(network)
         player = self.add_player('teacher' if name == 'teacher' else f'teacher_{name}', network, 'g', ())
         shown.load_state_dict(player.bare.state_dict())  # from nothing, every process has drawn another one
         return CotrainedTeacher(name, player, shown, self.scenario.teachers[name].cotrain.metric)
@@ -189,6 +204,8 @@ class Cast:
             where = entry.key('weights')
             load_into(network, read_state(entry.weights, entry.param_key, where), entry.weights, where)
         network, player = self.on_device(network, 'discriminator'), None
+        if self.scenario.train.activation_checkpointing:
+            family_of(network).recompute(network)  # where it has blocks
         if entry.learns:
             name = 'd' if entry.name == 'student' else f'd_{entry.name}'
             player = self.add_player(name, network, 'd', (entry.term,))
@@ -244,6 +261,9 @@ def teacher_network(teacher: TeacherBlock) -> nn.Module:
 
 
 def distributed(network: nn.Module, device: torch.device, unused: bool = False) -> DistributedDataParallel:
-    """Wraps a network for distributed training."""
+    """Wraps a network for distributed training; batch normalisation is by the images of all processes from then on."""
+    share_statistics(network)
     devices = [torch.cuda.current_device()] if device.type == 'cuda' else None
-    return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=unused)
+    return DistributedDataParallel(
+        network, device_ids=devices, find_unused_parameters=unused, gradient_as_bucket_view=True
+    )

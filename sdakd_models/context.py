@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from sdakd_arch.taps import FeatureTaps
+from sdakd_arch.taps import FeatureTaps, recording
 from sdakd_data.answers import Answer
 
 
@@ -19,6 +19,7 @@ class Trainer(Protocol):
     Attributes:
         lq: The input, ``(N, 3, h, w)`` in [0, 1].
         border: Input pixels that comparisons with a teacher leave out on each side.
+        micro_batch: Images that go through a network at once; None for all.
         net_g: The student.
         teachers: By name.
         taps: What forward passes record, by ``'student'`` or the teacher's name.
@@ -26,6 +27,7 @@ class Trainer(Protocol):
 
     lq: torch.Tensor
     border: int
+    micro_batch: int | None
     net_g: nn.Module
     teachers: Mapping[str, nn.Module]
     taps: Mapping[str, FeatureTaps]
@@ -79,6 +81,11 @@ class Context:
         """A forward pass of a discriminator in the precision of the training; the result is float32."""
         return self.model.run(network, image, 'discriminator')
 
+    @property
+    def micro_batch(self) -> int | None:
+        """How many images go through a network at once; None for all."""
+        return self.model.micro_batch
+
     def autocast(self) -> AbstractContextManager:
         """The precision of the training, for the adapters of a term."""
         return self.model.autocast('student')
@@ -101,8 +108,8 @@ class Context:
         else:
             network = (self.author or self.model.net_g) if who == 'student' else self.model.teachers[who]
             taps, image = self.model.taps.get(who) if self.with_features else None, None
-            recording = nullcontext() if taps is None else taps if with_image else taps.alone()
-            with torch.set_grad_enabled(who == 'student'), recording:
+            around = recording(taps, with_image or self.micro_batch is not None)
+            with torch.set_grad_enabled(who == 'student'), around:
                 image = self.model.generate(network, who)
             if taps is not None:
                 self._features[who] = {name: feature.float() for name, feature in taps.pop().items()}

@@ -16,6 +16,7 @@ import logging
 import os
 import random
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from basicsr.utils import check_resume, get_root_logger, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from sdakd.compat import Mistakes, UserError, exit_with_sentence, in_order_of, one_voice
+from sdakd.compat import Mistakes, UserError, exit_with_sentence, in_order_of, one_line, one_voice
 from sdakd.lock import check_free, hold
 from sdakd.machine import refused_letters
 from sdakd.option_files import arguments, model_type, read_options, read_yaml
@@ -219,11 +220,12 @@ def _distribute(opt: dict, launcher: str, file: str, mistakes: Mistakes) -> None
                 f'no launcher has started this process, run `torchrun --nproc_per_node=N {sys.argv[0]} -opt {file} '
                 '--launcher pytorch`.',
             )
-    if mistakes.about('num_gpu', '--launcher pytorch'):
+        if launcher == 'slurm':
+            _take_from_slurm((opt.get('dist_params') or {}).get('port'), file)
+    if mistakes.about('num_gpu', '--launcher pytorch', '--launcher slurm'):
         opt |= {'num_gpu': 0, 'dist': False}  # for the other checks
     elif opt['dist']:
-        wanted = ('backend', 'port') if launcher == 'slurm' else ('backend',)
-        params = {key: value for key, value in (opt.get('dist_params') or {}).items() if key in wanted}
+        params = {key: value for key, value in (opt.get('dist_params') or {}).items() if key == 'backend'}
         if not torch.distributed.is_available():
             raise UserError(f'--launcher {launcher}', 'this torch has no torch.distributed; train without a launcher.')
         if not torch.distributed.is_nccl_available() and params.get('backend', 'nccl') == 'nccl':
@@ -232,12 +234,40 @@ def _distribute(opt: dict, launcher: str, file: str, mistakes: Mistakes) -> None
             if opt['num_gpu'] == 0:
                 torch.distributed.init_process_group('gloo')
             else:
-                init_dist(launcher, **params)
+                init_dist('pytorch', **params)
         except (RuntimeError, ValueError, OSError) as error:
             reason = ' '.join(str(error).split())[:200].rstrip('.')
             raise UserError(f'--launcher {launcher}', f'the processes do not find each other ({reason}).') from None
         processes.start()
     opt['rank'], opt['world_size'] = get_dist_info()
+
+
+def _take_from_slurm(port: int | None, file: str) -> None:
+    """Tells a task of SLURM in torch's variables who it is and where the others are, as BasicSR does, on CPUs as well.
+
+    Raises:
+        UserError: No ``srun`` has started this process, or SLURM does not name the first machine.
+    """
+    try:
+        task, tasks, nodes = (os.environ[f'SLURM_{name}'] for name in ('PROCID', 'NTASKS', 'NODELIST'))
+    except KeyError as error:
+        raise UserError(
+            '--launcher slurm',
+            f'no srun has started this process ({error.args[0]} is not set), run `srun --ntasks=N {sys.argv[0]} -opt '
+            f'{file} --launcher slurm`.',
+        ) from None
+    try:
+        listed = subprocess.run(['scontrol', 'show', 'hostname', nodes], capture_output=True, text=True, check=True)
+        first = listed.stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise UserError(
+            '--launcher slurm',
+            f'`scontrol show hostname {nodes}` does not name the machines ({one_line(error)}); start torchrun with '
+            'srun instead, see docs/distributed.md.',
+        ) from None
+    port = str(port or os.environ.get('MASTER_PORT', 29500))
+    found = {'MASTER_ADDR': first, 'MASTER_PORT': port, 'WORLD_SIZE': tasks, 'RANK': task}
+    os.environ.update(found | {'LOCAL_RANK': os.environ.get('SLURM_LOCALID', '0')})
 
 
 def _gpus(wanted: object, file: str, distributed: bool) -> int:

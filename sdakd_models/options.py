@@ -182,6 +182,20 @@ class Train(Block):
             'queue_size.',
         ),
     ] = 1
+    micro_batch_size: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description='How many images of the batch go through a network at once, for batches that memory does not '
+            'hold: the results are those of the whole batch, within rounding. By default all.'
+        ),
+    ] = None
+    activation_checkpointing: Annotated[
+        bool,
+        Meta(
+            description='Keep the inputs of blocks alone for the backward pass and compute the blocks once more there: '
+            'less memory, more time, the same results. For students, and discriminators of GCFSR.'
+        ),
+    ] = False
     precision: Annotated[
         Literal[PRECISIONS],
         Meta(

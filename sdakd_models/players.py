@@ -5,19 +5,22 @@ A network that does not learn is frozen, buffers included, and never wrapped for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from sdakd_metrics.overlap import overlap
 from sdakd_models.context import Context
 from sdakd_models.options import DiscriminatorBlock
+from sdakd_models.parts import Still, advance, mixes
 from sdakd_models.precision import unscaled
+from sdakd_models.processes import together
 from sdakd_models.stages import Stage
 
 
@@ -54,6 +57,34 @@ def r1_penalty(network: nn.Module, real: torch.Tensor) -> torch.Tensor:
     (gradient,) = torch.autograd.grad(output, real, create_graph=True)
     # distributed training waits for a gradient of every parameter, and the last bias has none of this
     return gradient.square().sum(dim=(1, 2, 3)).mean() + 0 * output
+
+
+def penalise(
+    net: nn.Module, real: torch.Tensor, weight: float, size: int | None, derive: Callable[[torch.Tensor], None]
+) -> torch.Tensor:
+    """Accumulates the gradients of :func:`r1_penalty`; it is a mean over images, and their graphs are large.
+
+    Args:
+        net: The discriminator, as it is called.
+        real: Its input.
+        weight: Factor of the penalty.
+        size: Images at a time; None for all.
+        derive: Adds the gradients of a value to those of the network.
+
+    Returns:
+        The weighted penalty, without gradient.
+    """
+    parts = [real] if size is None or mixes(net) else real.split(size)
+    if len(parts) > 1:
+        advance(net)
+    state, total = Still(net) if len(parts) > 1 else nullcontext(), 0.0
+    for part in parts:
+        alone = isinstance(net, DistributedDataParallel) and part is not parts[-1]
+        with net.no_sync() if alone else nullcontext(), state:
+            value = r1_penalty(net, part) * (weight * len(part) / len(real))
+            derive(value)
+        total = total + value.detach()
+    return total
 
 
 OPTIMIZERS = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW}
@@ -217,8 +248,9 @@ class Discriminator:
         self.player.derive(loss)
         log[f'l_d_real{self.suffix}'], log[f'out_d_real{self.suffix}'] = loss, verdict.detach().mean()
         if r1_weight:
-            log[f'l_d_r1{self.suffix}'] = r1_penalty(net, context.as_input(real)) * r1_weight
-            self.player.derive(log[f'l_d_r1{self.suffix}'])
+            log[f'l_d_r1{self.suffix}'] = penalise(
+                net, context.as_input(real), r1_weight, context.micro_batch, self.player.derive
+            )
         losses, verdicts = [], []
         for name in self.facts.fake:
             verdict = context.run(net, self._shown(context, images[name]().detach()))
@@ -241,5 +273,5 @@ class Discriminator:
         self.bare.eval()
         with torch.no_grad():
             images = (self._shown(context, image) for image in (context.teacher, context.target('gan')))
-            teacher, real = (context.run(self.bare, image) for image in images)
+            teacher, real = (together(context.run(self.bare, image)) for image in images)
         return {f'out_d_overlap{self.suffix}': overlap(teacher, real)}

@@ -345,3 +345,13 @@ def spread(content: object) -> object:
     found = [content]
     torch.distributed.broadcast_object_list(found)
     return found[0]
+
+
+def together(values: torch.Tensor) -> torch.Tensor:
+    """The tensors of all processes, of one shape, one after another along the batch; without gradient."""
+    if not _together():
+        return values
+    values = values.detach().contiguous()
+    found = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(found, values)
+    return torch.cat(found)

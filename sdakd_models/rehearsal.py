@@ -76,6 +76,8 @@ def shrunk(opt: Mapping, cast: Cast) -> dict:
     small['train'] |= {'net_d_reg_every': 1, 'pool_reuse': 1}
     if not cast.scenario.border:  # not even where pairs of the pool have context
         small['train']['teacher_margin'] = 0
+    if (small['train'].get('micro_batch_size') or train['batch_size_per_gpu']) < train['batch_size_per_gpu']:
+        small['train']['micro_batch_size'] = 1
     train['batch_size_per_gpu'] = min(2, train['batch_size_per_gpu'])
     scenario = Scenario.read(small)
     if scenario.faces:

@@ -9,6 +9,7 @@ import torch
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
+from sdakd_models.parts import in_parts
 from sdakd_models.precision import eagerly
 from sdakd_models.scenario import Scenario
 from sdakd_models.sdakd_model import SDAKDModel
@@ -50,7 +51,8 @@ class SDAKDGCFSRModel(SDAKDModel):
     def generate(self, network: nn.Module, role: str) -> torch.Tensor:
         """The image of a generator for the current input, factor and noise."""
         with self.autocast(role):
-            return (network(self.as_input(self.lq), self.in_size, self.noise).float().contiguous() + 1) / 2
+            inputs = self.as_input(self.lq), self.in_size, self.noise
+            return (in_parts(network, self.micro_batch, *inputs).float().contiguous() + 1) / 2
 
     @torch.no_grad()
     def upscale(self, network: nn.Module) -> torch.Tensor:

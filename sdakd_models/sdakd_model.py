@@ -17,6 +17,7 @@ from torch import nn
 
 from sdakd.progress import Progress
 from sdakd_arch.foreign import Foreign
+from sdakd_arch.taps import recording
 from sdakd_arch.weights import describe, infer_network
 from sdakd_arch.width import build, scale_of
 from sdakd_data.answers import Answer
@@ -31,6 +32,7 @@ from sdakd_models.context_error import check_context
 from sdakd_models.finite import blame
 from sdakd_models.kept import Kept
 from sdakd_models.loop import Loop
+from sdakd_models.parts import in_parts
 from sdakd_models.precision import eagerly
 from sdakd_models.processes import meet
 from sdakd_models.reader import forget_states
@@ -77,6 +79,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         """Builds the players and terms that some stage uses."""
         self.scenario = Scenario.read(self.opt)
         self.train_options, self.plan = self.scenario.train, self.scenario.plan
+        self.micro_batch = self.train_options.micro_batch_size
         self.teacher_margin, self.border = self.scenario.margin, self.scenario.border
         self.cast = Cast(self.scenario, self.device)
         self.players, self.taps, self.terms = self.cast.players, self.cast.taps, self.cast.terms
@@ -155,7 +158,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
     def run(self, network: nn.Module, image: torch.Tensor, role: str) -> torch.Tensor:
         """A forward pass in the precision of a role; the result is float32 and contiguous, ``(N, C, H, W)``."""
         with self.autocast(role):
-            return network(self.as_input(image)).float().contiguous()
+            return in_parts(network, self.micro_batch, self.as_input(image)).float().contiguous()
 
     def generate(self, network: nn.Module, role: str) -> torch.Tensor:
         """The image that a generator makes of the current input, ``(N, 3, H, W)`` in [0, 1], in the same precision."""
@@ -174,8 +177,8 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
     def _ask(self, who: str, lq: torch.Tensor, with_features: bool, with_image: bool) -> Answer:
         taps, image = self.taps.get(who) if with_features else None, None
         usual = len(lq) == self.opt['datasets']['train']['batch_size_per_gpu']
-        recording = nullcontext() if taps is None else taps if with_image else taps.alone()
-        with recording, nullcontext() if usual else eagerly():
+        around = recording(taps, with_image or self.micro_batch is not None)
+        with around, nullcontext() if usual else eagerly():
             image = self.run(self.teachers[who], lq, who)
         return Answer(image if with_image else None, taps.pop() if taps is not None else {})
 

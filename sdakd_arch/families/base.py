@@ -11,6 +11,7 @@ from torch import nn
 
 from sdakd.compat import UserError
 from sdakd_arch.ncnn_graph import Graph, Placed
+from sdakd_arch.recomputation import recompute
 
 State = dict[str, torch.Tensor]
 
@@ -86,6 +87,17 @@ class Family:
     def trunk(self, network: nn.Module) -> list[str] | None:
         """The modules of the trunk, by name, whose outputs are compared: one for each step of the depth, in order."""
         return None
+
+    def blocks(self, network: nn.Module) -> list[str]:
+        """The modules in whose passes most of a training's memory goes, by name, each with maps between in and out."""
+        return self.trunk(network) or []
+
+    def recompute(self, network: nn.Module) -> bool:
+        """Has a network, in training, keep less than all its activations; whether that can be done.
+
+        See :mod:`sdakd_arch.recomputation`.
+        """
+        return recompute(map(network.get_submodule, self.blocks(network)))
 
     def initialise(self, network: nn.Module) -> None:
         """Gives a network that starts from nothing weights from which it learns at once; called without gradients."""

@@ -62,6 +62,16 @@ class GCFSRFamily(_Narrowed):
         """The decoder's style convolutions with feature modulation, the last one at every size from 32x32."""
         return [f'style_convs.{index}' for index in range(1, len(network.style_convs), 2)]  # the first of two enlarges
 
+    def blocks(self, network: nn.Module) -> list[str]:
+        """The layers of the encoder and the style convolutions."""
+        down, styled = (range(len(layers)) for layers in (network.conv_body_down, network.style_convs))
+        return [
+            'conv_body_first',
+            *(f'conv_body_down.{index}' for index in down),
+            'style_conv1',
+            *(f'style_convs.{index}' for index in styled),
+        ]
+
 
 @register_family
 class GCFSRDiscriminatorFamily(_Narrowed):
@@ -69,6 +79,10 @@ class GCFSRDiscriminatorFamily(_Narrowed):
 
     types = ('GCFSRDiscriminator',)
     discriminator = True
+
+    def blocks(self, network: nn.Module) -> list[str]:
+        """The layers that halve the size."""
+        return [f'conv_body.{index}' for index in range(len(network.conv_body))]
 
     def infer(self, state: State) -> dict | None:
         """With the usual blur; None for StyleGAN2's own discriminator, which joins batch statistics in."""

@@ -78,6 +78,10 @@ class Generic(Family):
                 sizes[name] = sum(parameter.numel() for parameter in container.parameters())
         return found[max(found, key=sizes.__getitem__)] if found else None
 
+    def blocks(self, network: nn.Module) -> list[str]:
+        steps = self.trunk(network) or []
+        return [step for step in steps if not _is_activation(network.get_submodule(step))]
+
     def multiple(self, network: nn.Module) -> int:
         """The largest window of its attention, in pixels."""
         windows = [getattr(module, 'window_size', 1) for module in network.modules()]

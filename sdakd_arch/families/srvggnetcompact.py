@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from types import MethodType
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from sdakd_arch.families.base import Family, State, register_family
 from sdakd_arch.families.discriminators import unet
@@ -18,6 +21,21 @@ SLOPE = 0.8  # of PReLU at the start; BasicSR's 0.25 loses the signal behind 16 
 
 
 SLOPES = {'leakyrelu': 0.1}
+
+
+def _forward_in_segments(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """What the network gives for ``(N, C, h, w)``, in the same bits."""
+
+    def run(maps: torch.Tensor, first: int) -> torch.Tensor:
+        for layer in network.body[first : first + number]:
+            maps = layer(maps)
+        return maps
+
+    number = 2 * math.isqrt(len(network.body) // 2)  # a convolution and its activation go together
+    maps = image
+    for first in range(0, len(network.body), number):
+        maps = checkpoint(run, maps, first, use_reentrant=False)
+    return network.upsampler(maps) + F.interpolate(image, scale_factor=network.upscale, mode='nearest')
 
 
 @register_family
@@ -102,6 +120,11 @@ class SRVGGNetCompactFamily(Family):
     def trunk(self, network: nn.Module) -> list[str]:
         """The activations; convolution and activation alternate, and the first pair is the stem."""
         return [f'body.{2 * index + 3}' for index in range(network.num_conv)]
+
+    def recompute(self, network: nn.Module) -> bool:
+        """About the square root of its layers' number at a time: that many inputs stay, and that many layers' maps."""
+        network.forward = MethodType(_forward_in_segments, network)
+        return True
 
     def initialise(self, network: nn.Module) -> None:
         """Keeps the signal through all layers.

@@ -29,18 +29,22 @@ def options(world):
     return options
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
+
+
 @pytest.fixture
 def pair(world, fork):
     """Starts a training in two processes that meet as those of a launcher; ends them after the test."""
 
-    def start(options, change=lambda: None):
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = str(free.getsockname()[1])
+    def start(options, change=lambda: None, roots=(world.root, world.root)):
         file = world.write(options)
-        common = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'TORCHELASTIC_ERROR_FILE': ''}
+        common = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port()}
+        common |= {'TORCHELASTIC_ERROR_FILE': ''}
         flags = ('-opt', file, '--launcher', 'pytorch')
-        return [fork(world.root, *flags, change=change, RANK=str(rank), **common) for rank in range(2)]
+        return [fork(roots[rank], *flags, change=change, RANK=str(rank), **common) for rank in range(2)]
 
     return start
 
@@ -185,6 +189,29 @@ def test_what_the_main_process_does_alone_may_take_longer_than_a_collective_oper
     assert [one.status for one in both] == [0, 0], printed
 
 
+def test_the_main_process_alone_writes(world, options, pair):
+    """The other one has another folder here, and leaves nothing there but its images and its own random numbers."""
+    plain = world.options()
+    options['val'], options['datasets'] = plain['val'] | {'val_freq': 2, 'save_img': True}, plain['datasets']
+    options['logger'] |= {'use_tb_logger': True, 'save_checkpoint_freq': 2}
+    options['train']['stages'] = plain['train']['stages']
+    for stage in options['train']['stages'].values():
+        stage['iters'] = 2
+    far = world.root / 'far'
+    far.mkdir()
+    both = pair(options, roots=(world.root, far))
+    printed = [one.wait() for one in both]
+    assert [one.status for one in both] == [0, 0], printed
+    written = [
+        {str(path.relative_to(root)) for path in root.rglob('*') if path.is_file()} for root in (world.root, far)
+    ]
+    assert {f'experiments/run/models/net_{name}_6.pth' for name in ('g', 'd', 'adapter')} <= written[0]
+    assert 'experiments/run/training_states/6.state' in written[0] and any('tb_logger' in each for each in written[0])
+    images = {each for each in written[1] if each.startswith('experiments/run/visualization/')}
+    assert len(images) == 4 * 3  # every second one of eight, three validations
+    assert written[1] - images == {f'experiments/run/training_states/{number}_random1.pth' for number in (2, 4, 6)}
+
+
 def test_meeting_takes_all_and_alone_nobody_waits(monkeypatch):
     processes.meet()
     assert processes.gather('own') == ['own'] and processes.spread('own') == 'own'
@@ -232,3 +259,62 @@ def test_torchrun_with_a_process_that_is_killed(world, options):
     (sentence,) = errors(printed)
     assert f'process 1 of the run (pid {ranks[1]} on ' in sentence and '--auto_resume' in sentence
     assert printed.count('Traceback') == 1 and '[rank' not in printed
+
+
+def agents(options, world, port):
+    """One torchrun on each of two machines, which are this one, that find each other by rendezvous."""
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc-per-node=1', '--rdzv-id=run']
+    command += ['--rdzv-backend=c10d', f'--rdzv-endpoint=localhost:{port}', str(ROOT / 'sdakd/cli.py'), 'train']
+    command += ['-opt', world.write(options), '--launcher', 'pytorch']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
+    pipe = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
+    return [subprocess.Popen(command, cwd=world.root, env=environment, **pipe) for _ in range(2)]
+
+
+def test_two_machines_that_find_each_other_by_rendezvous(world, options):
+    options['train']['stages']['supervised']['iters'] = 2
+    machines = agents(options, world, free_port())
+    printed = [machine.communicate(timeout=200)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], printed
+    assert sorted('World size (gpu number): 2' in text for text in printed) == [False, True]
+    assert (world.root / 'experiments/run/models/net_g_2.pth').exists()
+
+
+# --------------------------------------------------------------------------------------------------------------- SLURM
+
+
+def tasks(world, options, fork, hosts, number=2):
+    """Tasks as srun starts them, with a scontrol that answers for SLURM's own."""
+    folder = world.root / 'bin'
+    folder.mkdir()
+    script = f'#!/bin/sh\n[ "$*" = "show hostname far[1-2]" ] && {hosts}\n'
+    (folder / 'scontrol').write_text(script, encoding='utf-8')
+    (folder / 'scontrol').chmod(0o755)
+    options['dist_params'] = {'backend': 'nccl', 'port': int(free_port())}
+    flags = ('-opt', world.write(options), '--launcher', 'slurm')
+    common = {'SLURM_NTASKS': '2', 'SLURM_NODELIST': 'far[1-2]', 'PATH': f'{folder}:{os.environ["PATH"]}'}
+    return [fork(world.root, *flags, SLURM_PROCID=str(task), SLURM_LOCALID='0', **common) for task in range(number)]
+
+
+def test_tasks_of_slurm_train_together(world, options, fork):
+    options['train']['stages']['supervised']['iters'] = 2
+    both = tasks(world, options, fork, "printf 'localhost\\nelsewhere\\n'")
+    printed = [one.wait() for one in both]
+    assert [one.status for one in both] == [0, 0], printed
+    assert 'World size (gpu number): 2' in printed[0] and 'iter:       2' not in printed[1]
+    assert (world.root / 'experiments/run/models/net_g_2.pth').exists()
+
+
+def test_slurm_that_does_not_answer(world, options, fork):
+    (one,) = tasks(world, options, fork, 'exit 1', number=1)  # the others are silent until srun ends them
+    printed = one.wait()
+    (sentence,) = errors(printed)
+    assert one.status == 2
+    assert '--launcher slurm: `scontrol show hostname far[1-2]` does not name the machines' in sentence
+    assert 'Traceback' not in printed and not (world.root / 'experiments').exists()
+
+
+def test_the_slurm_launcher_without_srun(world, options, fork):
+    one = fork(world.root, '-opt', world.write(options), '--launcher', 'slurm')
+    (sentence,) = errors(one.wait())
+    assert one.status == 2 and 'no srun has started this process (SLURM_PROCID is not set)' in sentence
