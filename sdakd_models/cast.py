@@ -16,6 +16,7 @@ from sdakd_arch.foreign import needs_spandrel, open_foreign
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.weights import fingerprint, infer_network, load_into
 from sdakd_arch.width import build, build_told, check_channels, initialise
+from sdakd_data.randomness import aside
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import DiscriminatorBlock, TeacherBlock
 from sdakd_models.players import Discriminator, Player, freeze
@@ -62,10 +63,7 @@ class Cast:
                     self._add_student(scenario.network_g)
             for name, entry in scenario.teachers.items():
                 with mistakes.collect():
-                    network = teacher_network(entry)
-                    if entry.cotrain is None:
-                        self.fingerprints[name] = fingerprint(network)
-                    self.teachers[name] = freeze(self.on_device(network))
+                    self.teachers[name] = self._teacher(name, entry)
             learning = [name for name in self.teachers if scenario.teachers[name].cotrain is not None]
             self.cotrained = [self._cotrained(name) for name in learning]
             for name, entry in scenario.discriminators.items():
@@ -144,6 +142,22 @@ class Cast:
             # from options, not by deepcopy: a copy would inherit the hooks of the feature taps
             self.average = freeze(self.on_device(build(options, 'network_g')))
             self.average.load_state_dict(self.student.state_dict())
+
+    def _teacher(self, name: str, entry: TeacherBlock) -> nn.Module:
+        """A teacher as the student sees it; one that stays as it is, all students of a run share."""
+        common = self.scenario.file.get('common')
+        if entry.cotrain is not None:
+            return freeze(self.on_device(teacher_network(entry)))
+        if common is None or name not in common.teachers:
+            with aside():  # what it draws before its file is read is no concern of those that begin with random weights
+                network = teacher_network(entry)
+            self.fingerprints[name] = fingerprint(network)
+            network = freeze(self.on_device(network))
+            if common is None:
+                return network
+            common.teachers[name] = network, self.fingerprints[name]
+        network, self.fingerprints[name] = common.teachers[name]
+        return network
 
     def _cotrained(self, name: str) -> CotrainedTeacher:
         shown = self.teachers[name]

@@ -23,9 +23,11 @@ from sdakd_data.answers import Answer
 from sdakd_data.cache_filling import fill
 from sdakd_data.cached_dataset import answers_in
 from sdakd_data.pool import ReusingPool
+from sdakd_data.randomness import seed_all
 from sdakd_models.cast import Cast, distributed, student_network
-from sdakd_models.checkpoints import Checkpoints
+from sdakd_models.checkpoints import NETWORKS, PROCESSES, Checkpoints
 from sdakd_models.clock import Clock
+from sdakd_models.common import Common
 from sdakd_models.context import Context
 from sdakd_models.context_error import check_context
 from sdakd_models.finite import blame
@@ -55,6 +57,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
     discriminators_first = False  # Real-ESRGAN's order: the generator is updated before its discriminator
     unread: Callable[[], None] | None = None  # the end of the report on the last step, where it waits
     at_work = ''  # the term that a step is computing, for the sentence of a rehearsal
+    batch = ('lq', 'gt', 'answers', 'sources')  # what feed_data() sets that a step looks at
 
     def __init__(self, opt: Mapping) -> None:
         BaseModel.__init__(self, opt)  # not SRModel's constructor: the cast is what it would build
@@ -74,6 +77,10 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
 
     def init_training_settings(self) -> None:
         """Builds the players and terms that some stage uses."""
+        self.common: Common | None = self.opt.get('common')  # where several students are trained together
+        self.feeder: SDAKDModel = self  # who takes the batches and has the pool
+        if not self.opt.get('rehearsal'):
+            self._seed(NETWORKS)
         self.scenario = Scenario.read(self.opt)
         self.train_options, self.plan = self.scenario.train, self.scenario.plan
         self.teacher_margin, self.border = self.scenario.margin, self.scenario.border
@@ -122,12 +129,18 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         for fact in ('threads', 'room'):
             if fact in self.opt:
                 get_root_logger().info(self.opt[fact])
-        if main and not self.scenario.resumes and self.teachers and self.has_borders:
+        first = self.common is None or not self.common.members
+        if main and first and not self.scenario.resumes and self.teachers and self.has_borders:
             with Progress("teachers' answers to crops, against those in context"):
                 check_context(self.cast, self.run)
         fill(self.scenario.datasets.get('train') or {}, self.teachers, self.cast.fingerprints, main)
         meet()
         forget_states()
+        self._seed(PROCESSES, 0)  # networks of other sizes have drawn other numbers
+
+    def _seed(self, *purpose: int) -> None:
+        """Has the random numbers that follow depend on seed and process alone."""
+        seed_all(self.opt['manual_seed'], *purpose, self.opt['rank'], device=self.device)
 
     def _log_cast(self) -> None:
         if self.cast.student is not None:
@@ -158,13 +171,18 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         return self.run(network, self.lq)
 
     def answer(self, who: str, with_features: bool) -> Answer | None:
-        """What a teacher makes of the current batch, where it need not be run for it: from the pool or a cache."""
-        if self.pool is not None and all(teacher.name != who for teacher in self.cotrained):
+        """What a teacher makes of the current batch, where this model need not run it for that.
+
+        It comes from the pool, from a cache, or from what several students have in common.
+        """
+        if any(teacher.name == who for teacher in self.cotrained):
+            return None
+        if self.pool is not None:
             return self.pool.answers(who, with_features)
         known = self.answers.get(who)
         if known is not None and with_features and who in self.taps:
-            return known if known.features.keys() >= set(self.taps[who].names) else None
-        return known
+            known = known if known.features.keys() >= set(self.taps[who].names) else None
+        return self.common.answer(self, who, with_features) if known is None and self.common is not None else known
 
     @torch.no_grad()
     def _ask(self, who: str, lq: torch.Tensor, with_features: bool) -> Answer:
