@@ -120,6 +120,7 @@ class StudentsModel:
                 self.common.members.append(member)
             if options['logger'].get('use_tb_logger') and 'debug' not in options['name']:
                 self.writers[name] = init_tb_logger(os.path.join(opt['root_path'], 'tb_logger', options['name']))
+        self.common.share_backbones()
         self.first, *self.others = self.members.values()
         self.clock = self.first.clock
         for member in self.others:
@@ -157,7 +158,7 @@ class StudentsModel:
             with speaking(name):
                 member.settle()
         self.first.feed_data(data)
-        self.common.answers.clear()
+        self.common.forget()
         batch = {name: getattr(self.first, name) for name in self.first.batch if hasattr(self.first, name)}
         for member in self.others:
             vars(member).update(batch)
