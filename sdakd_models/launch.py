@@ -223,8 +223,10 @@ def _parse_students(opt: dict, left: list[str], args: argparse.Namespace, root_p
             root = each['path']['experiments_root']
             _write_archived(os.path.join(root, f'{each["name"]}.yml'), opt_file, written[name])
 
-    def open_all(*given, **more) -> logging.Logger:
-        logger = open_log(*given, **more)
+    def open_all(*given, log_file: str | None = None, **more) -> logging.Logger:
+        if log_file is not None:  # train_*.log is that of one student
+            log_file = os.path.join(os.path.dirname(log_file), f'students{os.path.basename(log_file)[5:]}')
+        logger = open_log(*given, log_file=log_file, **more)
         open_logs(logger, found)
         return logger
 

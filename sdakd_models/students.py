@@ -116,7 +116,8 @@ def place(errors: Mapping[str, UserError], entries: Mapping[str, Mapping]) -> Us
         for each in error.mistakes:
             common = all(str(each) in having.get(other, ()) for other in entries) and len(entries) > 1
             shown = each if common else each.at(_key(each.where, name, entries[name]))
-            found.setdefault(str(shown), shown)
+            # one width narrows several networks
+            found.setdefault(shown.where if shown.where == f'students:{name}:width' else str(shown), shown)
     mistakes = list(found.values())
     return UserErrors(mistakes) if len(mistakes) > 1 else mistakes[0]
 
