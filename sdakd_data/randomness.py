@@ -51,6 +51,33 @@ def seed_all(*facts: int, device: torch.device | None = None) -> None:
             torch.cuda.manual_seed(seed)
 
 
+class Snapshot:
+    """What the global generators will draw next, for this process only; see :func:`random_state` for files.
+
+    Args:
+        device: A GPU whose generator counts as well.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device if device is not None and device.type == 'cuda' else None
+        self.python, self.numpy, self.torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state(self.device) if self.device is not None else None
+
+    def put_back(self) -> None:
+        """Has the generators go on from here."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
+
+    def equals(self, other: Snapshot) -> bool:
+        """Whether the same numbers follow."""
+        same = self.python == other.python and torch.equal(self.torch, other.torch)
+        same = same and all(np.array_equal(one, two) for one, two in zip(self.numpy, other.numpy, strict=True))
+        return same and (self.cuda is None or torch.equal(self.cuda, other.cuda))
+
+
 @contextlib.contextmanager
 def aside(*facts: int, device: torch.device | None = None) -> Iterator[None]:
     """What draws random numbers inside changes none of those that are drawn afterwards.
@@ -59,15 +86,10 @@ def aside(*facts: int, device: torch.device | None = None) -> Iterator[None]:
         facts: Seed the generators inside; without any, they go on as they are.
         device: A GPU whose generator counts as well.
     """
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state(device) if device is not None and device.type == 'cuda' else None
+    before = Snapshot(device)
     try:
         if facts:
             seed_all(*facts, device=device)
         yield
     finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-        torch.set_rng_state(state[2])
-        if gpu is not None:
-            torch.cuda.set_rng_state(gpu, device)
+        before.put_back()

@@ -302,6 +302,28 @@ class Settings(Degradation):
     find_unused_parameters: Annotated[bool, Meta(description="Of torch's DistributedDataParallel.")] = False
 
 
+class StudentBlock(Block):
+    """An entry of ``students:``, what one of several students has of its own; it is merged over the option file.
+
+    Under ``train``, blocks of terms, ``ema_decay``, optimizers, R1, ``share_freq`` and what ``stages`` say of rates and
+    terms. Data, lengths of stages, teachers and precision are the same for all.
+    """
+
+    width: Annotated[
+        str | float | None,
+        Meta(description='Takes the place of every `width` of network_g, network_d and discriminators.'),
+    ] = None
+    network_g: Annotated[dict | None, Meta(description='The student.')] = None
+    network_d: Annotated[dict | None, Meta(description='Its discriminator.')] = None
+    discriminators: Annotated[
+        dict[str, dict | None] | None, Meta(description='Values of its further discriminators.')
+    ] = None
+    path: Annotated[
+        dict | None, Meta(description='pretrain_network_g, pretrain_network_d and the keys of their tensors.')
+    ] = None
+    train: Annotated[dict | None, Meta(description='Values of its own.')] = None
+
+
 class OptionFile(Settings):
     """The option file of a run: BasicSR's keys and those of this plugin."""
 
@@ -323,6 +345,9 @@ class OptionFile(Settings):
     teacher: TeacherBlock = None
     teachers: Annotated[dict[str, TeacherBlock], Meta(description='Further teachers by name.')] = None
     discriminators: Annotated[dict[str, DiscriminatorBlock], Meta(description='Further discriminators by name.')] = None
+    students: Annotated[
+        dict[str, StudentBlock], Meta(description='Several students of one run by name, which share data and teachers.')
+    ] = None
     path: Paths = None
     train: Train = None
     val: Validation = None

@@ -19,6 +19,7 @@ from sdakd_arch.shared_norm import share_statistics
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.weights import fingerprint, infer_network, load_into
 from sdakd_arch.width import build, build_told, check_channels, initialise
+from sdakd_data.randomness import aside
 from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import DiscriminatorBlock, TeacherBlock
 from sdakd_models.parts import InParts
@@ -47,6 +48,7 @@ class Cast:
         discriminators: By name.
         players: Everyone who learns.
         taps: What forward passes record, by ``'student'`` or the teacher's name.
+        backbones: Of perceptual losses, as far as these are built.
         precisions: Of the passes.
         scaler: Scales all losses in fp16.
 
@@ -62,6 +64,7 @@ class Cast:
         self.taps: dict[str, FeatureTaps] = {}
         self.student = self.net_g = self.average = None
         self.teachers: dict[str, nn.Module] = {}
+        self.backbones: list[Lowered] = []
         self.fingerprints: dict[str, str] = {}
         self.discriminators: dict[str, Discriminator] = {}
         self._terms: dict[str, Any] = {}
@@ -71,10 +74,7 @@ class Cast:
                     self._add_student(scenario.network_g)
             for name, entry in scenario.teachers.items():
                 with mistakes.collect():
-                    network = teacher_network(entry)
-                    if entry.cotrain is None:
-                        self.fingerprints[name] = fingerprint(network)
-                    self.teachers[name] = freeze(self.on_device(network, name))
+                    self.teachers[name] = self._teacher(name, entry)
             learning = [name for name in self.teachers if scenario.teachers[name].cotrain is not None]
             self.cotrained = [self._cotrained(name) for name in learning]
             for name, entry in scenario.discriminators.items():
@@ -158,7 +158,8 @@ class Cast:
                 module, size = self.on_device(module, 'perceptual'), self.scenario.train.micro_batch_size
                 module = module if size is None else InParts(module, size)
                 # what a teacher that learns along is compared with is what the student is compared with
-                setattr(loss, name, Lowered(module, self.precisions, views, keeps=bool(self.cotrained)))
+                self.backbones.append(Lowered(module, self.precisions, views, keeps=bool(self.cotrained)))
+                setattr(loss, name, self.backbones[-1])
         return loss
 
     def place(self, network: nn.Module, role: str) -> nn.Module:
@@ -189,6 +190,22 @@ class Cast:
                 f'nothing tells the blocks of {type(network).__name__}, or they follow their batches; leave it out, or '
                 'write micro_batch_size.',
             )
+
+    def _teacher(self, name: str, entry: TeacherBlock) -> nn.Module:
+        """A teacher as the student sees it; one that stays as it is, all students of a run share."""
+        common = self.scenario.file.get('common')
+        if entry.cotrain is not None:
+            return freeze(self.on_device(teacher_network(entry), name))
+        if common is None or name not in common.teachers:
+            with aside():  # what it draws before its file is read is no concern of those that begin with random weights
+                network = teacher_network(entry)
+            self.fingerprints[name] = fingerprint(network)
+            network = freeze(self.on_device(network, name))
+            if common is None:
+                return network
+            common.teachers[name] = network, self.fingerprints[name]
+        network, self.fingerprints[name] = common.teachers[name]
+        return network
 
     def _cotrained(self, name: str) -> CotrainedTeacher:
         shown = self.teachers[name]

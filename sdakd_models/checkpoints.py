@@ -21,7 +21,7 @@ from sdakd_models.manifest import Manifest, is_pool
 from sdakd_models.processes import meet
 from sdakd_models.threads import resume_threads
 
-PROCESSES = 3  # what a seed is for, beside those of data and validation
+PROCESSES, NETWORKS = 3, 4  # what a seed is for, beside those of data and validation
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -35,7 +35,14 @@ class Checkpoints:
     """The part of :class:`sdakd_models.sdakd_model.SDAKDModel` that saves and resumes."""
 
     def save(self, epoch: int, current_iter: int) -> None:
+        """Writes a checkpoint, and removes those that it takes the place of; see :meth:`write`."""
+        self.remove(self.write(epoch, current_iter))
+
+    def write(self, epoch: int, current_iter: int) -> list[int]:
         """Writes every player's network and, unless this is the run's end (-1), the training state.
+
+        Returns:
+            The iterations whose checkpoints have to go now.
 
         Raises:
             UserError: The run ended before its last stage did, or losses or weights are not finite; nothing is written
@@ -49,9 +56,9 @@ class Checkpoints:
                 'more samples; use the one of sdakd_models.loop, and continue with --auto_resume.'
             )
         with self.clock.aside('saving'):
-            self._save(epoch, current_iter)
+            return self._write(epoch, current_iter)
 
-    def _save(self, epoch: int, current_iter: int) -> None:
+    def _write(self, epoch: int, current_iter: int) -> list[int]:
         old: list[int] = []
         if current_iter != -1:
             old = self.kept.add(current_iter)
@@ -66,9 +73,9 @@ class Checkpoints:
             else:
                 self.save_network(player.bare, f'net_{player.name}', current_iter)
         self.save_training_state(epoch, current_iter)
-        self._remove(old)
         if current_iter == -1 and (peak := peak_memory(self.device)) is not None:
             get_root_logger().info(f'Peak memory: {peak:,.0f} MiB ({self.device.type}).')
+        return old
 
     def saved(self, iteration: int) -> bool:
         """Whether there is a checkpoint of an iteration."""
@@ -108,7 +115,7 @@ class Checkpoints:
             )
 
     @master_only
-    def _remove(self, iterations: Iterable[int]) -> None:
+    def remove(self, iterations: Iterable[int]) -> None:
         """Removes all files of checkpoints."""
         for iteration in iterations:
             self._state_file(iteration).unlink(missing_ok=True)  # first: no state may be left without its networks
@@ -194,7 +201,7 @@ class Checkpoints:
     def _save_own(self, iteration: int) -> None:
         """Random numbers and the pool of this process."""
         own = {'random': random_state(self.device)}
-        if pool := self.pool_state():
+        if pool := self.feeder.pool_state():
             own['pool'] = pool
         for kind, content in own.items():
             save_whole(content, Path(self.path['training_states'], f'{iteration}_{kind}{self.opt["rank"]}.pth'))
@@ -275,7 +282,7 @@ class Checkpoints:
             self.best_metric_results = known
         self.validated = 0 if state.get('validation_due') else self.last_iter
         if self.loop is not None:
-            self.loop.due = bool(state.get('validation_due')) and self.last_iter < self.plan.total_iter
+            self.loop.due |= bool(state.get('validation_due')) and self.last_iter < self.plan.total_iter
 
     def _load_own(self, iteration: int) -> None:
         """Random numbers and the pool of this process; one that was not there begins with its own."""
@@ -284,7 +291,7 @@ class Checkpoints:
             path = Path(self.path['training_states'], f'{iteration}_{kind}{self.opt["rank"]}.pth')
             if path.is_file():
                 found[kind] = torch.load(path, map_location='cpu', weights_only=True)
-        if 'pool' in found:
+        if 'pool' in found and self.feeder is self:
             self.load_pool(found['pool'])
         if 'random' in found:
             set_random_state(found['random'], self.device)

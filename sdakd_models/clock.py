@@ -42,7 +42,9 @@ class Clock:
         self.away = 0.0  # seconds of asides since the last step
 
     def lap(self, iteration: int) -> None:
-        """A step has ended."""
+        """A step has ended; of several students, the first one's counts, and with it all that lies between two."""
+        if iteration == self.iteration and self.last is not None:
+            return
         now, moment = time.perf_counter(), self.plan.at(iteration)
         if moment.name != self.stage:
             self.seconds()  # the stage that has ended stays known

@@ -8,6 +8,7 @@ resuming works from any folder and without a GPU.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import difflib
@@ -25,7 +26,8 @@ from pathlib import Path
 import basicsr.utils.options
 import torch
 import yaml
-from basicsr.utils import check_resume, get_root_logger, set_random_seed
+from basicsr.models import build_model
+from basicsr.utils import check_resume, get_root_logger, make_exp_dirs, mkdir_and_rename, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -42,13 +44,15 @@ from sdakd_models.checks.paths import resolve_paths
 from sdakd_models.checks.run import check_run
 from sdakd_models.clock import TrainingLog
 from sdakd_models.loop import Loop, create_train_val_dataloader
-from sdakd_models.manifest import check_whole, newest_whole, seed_of
+from sdakd_models.manifest import check_whole, newest_common, newest_whole, seed_of
 from sdakd_models.options import modernise, read_train
 from sdakd_models.processes import meet, spread
-from sdakd_models.reader import complete
+from sdakd_models.reader import complete, load_modules
 from sdakd_models.registry import term_options
-from sdakd_models.rehearsal import rehearse
+from sdakd_models.rehearsal import Rehearsed, rehearse
 from sdakd_models.sdakd_model import SDAKDModel
+from sdakd_models.students import check_together, expand, place
+from sdakd_models.students_model import StudentsLog, StudentsModel, open_logs
 
 _original = basicsr.utils.options.parse_options
 _of_basicsr: dict[str, Callable] = {}  # what this plugin's runs put something else in the place of
@@ -84,9 +88,13 @@ def parse_options(root_path: str, is_train: bool = True):
     _replace_everywhere('MessageLogger', TrainingLog)
     _replace_everywhere('get_root_logger', open_log)
     _replace_everywhere('create_train_val_dataloader', create_train_val_dataloader)
+    _replace_everywhere('build_model', build_model)
+    _replace_everywhere('make_exp_dirs', make_exp_dirs)
     Loop.latest = Loop(args.debug)
     with one_voice():
         opt, left = read_options(args.opt, args.force_yml or ())
+        if opt.get('students') is not None:
+            return _parse_students(opt, left, args, root_path, is_train), args
         written, mistakes = opt, Mistakes()
         try:
             complete(opt, left, root_path, mistakes)
@@ -112,7 +120,7 @@ def check_options(
     mistakes: Mistakes | None = None,
     begins: bool = False,
     rehearses: bool = True,
-) -> None:
+) -> Rehearsed | None:
     """Completes options that were read, checks and rehearses them: all that happens before a run creates anything.
 
     Args:
@@ -125,6 +133,9 @@ def check_options(
         begins: Whether the training begins after it; see :func:`sdakd_models.rehearsal.rehearse`.
         rehearses: Whether the first steps are rehearsed.
 
+    Returns:
+        What the rehearsal of a training has shown.
+
     Raises:
         UserError: All mistakes; with the key, without the file.
     """
@@ -133,7 +144,7 @@ def check_options(
             settle(opt, mistakes)
         _distribute(opt, launcher, file, mistakes)
         if mistakes.found and int(os.environ.get('WORLD_SIZE', 1)) > 1 and not opt['dist']:
-            return  # processes that cannot wait for each other would check and fetch the same
+            return None  # processes that cannot wait for each other would check and fetch the same
         _complete(opt, auto_resume, debug, root_path, is_train, mistakes)
         if is_train and begins and opt['rank'] == 0:
             check_free(opt['path']['experiments_root'])
@@ -154,8 +165,128 @@ def check_options(
                 mistakes.add('path:resume_state', f'the file {state} does not exist.')
     if opt['rank'] == 0:
         meet()
-    if is_train and rehearses:
-        rehearse(opt, cast, begins)
+    return rehearse(opt, cast, begins) if is_train and rehearses else None
+
+
+# ---------------------------------------------------------------------------------------------------- several students
+
+
+def _parse_students(opt: dict, left: list[str], args: argparse.Namespace, root_path: str, is_train: bool) -> dict:
+    """:func:`parse_options` for an option file with ``students:``; see :mod:`sdakd_models.students`.
+
+    Returns:
+        The options of the first student under the name of the run, with those of every student under ``students``.
+    """
+    written: dict[str, dict] = {}
+    try:
+        _check_alone(args, left, is_train)
+        load_modules(opt)
+        found = expand(opt)
+        if args.auto_resume:
+            debug = 'debug_' * (args.debug and not str(opt['name']).startswith('debug'))
+            roots = {name: Path(root_path, 'experiments', debug + each['name']) for name, each in found.items()}
+            for name, state in newest_common({name: root / 'training_states' for name, root in roots.items()}).items():
+                found[name]['path'] = {**(found[name].get('path') or {}), 'resume_state': state}
+        if opt.get('manual_seed') is None:
+            seed = _seed(((next(iter(found.values())).get('path')) or {}).get('resume_state'))
+            found = {name: each | {'manual_seed': seed} for name, each in found.items()}
+        rehearsed, errors = {}, {}
+        for name, each in found.items():
+            mistakes = Mistakes()
+            try:
+                complete(each, (), root_path, mistakes)
+                written[name] = copy.deepcopy(each)
+                begins = not rehearsed  # the first one, to which the others' threads are set
+                rehearsed[name] = check_options(
+                    each, root_path, args.opt, debug=args.debug, mistakes=mistakes, begins=begins
+                )
+                each.setdefault('precisions', next(iter(found.values())).get('precisions') or {})
+                check_free(each['path']['experiments_root'])
+            except UserError as error:
+                errors[name] = error
+        if errors:
+            raise place(errors, opt['students'])
+        check_together(rehearsed)
+        joint = _together(opt, found, root_path)
+        check_free(joint['path']['experiments_root'])
+    except UserError as error:
+        raise in_order_of(opt, error).within(args.opt) from None
+    if joint['path']['resume_state']:
+        for each in written.values():
+            modernise(each)
+
+    def create(options: Mapping) -> None:
+        for each in (options, *found.values()):
+            make_exp_dirs(each)
+            if each['logger'].get('use_tb_logger') and 'debug' not in each['name']:
+                mkdir_and_rename(os.path.join(root_path, 'tb_logger', each['name']))
+
+    def keep(opt_file: str, experiments_root: str) -> None:
+        archive(opt_file, experiments_root, opt)
+        for name, each in found.items():
+            root = each['path']['experiments_root']
+            _write_archived(os.path.join(root, f'{each["name"]}.yml'), opt_file, written[name])
+
+    def open_all(*given, log_file: str | None = None, **more) -> logging.Logger:
+        if log_file is not None:  # train_*.log is that of one student
+            log_file = os.path.join(os.path.dirname(log_file), f'students{os.path.basename(log_file)[5:]}')
+        logger = open_log(*given, log_file=log_file, **more)
+        open_logs(logger, found)
+        return logger
+
+    _replace_everywhere('load_resume_state', functools.partial(_begin_students, found=found, args=args))
+    _replace_everywhere('make_exp_dirs', create)
+    _replace_everywhere('copy_opt_file', keep)
+    _replace_everywhere('get_root_logger', open_all)
+    _replace_everywhere('build_model', StudentsModel)
+    _replace_everywhere('MessageLogger', StudentsLog)
+    return joint
+
+
+def _check_alone(args: argparse.Namespace, left: list[str], is_train: bool) -> None:
+    """Refuses what is for one student alone."""
+    if not is_train:
+        raise UserError('students', 'one student is tested at a time; give the option file in its folder.')
+    if args.launcher != 'none' or int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise UserError(
+            f'--launcher {args.launcher}',
+            'several students are trained by one process; start it without a launcher, or train each of them in a run '
+            'of its own.',
+        )
+    if left:
+        raise UserError(f'--force_yml {left[0]}', 'write what is inside of a network into the entries of students.')
+
+
+def _together(opt: Mapping, found: Mapping[str, dict], root_path: str) -> dict:
+    """The options that BasicSR's loop gets of a run of several students."""
+    first, *others = found.values()
+    name = first['name'].removesuffix(f'_{next(iter(found))}')
+    root = os.path.join(root_path, 'experiments', name)
+    joint = {**first, 'name': name, 'students': dict(found)}
+    joint['path'] = {'experiments_root': root, 'log': root, 'resume_state': first['path'].get('resume_state')}
+    joint['logger'] = {**first['logger'], 'use_tb_logger': False}  # every student has its own
+    joint['datasets'] = copy.deepcopy(first['datasets'])
+    for teacher, cache in (joint['datasets']['train'].get('caches') or {}).items():
+        more = [each['datasets']['train'].get('caches', {}).get(teacher, cache)['taps'] for each in others]
+        cache['taps'] = sorted({*cache['taps'], *(tap for taps in more for tap in taps)})
+    return joint
+
+
+def _begin_students(_opt: dict, found: Mapping[str, dict], args: argparse.Namespace) -> dict | None:
+    """:func:`begin` for several students: their states are of one iteration."""
+    _take(_opt, args.opt)
+    states = {}
+    for name, each in found.items():
+        _take(each, args.opt)
+        try:
+            states[name] = load_resume_state(each, args.change_stages)
+        except UserError as error:
+            raise error.within(f'students:{name}') from None
+    first = next(iter(states.values()))
+    return first and {'iter': first['iter'], 'epoch': first['epoch'], 'students': states}
+
+
+# ---------------------------------------------------------------------------------------------------- what is the same
 
 
 def keep_connector(opt: Mapping) -> None:
@@ -185,15 +316,21 @@ def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
     if get_dist_info()[0] > 0:
         return
     copied = os.path.join(experiments_root, os.path.basename(opt_file))
-    command = ' '.join(shlex.join(sys.argv).split())
     if os.path.isfile(opt_file) and read_yaml(opt_file) == options:
         if os.path.realpath(opt_file) != os.path.realpath(copied):
             text = without_schema_line(Path(opt_file).read_text(encoding='utf-8'))
+            command = ' '.join(shlex.join(sys.argv).split())
             head = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n'
             Path(copied).write_text(head + text, encoding='utf-8')
         return
+    _write_archived(copied, opt_file, options)
+
+
+def _write_archived(path: str, opt_file: str, options: Mapping) -> None:
+    """Writes resolved options with a word on where they come from."""
+    command = ' '.join(shlex.join(sys.argv).split())
     text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True, width=120)
-    with open(copied, 'w', encoding='utf-8') as file:
+    with open(path, 'w', encoding='utf-8') as file:
         file.write(
             f'# The options of {os.path.abspath(opt_file)}, complete: with what that file extends and narrows, and\n'
             f'# with --force_yml. Written on {time.asctime()} by the command\n#   {command}\n\n{text}'
@@ -203,6 +340,7 @@ def archive(opt_file: str, experiments_root: str, options: Mapping) -> None:
 def open_log(*given, **more) -> logging.Logger:
     """BasicSR's ``get_root_logger``; its file is UTF-8 on every system, which may have no letters for a path."""
     logger = get_root_logger(*given, **more)
+    open_logs(logger, {})
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.stream.reconfigure(encoding='utf-8', errors='backslashreplace')
@@ -370,15 +508,20 @@ def begin(opt: dict, file: str, change_stages: bool = False) -> dict | None:
         UserError: Another process trains in the folder, or the state cannot be loaded.
     """
     if opt['rank'] == 0:
-        try:
-            reason = hold(opt['path']['experiments_root'])
-        except UserError as error:
-            raise error.within(file) from None
-        if reason:
-            logging.getLogger('basicsr').warning(
-                f'{opt["path"]["experiments_root"]} cannot be locked ({reason}): start no other run of this name.'
-            )
+        _take(opt, file)
     return load_resume_state(opt, change_stages)
+
+
+def _take(opt: Mapping, file: str) -> None:
+    """Takes the folder of a run."""
+    try:
+        reason = hold(opt['path']['experiments_root'])
+    except UserError as error:
+        raise error.within(file) from None
+    if reason:
+        logging.getLogger('basicsr').warning(
+            f'{opt["path"]["experiments_root"]} cannot be locked ({reason}): start no other run of this name.'
+        )
 
 
 def load_resume_state(opt: dict, change_stages: bool = False) -> dict | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sdakd.compat import UserError, replacing
@@ -124,10 +124,7 @@ def newest_whole(states: Iterable[Path]) -> Path | None:
     """
     faults = []
     for state in sorted(states, key=lambda path: int(path.stem), reverse=True):
-        try:
-            fault = _of(state).read().fault()
-        except UserError as error:
-            fault = str(error).rstrip('.')
+        fault = fault_of(state)
         if fault is None:
             if faults:
                 logging.getLogger('basicsr').warning(f'{"; ".join(faults)}. The run goes on from {state} instead.')
@@ -138,6 +135,55 @@ def newest_whole(states: Iterable[Path]) -> Path | None:
             '--auto_resume', f'{"; ".join(faults)}; bring the files back, or leave the flag out to begin anew.'
         )
     return None
+
+
+def newest_common(folders: Mapping[str, Path]) -> dict[str, str]:
+    """The newest whole training states of several students that are of one iteration; empty where there are none yet.
+
+    A run that is killed while it saves leaves some students with a checkpoint that others lack.
+
+    Args:
+        folders: Of the training states, by student.
+
+    Raises:
+        UserError: There are states, and none of one iteration.
+    """
+    states = {
+        name: {int(path.stem): path for path in folder.glob('*.state') if path.stem.isdigit()}
+        for name, folder in folders.items()
+    }
+    common = set.intersection(*(set(found) for found in states.values()))
+    faults = []
+    for iteration in sorted(common, reverse=True):
+        found = {name: each[iteration] for name, each in states.items()}
+        bad = [fault for state in found.values() if (fault := fault_of(state)) is not None]
+        if not bad:
+            if faults:
+                logging.getLogger('basicsr').warning(
+                    f'{"; ".join(faults)}. The run goes on from {iteration:,d} instead.'
+                )
+            return {name: str(state) for name, state in found.items()}
+        faults.append(f'the checkpoint of iteration {iteration:,d} is no whole one ({bad[0]})')
+    if (
+        not faults and len(set.union(*(set(found) for found in states.values()))) <= 1
+    ):  # killed while it saved for the first time
+        return {}
+    there = ', '.join(
+        f'{name} has {", ".join(f"{each:,d}" for each in sorted(found)) or "none"}' for name, found in states.items()
+    )
+    raise UserError(
+        '--auto_resume',
+        f'{"; ".join([*faults, f"the students have no whole checkpoint of one iteration ({there})"])}; bring the files '
+        'back, take a student that has none out of the option file, or leave the flag out to begin anew.',
+    )
+
+
+def fault_of(state: Path) -> str | None:
+    """What is wrong with the checkpoint of a training state, as a sentence without its end; None: nothing."""
+    try:
+        return _of(state).read().fault()
+    except UserError as error:
+        return str(error).rstrip('.')
 
 
 def seed_of(state: str | Path) -> int | None:

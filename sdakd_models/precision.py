@@ -27,21 +27,26 @@ class Lowered(nn.Module):
         network: The backbone.
         precisions: Of the run.
         contiguous: Whether the loss wants maps whose memory is in the order of their dimensions.
-        keeps: Whether the maps of the last target are kept, for further comparisons with it.
+        keeps: Whether the maps of targets are kept, for further comparisons with them, until :meth:`forget`.
     """
 
     def __init__(self, network: nn.Module, precisions: Precisions, contiguous: bool, keeps: bool) -> None:
         super().__init__()
         self.network, self.precisions, self.contiguous, self.keeps = network, precisions, contiguous, keeps
-        self._kept: tuple | None = None  # an image, how often it has been changed, and its maps
+        self._kept: list[tuple] = []  # images without gradient, how often they had been changed, and their maps
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor] | dict[str, torch.Tensor]:
         if not self.keeps or image.requires_grad:
             return self._run(image)
-        if self._kept is None or not _same(image, *self._kept[:2]):
-            # while it is kept, no other tensor has its memory
-            self._kept = image.detach(), image._version, self._run(image)
-        return self._kept[2]
+        found = next((maps for known, version, maps in self._kept if _same(image, known, version)), None)
+        if found is None:
+            found = self._run(image)
+            self._kept.append((image.detach(), image._version, found))  # while it is kept, nothing else has its memory
+        return found
+
+    def forget(self) -> None:
+        """Forgets what it was shown: another batch comes."""
+        self._kept.clear()
 
     def _run(self, image: torch.Tensor) -> list[torch.Tensor] | dict[str, torch.Tensor]:
         with self.precisions.autocast('perceptual'):
@@ -60,8 +65,12 @@ class Lowered(nn.Module):
 
 
 def _same(image: torch.Tensor, kept: torch.Tensor, version: int) -> bool:
-    same = image.data_ptr() == kept.data_ptr() and image.shape == kept.shape and image.stride() == kept.stride()
-    return same and image._version == version
+    """Whether an image is one that is kept; equal values are looked for where nothing has to wait for that."""
+    if image.shape != kept.shape or kept._version != version:
+        return False
+    if (image.data_ptr(), image.stride(), image._version) == (kept.data_ptr(), kept.stride(), version):
+        return True
+    return image.device.type == 'cpu' and torch.equal(image, kept)
 
 
 @contextmanager

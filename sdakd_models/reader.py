@@ -45,7 +45,7 @@ def resolve_widths(opt: dict, root_path: str = '') -> None:
     unknown = False  # the teacher, for a reason that is told once
     with Mistakes() as mistakes:
         for where, block in blocks.items():
-            if not isinstance(block, dict) or 'width' not in block or _has_width(block.get('type')):
+            if not isinstance(block, dict) or 'width' not in block or has_width(block.get('type')):
                 continue
             with mistakes.collect():
                 full = {key: value for key, value in block.items() if key != 'width'}
@@ -65,7 +65,7 @@ def resolve_widths(opt: dict, root_path: str = '') -> None:
                 block.update(narrow)
 
 
-def _has_width(kind: object) -> bool:
+def has_width(kind: object) -> bool:
     """Whether an architecture has an argument of that name."""
     cls = dict(iter(ARCH_REGISTRY)).get(kind)
     return cls is not None and 'width' in inspect.signature(cls).parameters
@@ -144,13 +144,22 @@ def complete(opt: dict, left: Iterable[str], root_path: str, mistakes: Mistakes)
     Raises:
         UserError: Modules cannot be imported; without them, little else can be checked.
     """
+    load_modules(opt)
+    with mistakes.collect():
+        resolve_widths(opt, root_path)
+    with mistakes.collect():
+        force(opt, [entry for entry in left if not mistakes.about(WITHIN_NETWORK.match(entry.strip())[1])])
+
+
+def load_modules(opt: Mapping) -> None:
+    """Imports what options name, and what is installed for every command.
+
+    Raises:
+        UserError: Modules cannot be imported.
+    """
     with Mistakes() as failed:
         with failed.collect():
             import_entry_points()
         if opt.get('imports') is not None:
             with failed.collect():
                 import_modules(opt['imports'])
-    with mistakes.collect():
-        resolve_widths(opt, root_path)
-    with mistakes.collect():
-        force(opt, [entry for entry in left if not mistakes.about(WITHIN_NETWORK.match(entry.strip())[1])])

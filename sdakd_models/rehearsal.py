@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from basicsr.utils import logger as basicsr_logger
@@ -15,7 +16,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from sdakd.compat import UserError, one_line
 from sdakd.progress import Progress
 from sdakd_arch.width import lookup
-from sdakd_data.randomness import aside
+from sdakd_data.randomness import Snapshot, aside, seed_all
 from sdakd_models.cast import Cast
 from sdakd_models.checks.networks import check_crop
 from sdakd_models.measured import settle_precisions
@@ -25,7 +26,24 @@ from sdakd_models.threads import settle_threads
 SIDES = (8, 16, 24, 32, 48, 64)  # of the rehearsal's crops in input pixels; the run's own crop comes last
 
 
-def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a rehearsal shows of a run.
+
+    Args:
+        drawn: The random numbers that follow on the first step of a stage, all of which begin with the same ones.
+        compares: By stage, whether feature maps are compared.
+        taps: By teacher, which of its feature maps.
+        pooled: Whether pairs are used several times.
+    """
+
+    drawn: dict[str, Snapshot]
+    compares: dict[str, bool]
+    taps: dict[str, list[str]]
+    pooled: bool
+
+
+def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> Rehearsed:
     """Builds the model of a run and makes the first step of every stage, with learning rates of 0.
 
     The batch is noise, of at most two images, in the smallest crops that discriminators and terms take. Nothing of the
@@ -37,6 +55,9 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
         begins: Whether the run begins after it: then the number of its threads and what the precision ``auto`` means
             are settled, see :mod:`.threads` and :mod:`.measured`.
 
+    Returns:
+        What several students of one run must have in common.
+
     Raises:
         UserError: A step fails; with stage and term.
     """
@@ -47,10 +68,13 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
             model = cls(small)
             batch = cls.noise_batch(model.scenario, small['datasets']['train']['batch_size_per_gpu'])
             stages = list(zip(model.plan.names, model.plan.ends, model.plan.stages, strict=True))
+            drawn = {}
             for name, end, stage in Progress('rehearsal', len(stages), 'stages').over(stages):
                 try:
                     model.feed_data(batch)
+                    seed_all(0, device=model.device)
                     model.optimize_parameters(end - stage.iters + 1)
+                    drawn[name] = Snapshot(model.device)
                 except UserError:
                     raise
                 except Exception as error:  # of whatever a loss, a term or an architecture does
@@ -63,7 +87,13 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
             with Progress('the best number of threads'):
                 settle_threads(opt, model)
             settle_precisions(opt, model)
+        compares = {
+            name: any(model.terms[term].needs_features for term in terms if term in model.terms)
+            for name, terms in model.scenario.active.items()
+        }
+        taps = {name: each.names for name, each in model.taps.items() if name != 'student'}
         del model
+    return Rehearsed(drawn, compares, taps, Scenario.read(opt).train.pool_reuse > 1)
 
 
 def shrunk(opt: Mapping, cast: Cast) -> dict:

@@ -26,6 +26,7 @@ class SDAKDGCFSRModel(SDAKDModel):
     generator, as in GCFSR, and both see one image of the student, where GCFSR makes a second one.
     """
 
+    batch = (*SDAKDModel.batch, 'in_size', 'paths', 'noise')
     has_borders = False  # whole faces
     discriminators_first = True
 

@@ -24,9 +24,11 @@ from sdakd_data.answers import Answer
 from sdakd_data.cache_filling import fill
 from sdakd_data.cached_dataset import answers_in
 from sdakd_data.pool import ReusingPool
+from sdakd_data.randomness import seed_all
 from sdakd_models.cast import Cast, distributed, student_network
-from sdakd_models.checkpoints import Checkpoints
+from sdakd_models.checkpoints import NETWORKS, PROCESSES, Checkpoints
 from sdakd_models.clock import Clock
+from sdakd_models.common import Common
 from sdakd_models.context import Context
 from sdakd_models.context_error import check_context
 from sdakd_models.finite import blame
@@ -58,6 +60,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
     discriminators_first = False  # Real-ESRGAN's order: the generator is updated before its discriminator
     unread: Callable[[], None] | None = None  # the end of the report on the last step, where it waits
     at_work = ''  # the term that a step is computing, for the sentence of a rehearsal
+    batch = ('lq', 'gt', 'answers', 'sources')  # what feed_data() sets that a step looks at
 
     def __init__(self, opt: Mapping) -> None:
         BaseModel.__init__(self, opt)  # not SRModel's constructor: the cast is what it would build
@@ -77,6 +80,10 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
 
     def init_training_settings(self) -> None:
         """Builds the players and terms that some stage uses."""
+        self.common: Common | None = self.opt.get('common')  # where several students are trained together
+        self.feeder: SDAKDModel = self  # who takes the batches and has the pool
+        if not self.opt.get('rehearsal'):
+            self._seed(NETWORKS)
         self.scenario = Scenario.read(self.opt)
         self.train_options, self.plan = self.scenario.train, self.scenario.plan
         self.micro_batch = self.train_options.micro_batch_size
@@ -127,7 +134,8 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         for fact in ('threads', 'precision', 'room'):
             if fact in self.opt:
                 get_root_logger().info(self.opt[fact])
-        if main and not self.scenario.resumes and self.teachers and self.has_borders:
+        first = self.common is None or not self.common.members
+        if main and first and not self.scenario.resumes and self.teachers and self.has_borders:
             with Progress("teachers' answers to crops, against those in context"):
                 check_context(self.cast, self.run)
         with eagerly():
@@ -135,6 +143,11 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         self.cast.lower_teachers()
         meet()
         forget_states()
+        self._seed(PROCESSES, 0)  # networks of other sizes have drawn other numbers
+
+    def _seed(self, *purpose: int) -> None:
+        """Has the random numbers that follow depend on seed and process alone."""
+        seed_all(self.opt['manual_seed'], *purpose, self.opt['rank'], device=self.device)
 
     def _log_cast(self) -> None:
         if self.cast.student is not None:
@@ -165,12 +178,19 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         return self.run(network, self.lq, role)
 
     def answer(self, who: str, with_features: bool, with_image: bool = True) -> Answer | None:
-        """What a teacher makes of the current batch, where it need not be run for it: from the pool or a cache."""
-        if self.pool is not None and all(teacher.name != who for teacher in self.cotrained):
+        """What a teacher makes of the current batch, where this model need not run it for that.
+
+        It comes from the pool, from a cache, or from what several students have in common.
+        """
+        if any(teacher.name == who for teacher in self.cotrained):
+            return None
+        if self.pool is not None:
             return self.pool.answers(who, with_features, with_image)
         known = self.answers.get(who)
         if known is not None and with_features and who in self.taps:
-            return known if known.features.keys() >= set(self.taps[who].names) else None
+            known = known if known.features.keys() >= set(self.taps[who].names) else None
+        if known is None and self.common is not None:
+            return self.common.answer(self, who, with_features, with_image)
         return known
 
     @torch.no_grad()
@@ -199,6 +219,8 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
     def feed_data(self, data: Mapping) -> None:
         """Takes a batch: ``lq`` and ``gt`` in [0, 1] and, where teachers have a cache, their answers."""
         self.settle()
+        for backbone in self.cast.backbones if self.is_train else ():
+            backbone.forget()
         pooled, batch = self.pool is not None and self.is_train, len(next(iter(data.values())))
         if not pooled or self.pool.wants(batch):
             self.take(data)

@@ -21,6 +21,7 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
     upstream; ``high_order_degradation: false`` takes paired data instead.
     """
 
+    batch = (*SDAKDModel.batch, 'gt_usm')
     sharpened = {'pixel': 'l1_gt_usm', 'perceptual': 'percep_gt_usm', 'gan': 'gan_gt_usm'}
 
     def __init__(self, opt: Mapping) -> None:
