@@ -54,6 +54,9 @@ class Row:
         found = [f'reuse {self.reuse}'] if self.reuse > 1 else []
         return ', '.join([*found, *(['cache'] if self.cache else []), *(['compile'] if self.compiled else [])])
 
+    def __str__(self) -> str:
+        return ' '.join(filter(None, (self.step, self.precision, self.extras)))
+
     def fail(self, error: BaseException) -> None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         self.error, self.paying, self.free, self.memory = lines[0][:300], [], [], None

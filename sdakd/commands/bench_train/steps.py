@@ -30,6 +30,7 @@ from sdakd.commands.bench.memory import restart_peak, status  # noqa: E402
 from sdakd.commands.bench_train import rival  # noqa: E402
 from sdakd.commands.bench_train.ledger import OTHER, Ledger, watch_basicsr, watch_sdakd  # noqa: E402
 from sdakd.commands.bench_train.rows import BEGIN  # noqa: E402
+from sdakd_arch.width import lookup  # noqa: E402
 from sdakd_data.answers import Answer  # noqa: E402
 from sdakd_data.draws import Drawn, Draws  # noqa: E402
 from sdakd_data.randomness import aside, seed_all  # noqa: E402
@@ -42,7 +43,7 @@ def load(options: Mapping, number: int) -> tuple[list[Batch], float]:
     """Batches as the loader of a run makes them, and the seconds in which this process makes one."""
     data = options['datasets']['train']
     data = {**data, 'type': data.get('plain', data['type'])}
-    dataset = Drawn(DATASET_REGISTRY.get(data['type'])(deepcopy(data)), 0, 'datasets:train')
+    dataset = Drawn(lookup(DATASET_REGISTRY, data['type'], 'datasets:train:type')(deepcopy(data)), 0, 'datasets:train')
     size, batches, times = data['batch_size_per_gpu'], [], []
     order = list(Draws(len(dataset), size, 0, 1, number + 1))
     for first in range(0, len(order), size):
@@ -70,7 +71,7 @@ class Stepper:
             if self.basicsr:
                 self.model, self.iteration = rival.build(options), BEGIN
             else:
-                self.model = MODEL_REGISTRY.get(options['model_type'])(options)
+                self.model = lookup(MODEL_REGISTRY, options['model_type'], 'model_type')(options)
                 plan = self.model.plan
                 number = plan.names.index(stage)
                 self.iteration = plan.ends[number] - plan.stages[number].iters + BEGIN
