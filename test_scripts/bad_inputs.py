@@ -126,6 +126,7 @@ LEGAL = {
     ('export', '--output', 'in the input'),
     ('bench', '--output', ''),
     ('bench train', '--output', ''),
+    ('bench train', '--data', 'twins'),
     ('demo', '--output', 'in the input'),
     ('', '--tile', 'zero'),
     ('', '--tile', 'a long number'),

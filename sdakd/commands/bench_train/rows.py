@@ -213,6 +213,8 @@ def check_precisions(names: Iterable[str]) -> None:
                 typed(TeacherBlock, {'weights': 'one', 'precision': teacher}, 'teacher')
         except UserError as error:
             raise error.at('--precisions') from None
+        except UnicodeEncodeError:
+            raise UserError('--precisions', f'{name!a} is no precision.') from None
 
 
 def settle(opt: dict, device: str, batch: int | None, crop: int | None, perceptual: bool) -> None:
