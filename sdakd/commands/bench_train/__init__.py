@@ -223,7 +223,7 @@ def _measure(rows: list[Row], rounds: int, breakdown: bool, cuda: bool, threads:
         if not cuda:
             for row in rows:
                 progress.step(note=f'memory of {row}')
-                if row.error is None:
+                if row.error is None and not row.compiled:  # a compiler lives in the same process
                     row.memory = peak_growth(row, files[row.options['datasets']['train'].get('gt_size')], threads)
     return loading
 

@@ -117,7 +117,9 @@ class Plan:
             from sdakd.commands.bench_train import rival
 
             done = self.complete(plain, 'fp32', 1)
-            found.append(Row(BASICSR, '', 'fp32', 1, False, False, rival.options(done)))
+            # on a GPU, torch's convolutions have it unless they are told otherwise
+            precision = 'tf32' if self.device == 'cuda' else 'fp32'
+            found.append(Row(BASICSR, '', precision, 1, False, False, rival.options(done)))
         for opt in filter(None, (plain, self.opt)):
             for precision in self.precisions:
                 for reuse in self.reuse:
@@ -154,7 +156,7 @@ class Plan:
         if reuse > 1 and not degrades(opt):
             opt['gt_size'], data['gt_size'] = self.crop, largest_crop(opt, [reuse])
         check_options(opt, str(self.root), self.file, rehearses=False)
-        return opt | {'rehearsal': True}  # a model that is no run's
+        return opt
 
 
 def degrades(opt: Mapping) -> bool:
