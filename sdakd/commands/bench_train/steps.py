@@ -65,7 +65,14 @@ def _build(options: Mapping) -> SDAKDModel:
             if hasattr(self.cast, 'lower_teachers'):
                 self.cast.lower_teachers()
 
-    return Timed(options)
+    model = Timed(options)
+    asked = {(options.get(block) or {}).get('precision') for block in ('train', 'teacher')}
+    if 'auto' in asked and 'precisions' not in options:
+        from sdakd_models.measured import settle_precisions
+
+        settle_precisions(options, model)
+        model = Timed(options)
+    return model
 
 
 class Stepper:
