@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -53,13 +53,14 @@ LINES = {
     'link': 'checkout',
     'evaluate': '-m bicubic -d in -o out --metrics psnr',
     'bench': '-m net.pth -o out --size 8 --rounds 1 --backends eager --precisions fp32',
+    'bench train': '-opt train.yml -o out --rounds 1 --threads 1',
     'export': '-m net.pth -o out --to safetensors',
     'upscale': '-i in -o out -m net.pth',
     'report': '-i results -o out.html',
     'doctor': '--folder in',
     'compare': '-opt compare.yml -o out --dry_run',
 }
-SLOW = ('distill', 'demo', 'compare')  # get nothing that they take
+SLOW = ('distill', 'demo', 'compare', 'bench train')  # get nothing that they take
 FILES = {  # what a flag names: (commands, or None for all; argument) -> kind
     'weights': {'model', 'models', 'teacher', 'detector', 'face_model', 'backbone', 'distance'},
     'images': {'images', 'photographs', 'validation', 'data', 'lq', 'folders', 'folder', 'root'},
@@ -124,6 +125,8 @@ LEGAL = {
     ('export', '--output', 'the input'),
     ('export', '--output', 'in the input'),
     ('bench', '--output', ''),
+    ('bench train', '--output', ''),
+    ('bench train', '--data', 'twins'),
     ('demo', '--output', 'in the input'),
     ('', '--tile', 'zero'),
     ('', '--tile', 'a long number'),
@@ -166,7 +169,7 @@ def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Every command, and every job of `sdakd prepare`, with its parser."""
     for name in cli.COMMANDS:
         parser = Parser(prog=name)
-        importlib.import_module(f'sdakd.commands.{name}').add_arguments(parser)
+        cli.module_of(name).add_arguments(parser)
         jobs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
         if not jobs:
             yield name, parser
@@ -275,6 +278,16 @@ def make_place() -> None:
         'other': 'colour: red\n',        'code': '!!python/object/apply:os.system ["true"]\n', 'deep': '[' * 20_000,
         'from': 'name: a\nmodel_type: ESRGANModel\nscale: 4\n', 'compare': 'output: out\n',
     }  # fmt: skip
+    pairs = {
+        'name': 'a', 'type': 'PairedImageDataset', 'dataroot_gt': 'in', 'dataroot_lq': 'in', 'gt_size': 32,
+        'io_backend': {'type': 'disk'}, 'use_hflip': False, 'use_rot': False, 'batch_size_per_gpu': 1,
+    }  # fmt: skip
+    stage = {'iters': 9, 'lr_g': 1e-4, 'terms': ['output']}
+    texts['train'] = json.dumps({
+        'name': 'a', 'model_type': 'SDAKDModel', 'scale': 4, 'datasets': {'train': pairs},
+        'teacher': {'weights': 'net.pth'}, 'network_g': {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 1},
+        'train': {'stages': {'one': stage}, 'output_opt': {'type': 'L1Loss'}},
+    })  # fmt: skip
     for name, text in texts.items():
         Path(f'{name}.yml').write_text(text, encoding='utf-8')
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -92,17 +92,19 @@ run() {
     teacher:weights="$carry/weights/RealESRGAN_x4plus.pth" logger:use_tb_logger=false
   )
   if [ "$benchmark" = 1 ]; then
-    local kind
-    for kind in fp32 bf16; do
-      echo "benchmark, $kind:"
-      timeout 60 "$PYTHON" "$ROOT/test_scripts/benchmark_step.py" -opt "${options[0]}" --batch "${BATCH:-8}" \
-        --iters "${BENCHMARK_ITERS:-40}" --force_yml train:precision=$kind | tee "$out/benchmark_$kind.md" || true
-    done
+    timeout 120 "$PYTHON" -m sdakd.cli bench train -opt "${options[0]}" -o "$out" --batch "${BATCH:-8}" \
+      --rounds "${BENCHMARK_ROUNDS:-40}" --precisions fp32 bf16 --breakdown || true
   fi
   if [ -z "$iters" ]; then
     # seconds of the slowest stage; the runs share the machine, so that each may take as many times as long
     local step
-    step=$(awk -F'|' 'NR > 2 && $3 > most { most = $3 } END { print most + 0 ? most : 0.1 }' "$out/benchmark_$precision.md" 2>/dev/null || echo 0.1)
+    step=$("$PYTHON" - "$out/results.json" "$precision" <<'END' 2>/dev/null || echo 0.1
+import json, sys
+rows = json.load(open(sys.argv[1]))['bench_train']['rows']
+stages = [row for row in rows if row['precision'] == sys.argv[2] and ' ' not in row['step'] and row['step'] != 'BasicSR']
+print(max(row['median_ms'] for row in stages if row['median_ms']) / 1000)
+END
+    )
     iters=$("$PYTHON" -c "print(max(10, int(0.85 * ($end - $(date +%s)) / $step / ${#options[@]})))")
   fi
   local option name pids=() changes

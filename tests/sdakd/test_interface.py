@@ -66,7 +66,7 @@ def test_an_error_survives_another_process():
 
 
 def names():
-    return sorted(set(cli.COMMANDS) - {'prepare'})
+    return sorted(name.replace(' ', '_') for name in set(cli.COMMANDS) - {'prepare'})
 
 
 def parsed(command, words):
@@ -77,6 +77,7 @@ def parsed(command, words):
 
 REQUIRED = {
     'bench': '-m a -o out',
+    'bench_train': '-opt a',
     'compare': '-opt a',
     'demo': '',
     'distill': '-t a -d b -o out',
@@ -140,6 +141,8 @@ def test_every_command_has_a_function_of_its_name():
         (lambda: sdakd.bench(['student.pth'], rounds=0), '--rounds'),
         (lambda: sdakd.bench(['student.pth'], precisions=['fp8']), '--precisions'),
         (lambda: sdakd.bench(['student.pth'], device='tpu'), '--device'),
+        (lambda: sdakd.bench_train('absent.yml', reuse=[0]), '--reuse'),
+        (lambda: sdakd.bench_train('absent.yml', device='tpu'), '--device'),
         (lambda: sdakd.export('student.pth', 'onxn', 'out'), '--to'),
         (lambda: sdakd.upscale('photos', 'out', ext='gif'), '--ext'),
         (lambda: sdakd.upscale('photos', 'out', outscale=-2), '-s'),

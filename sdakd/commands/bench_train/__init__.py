@@ -176,7 +176,7 @@ def _measure(rows: list[Row], rounds: int, breakdown: bool, cuda: bool, threads:
                 loading = loading or seconds
                 files[key] = folder / f'batches_{len(files)}.pt'
                 torch.save(batches[key], files[key])
-            progress.step(note=f'warming up {row.step} {row.precision}')
+            progress.step(note=f'warming up {row}')
             before = torch.cuda.memory_allocated() if cuda else 0
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
@@ -222,8 +222,8 @@ def _measure(rows: list[Row], rounds: int, breakdown: bool, cuda: bool, threads:
         steppers.clear()
         if not cuda:
             for row in rows:
-                progress.step(note=f'memory of {row.step} {row.precision} {row.extras}')
-                if row.error is None:
+                progress.step(note=f'memory of {row}')
+                if row.error is None and not row.compiled:  # a compiler lives in the same process
                     row.memory = peak_growth(row, files[row.options['datasets']['train'].get('gt_size')], threads)
     return loading
 

@@ -71,6 +71,7 @@ def options(plain: Mapping) -> dict:
             network['type'] += '_basicsr'  # else BasicSR says that it looks for it under this name
     for key in ('l1_gt_usm', 'percep_gt_usm', 'gan_gt_usm'):
         opt.setdefault(key, True)
+    opt['gt_usm'] = opt['l1_gt_usm']  # RealESRNetModel's
     return opt
 
 

@@ -54,6 +54,9 @@ class Row:
         found = [f'reuse {self.reuse}'] if self.reuse > 1 else []
         return ', '.join([*found, *(['cache'] if self.cache else []), *(['compile'] if self.compiled else [])])
 
+    def __str__(self) -> str:
+        return ' '.join(filter(None, (self.step, self.precision, self.extras)))
+
     def fail(self, error: BaseException) -> None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         self.error, self.paying, self.free, self.memory = lines[0][:300], [], [], None
@@ -114,7 +117,9 @@ class Plan:
             from sdakd.commands.bench_train import rival
 
             done = self.complete(plain, 'fp32', 1)
-            found.append(Row(BASICSR, '', 'fp32', 1, False, False, rival.options(done)))
+            # on a GPU, torch's convolutions have it unless they are told otherwise
+            precision = 'tf32' if self.device == 'cuda' else 'fp32'
+            found.append(Row(BASICSR, '', precision, 1, False, False, rival.options(done)))
         for opt in filter(None, (plain, self.opt)):
             for precision in self.precisions:
                 for reuse in self.reuse:
@@ -151,7 +156,7 @@ class Plan:
         if reuse > 1 and not degrades(opt):
             opt['gt_size'], data['gt_size'] = self.crop, largest_crop(opt, [reuse])
         check_options(opt, str(self.root), self.file, rehearses=False)
-        return opt | {'rehearsal': True}  # a model that is no run's
+        return opt
 
 
 def degrades(opt: Mapping) -> bool:
@@ -210,6 +215,8 @@ def check_precisions(names: Iterable[str]) -> None:
                 typed(TeacherBlock, {'weights': 'one', 'precision': teacher}, 'teacher')
         except UserError as error:
             raise error.at('--precisions') from None
+        except UnicodeEncodeError:
+            raise UserError('--precisions', f'{name!a} is no precision.') from None
 
 
 def settle(opt: dict, device: str, batch: int | None, crop: int | None, perceptual: bool) -> None:

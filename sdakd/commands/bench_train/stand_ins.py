@@ -134,9 +134,7 @@ def images(opt: dict, folder: Path, photographs: str | None, crop: int) -> None:
         else:
             high, wide = (side // scale * scale for side in image.shape[:2])
             if min(high, wide) < crop and path is not None:
-                raise UserError(
-                    '--data', f'{path} is smaller than the crops of {crop} pixels; take larger photographs.'
-                )
+                raise UserError('--data', f'{path} is smaller than crops of {crop} pixels; take larger photographs.')
             write_png(gt / name, image[:high, :wide])
             if 'Paired' in kind:
                 small = cv2.resize(image[:high, :wide], (wide // scale, high // scale), interpolation=cv2.INTER_AREA)

@@ -30,10 +30,12 @@ from sdakd.commands.bench.memory import restart_peak, status  # noqa: E402
 from sdakd.commands.bench_train import rival  # noqa: E402
 from sdakd.commands.bench_train.ledger import OTHER, Ledger, watch_basicsr, watch_sdakd  # noqa: E402
 from sdakd.commands.bench_train.rows import BEGIN  # noqa: E402
-from sdakd_data.answers import Answer  # noqa: E402
+from sdakd_arch.width import lookup  # noqa: E402
 from sdakd_data.draws import Drawn, Draws  # noqa: E402
 from sdakd_data.randomness import aside, seed_all  # noqa: E402
+from sdakd_models.context import Context  # noqa: E402
 from sdakd_models.rehearsal import untouched  # noqa: E402
+from sdakd_models.sdakd_model import SDAKDModel  # noqa: E402
 
 Batch = dict[str, torch.Tensor]
 
@@ -42,7 +44,7 @@ def load(options: Mapping, number: int) -> tuple[list[Batch], float]:
     """Batches as the loader of a run makes them, and the seconds in which this process makes one."""
     data = options['datasets']['train']
     data = {**data, 'type': data.get('plain', data['type'])}
-    dataset = Drawn(DATASET_REGISTRY.get(data['type'])(deepcopy(data)), 0, 'datasets:train')
+    dataset = Drawn(lookup(DATASET_REGISTRY, data['type'], 'datasets:train:type')(deepcopy(data)), 0, 'datasets:train')
     size, batches, times = data['batch_size_per_gpu'], [], []
     order = list(Draws(len(dataset), size, 0, 1, number + 1))
     for first in range(0, len(order), size):
@@ -52,6 +54,25 @@ def load(options: Mapping, number: int) -> tuple[list[Batch], float]:
         # the loader's channels-last strides are none that BasicSR's filter2D takes on a CPU
         batches.append({key: value.contiguous() for key, value in found.items() if torch.is_tensor(value)})
     return batches[1:], statistics.median(times[1:])  # the first one opens files
+
+
+def _build(options: Mapping) -> SDAKDModel:
+    """The model of a run, without what a run does with files and other processes before its first step."""
+    kind = lookup(MODEL_REGISTRY, options['model_type'], 'model_type')
+
+    class Timed(kind):
+        def _begin(self) -> None:
+            if hasattr(self.cast, 'lower_teachers'):
+                self.cast.lower_teachers()
+
+    model = Timed(options)
+    asked = {(options.get(block) or {}).get('precision') for block in ('train', 'teacher')}
+    if 'auto' in asked and 'precisions' not in options:
+        from sdakd_models.measured import settle_precisions
+
+        settle_precisions(options, model)
+        model = Timed(options)
+    return model
 
 
 class Stepper:
@@ -70,11 +91,10 @@ class Stepper:
             if self.basicsr:
                 self.model, self.iteration = rival.build(options), BEGIN
             else:
-                self.model = MODEL_REGISTRY.get(options['model_type'])(options)
+                self.model = _build(options)
                 plan = self.model.plan
                 number = plan.names.index(stage)
                 self.iteration = plan.ends[number] - plan.stages[number].iters + BEGIN
-                self.model.reads_late = self.model.device.type == 'cuda'  # as in a run, not in a rehearsal
         self.device, self.batches, self.count = self.model.device, batches, 0
         self.every = 1 if self.basicsr else self.lazy_every()
         self.model.last_iter = self.iteration
@@ -89,9 +109,11 @@ class Stepper:
     def _answers(self, batch: Batch) -> Batch:
         """What a cached data set would hand over beside a batch, in its float16."""
         found = {}
+        self.model.lq, self.model.answers = batch['lq'].to(self.device), {}
         for name in self.model.teachers:
-            answer: Answer = self.model._ask(name, batch['lq'].to(self.device), name in self.model.taps)
-            for tap, values in {'': answer.image, **answer.features}.items():
+            context = Context(self.model, with_features=name in self.model.taps)
+            maps = context.features(name) if name in self.model.taps else {}
+            for tap, values in {'': context.image(name), **maps}.items():
                 found[f'answer/{tap}/{name}'] = values.half().cpu()
         return found
 
@@ -119,6 +141,12 @@ class Stepper:
     def step(self) -> float:
         """Makes a step; returns its seconds. The n-th draws the same random numbers in every model."""
         seed_all(self.count, device=self.device)
+        # what torch holds for the whole process: models take turns
+        precisions = getattr(getattr(self.model, 'cast', None), 'precisions', None)
+        if precisions is not None:
+            precisions.begin()
+        else:
+            torch.backends.cudnn.allow_tf32 = True  # torch's default, which BasicSR leaves
         self.iteration += 1
         if self.every > 1 and self.iteration % self.every == 0:
             self.iteration += 1
