@@ -3,6 +3,7 @@
 #
 #   test_scripts/gpu_zoo.sh pack CARRY          # here: collects weights and as many photographs as fit into 54 MiB
 #   test_scripts/gpu_zoo.sh run CARRY OUT       # there: times a step of each stage, trains, leaves checkpoints and logs in OUT
+#   test_scripts/gpu_zoo.sh bench CARRY OUT     # there: what steps and students cost, as docs/performance.md asks; 9 minutes
 #
 # Flags of `run`, after OUT:
 #   --minutes 8            time for the whole command; at its end runs are stopped at their last checkpoint
@@ -57,6 +58,44 @@ PY
   du -sh "$carry"
 }
 
+install() {  # what the other machine's Python lacks
+  local carry=$1 work=$2
+  if compgen -G "$carry/wheels/*.whl" >/dev/null && ! "$PYTHON" -c 'import basicsr, msgspec, lmdb' 2>/dev/null; then
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "$carry"/wheels/*.whl
+    export PYTHONPATH=$work/site
+  fi
+  export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  "$PYTHON" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")'
+}
+
+bench() {
+  local carry out work gpu=()
+  carry=$(cd "$1" && pwd); mkdir -p "$2"; out=$(cd "$2" && pwd); work=${WORK:-$(mktemp -d)}; shift 2
+  install "$carry" "$work"
+  local steps=(-t "$carry/weights/RealESRGAN_x4plus.pth" -d "$carry/train" --batch "${BATCH:-12}" --gt_size "${CROP:-256}")
+  steps+=(--rounds "${ROUNDS:-10}" --precisions fp32 tf32 bf16 --reuse 1 4 --stages adversarial)
+  cd "$work"
+  # VGG19 gets random weights, which cost the same
+  timeout "${LIMIT:-170}" "$PYTHON" -m sdakd.cli bench train -opt "$ROOT/options/sdakd_realesrgan_x4.yml" "${steps[@]}" \
+    --breakdown -o "$out/eager" || true
+  timeout "${LIMIT:-170}" "$PYTHON" -m sdakd.cli bench train -opt "$ROOT/options/sdakd_realesrgan_x4.yml" "${steps[@]}" \
+    --compile -o "$out/compiled" || true
+  timeout 60 "$PYTHON" -m sdakd.cli bench -m random:RRDBNet random:RRDBNet:1/4 random:RRDBNet:1/8 --size 256 --rounds 5 \
+    -o "$out/inference" || true
+  # how busy the GPU is in a training with its loader: once a second
+  if command -v nvidia-smi >/dev/null; then
+    nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader -l 1 >"$out/utilization.csv" &
+    gpu=($!)
+  fi
+  timeout "${LIMIT:-120}" "$PYTHON" -m sdakd.cli train -opt "$ROOT/options/zoo/x4plus_rrdbnet_1_4.yml" --force_yml \
+    datasets:train:dataroot_gt="$carry/train" datasets:train:meta_info="$carry/train.txt" train:precision=bf16 \
+    datasets:train:num_worker_per_gpu="${WORKERS:-8}" teacher:weights="$carry/weights/RealESRGAN_x4plus.pth" \
+    train:imitation_opt:weights="$carry/weights/vgg16.pth" logger:use_tb_logger=false logger:print_freq=20 \
+    train:stages:supervised:iters=20 >"$out/training.log" 2>&1 || true
+  kill "${gpu[@]}" 2>/dev/null || true
+  grep -E 'iter: ' "$out/training.log" | tail -3 | cut -c1-300 || tail -3 "$out/training.log"
+}
+
 run() {
   local carry out minutes=8 iters='' benchmark=1 options=()
   carry=$(cd "$1" && pwd); mkdir -p "$2"; out=$(cd "$2" && pwd); shift 2
@@ -78,14 +117,9 @@ run() {
     export CUDA_MPS_PIPE_DIRECTORY=$work/mps CUDA_MPS_LOG_DIRECTORY=$work/mps; mkdir -p "$work/mps"
     nvidia-cuda-mps-control -d || true
   fi
-  if compgen -G "$carry/wheels/*.whl" >/dev/null && ! "$PYTHON" -c 'import basicsr, msgspec, lmdb' 2>/dev/null; then
-    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "$carry"/wheels/*.whl
-    export PYTHONPATH=$work/site
-  fi
-  export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  install "$carry" "$work"
   local precision
   precision=$("$PYTHON" -c 'import torch; print("bf16" if torch.cuda.is_available() else "fp32")')
-  "$PYTHON" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")'
 
   local common=(
     datasets:train:dataroot_gt="$carry/train" datasets:train:meta_info="$carry/train.txt"
@@ -150,6 +184,7 @@ PY
 
 case ${1:-} in
   pack) [ $# -eq 2 ] || die 'pack CARRY'; pack "$2" ;;
+  bench) [ $# -eq 3 ] || die 'bench CARRY OUT'; bench "$2" "$3" ;;
   run) [ $# -ge 3 ] || die 'run CARRY OUT [flags]'; shift; run "$@" ;;
-  *) sed -n '2,18p' "$0"; exit 2 ;;
+  *) sed -n '2,19p' "$0"; exit 2 ;;
 esac
