@@ -296,8 +296,8 @@ def unknown(key: object, known: Iterable[str]) -> str:
     """What is said of an unknown key."""
     if key in ACCUMULATION:
         return (
-            f'there is no {key}; write the images of a whole step as batch_size_per_gpu, and how many of them go through '
-            'a network at once as train:micro_batch_size.'
+            f'there is no {key}; write the images of a whole step as batch_size_per_gpu, and how many of them go '
+            'through a network at once as train:micro_batch_size.'
         )
     return f'unknown key {key!r}; {near(str(key), known)}.'
 
