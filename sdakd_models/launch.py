@@ -400,8 +400,8 @@ def _take_from_slurm(port: int | None, file: str) -> None:
     except (OSError, subprocess.CalledProcessError, IndexError) as error:
         raise UserError(
             '--launcher slurm',
-            f'`scontrol show hostname {nodes}` does not name the machines ({one_line(error)}); start torchrun with '
-            'srun instead, see docs/distributed.md.',
+            f'`scontrol show hostname {nodes}` does not name the machines ({one_line(error)}); let srun start '
+            'torchrun instead, see docs/distributed.md.',
         ) from None
     port = str(port or os.environ.get('MASTER_PORT', 29500))
     found = {'MASTER_ADDR': first, 'MASTER_PORT': port, 'WORLD_SIZE': tasks, 'RANK': task}

@@ -298,8 +298,22 @@ def _known(struct: type, value: Mapping, fields: Mapping, where: str, mistakes: 
             found.setdefault(new, now)
             mistakes.add(f'{where}:{key}', f'this key is called {new} now; write {new}: {_yaml(now)}.')
         elif key not in fields and strict:
-            mistakes.add(where, f'unknown key {key!r}; {near(str(key), fields)}.')
+            mistakes.add(where, unknown(key, fields))
     return meant(found, fields) if strict else found
+
+
+# what other projects call gradient accumulation, where their batch is that of a part
+ACCUMULATION = ('accum_iter', 'accumulate', 'accumulation_steps', 'gradient_accumulation_steps')
+
+
+def unknown(key: object, known: Iterable[str]) -> str:
+    """What is said of an unknown key."""
+    if key in ACCUMULATION:
+        return (
+            f'there is no {key}; write the images of a whole step as batch_size_per_gpu, and how many of them go '
+            'through a network at once as train:micro_batch_size.'
+        )
+    return f'unknown key {key!r}; {near(str(key), known)}.'
 
 
 def _read(kind: object, value: object, where: str) -> object:
@@ -437,7 +451,7 @@ def read_train(opt: Mapping, term_options: Mapping[str, str], *, mistakes: Mista
         if key in MOVED:
             mistakes.add(f'train:{key}', 'this belongs to each stage, write it under train:stages:<name>.')
         elif key not in own and key not in term_options:
-            mistakes.add('train', f'unknown key {key!r}; {near(str(key), own | set(term_options))}.')
+            mistakes.add('train', unknown(key, own | set(term_options)))
     train = meant_train(train, term_options)
     for side in ('optim_g', 'optim_d'):
         if isinstance(train.get(side), Mapping) and 'lr' in train[side]:

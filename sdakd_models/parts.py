@@ -50,10 +50,9 @@ def in_parts(network: nn.Module, size: int | None, *inputs: object) -> object:
     number = next((len(each) for each in tensors if torch.is_tensor(each)), 0)
     if size is None or number <= size or isinstance(network, InParts | DistributedDataParallel) or mixes(network):
         return network(*inputs)
-    pieces = zip(
-        *(each.split(size) if torch.is_tensor(each) else [each] * -(-number // size) for each in tensors), strict=True
-    )
-    pieces = [tree_unflatten(list(piece), kind) for piece in pieces]
+    count = -(-number // size)
+    split = [each.split(size) if torch.is_tensor(each) else [each] * count for each in tensors]
+    pieces = [tree_unflatten(list(piece), kind) for piece in zip(*split, strict=True)]
     learns = any(torch.is_tensor(each) and each.requires_grad for each in tensors)
     again = torch.is_grad_enabled() and (learns or any(each.requires_grad for each in network.parameters()))
     advance(network)

@@ -468,7 +468,7 @@ def test_validation_adds_no_noise(faces, parse):
         model.test()
         images.append(model.output)
     assert torch.equal(*images)
-    noisy = [model.generate(model.bare_student).detach() for _ in range(2) if model.feed_data(batch(1)) is None]
+    noisy = [model.generate(model.bare_student, 'student').detach() for _ in range(2) if model.feed_data(batch(1)) is None]
     assert not torch.equal(*noisy)
 
 
@@ -498,7 +498,7 @@ def change(options, path, value):
          'network_g: SRVGGNetCompact is none of SDAKDGCFSRModel'),
         ('val:noise', 'normal', "val:noise: invalid enum value 'normal'; known are fixed, none, random"),
         ('train:r1_reg_weight', -1, 'train:r1_reg_weight'),
-        ('train:precision', 'fp16', 'train:precision'),
+        ('train:precision', 'half', 'train:precision'),
         ('network_g', 'GCFSR', 'network_g: write a mapping of keys and values here'),
         ('datasets:train:io_backend', 'disk', 'datasets:train:io_backend: expected `object`, got `str`'),
         ('datasets:train:io_backend', {'type': 'foo'}, 'io_backend:type: invalid enum value .*; known are disk'),
