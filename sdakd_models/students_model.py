@@ -199,7 +199,8 @@ class StudentsModel:
             UserError: As :meth:`sdakd_models.checkpoints.Checkpoints.write`; or an iteration has ended in the middle.
         """
         if any(member.last_iter != self.last_iter for member in self.members.values()):
-            raise UserError('students', f'iteration {self.last_iter:,d} has ended before all of them had made their step.')
+            sentence = f'iteration {self.last_iter:,d} has ended before all of them had made their step.'
+            raise UserError('students', sentence)
         old = {}
         for name, member in self.members.items():
             with speaking(name):
