@@ -192,6 +192,7 @@ def _parse_students(opt: dict, left: list[str], args: argparse.Namespace, root_p
             try:
                 complete(each, (), root_path, mistakes)
                 written[name] = copy.deepcopy(each)
+                (written[name].get('path') or {}).pop('resume_state', None)
                 begins = not rehearsed  # the first one, to which the others' threads are set
                 rehearsed[name] = check_options(
                     each, root_path, args.opt, debug=args.debug, mistakes=mistakes, begins=begins

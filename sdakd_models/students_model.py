@@ -158,7 +158,6 @@ class StudentsModel:
             with speaking(name):
                 member.settle()
         self.first.feed_data(data)
-        self.common.forget()
         batch = {name: getattr(self.first, name) for name in self.first.batch if hasattr(self.first, name)}
         for member in self.others:
             vars(member).update(batch)
@@ -183,6 +182,7 @@ class StudentsModel:
                         'would have other training data in a run of its own; give it one.',
                     )
                 after = now
+        self.common.forget()
 
     def get_current_log(self) -> Mapping:
         """The values of the last step by student, as ``students``."""

@@ -109,6 +109,7 @@ def test_so_it_is_in_a_run_that_was_killed_and_stopped(world, runs, monkeypatch)
         runs(world.write(alone(options, name, entry), f'{name}.yml'))
         assert not differences(runs.end(f'joint_{name}'), runs.end(f'alone_{name}'))
     # and one of them alone, with the option file in its folder
+    assert 'resume_state' not in (world.root / 'experiments/joint_w4/joint_w4.yml').read_text()
     for path in states[1].glob('12*'):
         path.unlink()
     runs(world.root / 'experiments/joint_w4/joint_w4.yml', '--auto_resume')
