@@ -42,7 +42,7 @@ class Common:
         self._backbones: list[Lowered] = []
 
     def forget(self) -> None:
-        """Forgets the current batch: another one comes."""
+        """Forgets the current batch: all have made their step."""
         self.answers.clear()
         for backbone in self._backbones:
             backbone.forget()

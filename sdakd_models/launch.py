@@ -26,7 +26,6 @@ from pathlib import Path
 import basicsr.utils.options
 import torch
 import yaml
-from basicsr.models import build_model
 from basicsr.utils import check_resume, get_root_logger, make_exp_dirs, mkdir_and_rename, set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import MODEL_REGISTRY
@@ -88,8 +87,8 @@ def parse_options(root_path: str, is_train: bool = True):
     _replace_everywhere('MessageLogger', TrainingLog)
     _replace_everywhere('get_root_logger', open_log)
     _replace_everywhere('create_train_val_dataloader', create_train_val_dataloader)
-    _replace_everywhere('build_model', build_model)
-    _replace_everywhere('make_exp_dirs', make_exp_dirs)
+    for name in _of_basicsr.keys() & {'build_model', 'make_exp_dirs'}:  # of a run of several students before
+        _replace_everywhere(name, _of_basicsr[name])
     Loop.latest = Loop(args.debug)
     with one_voice():
         opt, left = read_options(args.opt, args.force_yml or ())
@@ -196,6 +195,7 @@ def _parse_students(opt: dict, left: list[str], args: argparse.Namespace, root_p
             try:
                 complete(each, (), root_path, mistakes)
                 written[name] = copy.deepcopy(each)
+                (written[name].get('path') or {}).pop('resume_state', None)
                 begins = not rehearsed  # the first one, to which the others' threads are set
                 rehearsed[name] = check_options(
                     each, root_path, args.opt, debug=args.debug, mistakes=mistakes, begins=begins

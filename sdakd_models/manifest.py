@@ -159,14 +159,11 @@ def newest_common(folders: Mapping[str, Path]) -> dict[str, str]:
         bad = [fault for state in found.values() if (fault := fault_of(state)) is not None]
         if not bad:
             if faults:
-                logging.getLogger('basicsr').warning(
-                    f'{"; ".join(faults)}. The run goes on from {iteration:,d} instead.'
-                )
+                said = f'{"; ".join(faults)}. The run goes on from {iteration:,d} instead.'
+                logging.getLogger('basicsr').warning(said)
             return {name: str(state) for name, state in found.items()}
         faults.append(f'the checkpoint of iteration {iteration:,d} is no whole one ({bad[0]})')
-    if (
-        not faults and len(set.union(*(set(found) for found in states.values()))) <= 1
-    ):  # killed while it saved for the first time
+    if not faults and len(set().union(*states.values())) <= 1:  # killed while it saved for the first time
         return {}
     there = ', '.join(
         f'{name} has {", ".join(f"{each:,d}" for each in sorted(found)) or "none"}' for name, found in states.items()

@@ -15,6 +15,7 @@ from sdakd_models.basicsr_options import (
     IOBackend,
     Paths,
     Settings,
+    StudentBlock,
     Validation,
 )
 from sdakd_models.options import Cotrain, DiscriminatorBlock, Logger, TeacherBlock, Train, Wandb
@@ -154,6 +155,11 @@ mirrored after the pool, but not while feature maps are compared: those of a mir
 A teacher that learns along is asked every time. Paired data have the pool as well: `datasets:train:gt_size` is the
 pair's side then, `gt_size` beside `model_type` the crop's, and `queue_size` (default 180) the number of pairs.
 
+## Several students
+
+`students: {w2: {width: 1/2}, w4: {width: 1/4}}` trains several students in one run, each bit for bit the student of a
+run of its own ([page](students.md)). An entry is merged over the file as a file is over what it extends.
+
 ## Faces
 
 `SDAKDGCFSRModel` trains GCFSR ([docs/gcfsr.md](gcfsr.md)) on data sets of the type `FaceDataset`. `val:tile` has no
@@ -229,6 +235,7 @@ def reference() -> str:
         ('CosineAnnealingLR', CosineAnnealingLR),
         *((f'train: {cls.option}', cls.Options) for _, cls in terms if structs.fields(cls.Options)),
         ('discriminators: an entry', DiscriminatorBlock),
+        ('students: an entry', StudentBlock),
         ('logger', Logger),
         ('wandb', Wandb),
         ('Beside model_type', Settings, Degradation),

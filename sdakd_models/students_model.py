@@ -158,7 +158,6 @@ class StudentsModel:
             with speaking(name):
                 member.settle()
         self.first.feed_data(data)
-        self.common.forget()
         batch = {name: getattr(self.first, name) for name in self.first.batch if hasattr(self.first, name)}
         for member in self.others:
             vars(member).update(batch)
@@ -183,6 +182,7 @@ class StudentsModel:
                         'would have other training data in a run of its own; give it one.',
                     )
                 after = now
+        self.common.forget()
 
     def get_current_log(self) -> Mapping:
         """The values of the last step by student, as ``students``."""
@@ -199,9 +199,8 @@ class StudentsModel:
             UserError: As :meth:`sdakd_models.checkpoints.Checkpoints.write`; or an iteration has ended in the middle.
         """
         if any(member.last_iter != self.last_iter for member in self.members.values()):
-            raise UserError(
-                'students', f'iteration {self.last_iter:,d} has ended before all of them had made their step.'
-            )
+            sentence = f'iteration {self.last_iter:,d} has ended before all of them had made their step.'
+            raise UserError('students', sentence)
         old = {}
         for name, member in self.members.items():
             with speaking(name):

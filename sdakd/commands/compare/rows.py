@@ -122,6 +122,8 @@ def read_rows(config: Config, base: Path) -> list[Row]:
         for key in ('network_g', 'train', 'teacher'):
             if not isinstance(options.get(key), Mapping):
                 raise UserError(where, f'{file} has no block {key}, as an option file of a method must.')
+        if options.get('students'):
+            raise UserError(where, f'{file} trains several students, and a cell is one; name a file without students.')
         for key in ('r1_reg_weight', 'net_d_reg_every', 'precision'):
             if options['train'].get(key) is not None:
                 raise UserError(where, f'{file} has train:{key}, which a comparison does not know; leave it out.')

@@ -35,10 +35,16 @@ def schema() -> dict[str, Any]:
     definitions['loss']['not'] = BOTH
     loss, network = {'$ref': '#/definitions/loss'}, {'$ref': '#/definitions/network'}
 
-    for block in (run, definitions['TeacherBlock']['properties'], definitions['DiscriminatorBlock']['properties']):
+    student = definitions['StudentBlock']['properties']
+    others = (definitions[name]['properties'] for name in ('TeacherBlock', 'DiscriminatorBlock'))
+    for block in (run, student, *others):
         for key in {'network', 'network_g', 'network_d'} & block.keys():
             block[key] = {'description': block[key]['description'], **_null(network)}
     definitions['DiscriminatorBlock']['properties']['gan_opt'].update(_null(loss))
+    for key, name in (('train', 'Train'), ('path', 'Paths')):
+        student[key] = {'description': student[key]['description'], **_null({'$ref': f'#/definitions/{name}'})}
+    student['discriminators']['additionalProperties'] = _null({'$ref': '#/definitions/DiscriminatorBlock'})
+    student['width'] = {**WIDTH, 'description': student['width']['description']}
     train['stages']['additionalProperties'] = _null({'$ref': '#/definitions/Stage'})
     for term, cls in terms.items():
         own = _options(cls)
