@@ -1,8 +1,8 @@
-r"""How the cost of a distillation grows: with width, blocks, crop, batch, images and processes, and beyond this machine.
+"""How the cost of a distillation grows: with width, blocks, crop, batch, images, processes, and beyond this machine.
 
-    python test_scripts/scaling.py -o OUT                              # all axes, about a quarter of an hour on two cores
-    python test_scripts/scaling.py -o OUT --axes width crop --rounds 3 # these alone; others stay as OUT has them
-    python test_scripts/scaling.py -o OUT --axes                       # tables and plot anew, from OUT/scaling.json
+    python test_scripts/scaling.py -o OUT                      # all axes, about a quarter of an hour on two cores
+    python test_scripts/scaling.py -o OUT --axes width crop    # these alone; others stay as OUT has them
+    python test_scripts/scaling.py -o OUT --axes               # tables and plot anew, from OUT/scaling.json
 
 Steps are those of `sdakd bench train` on the option file, without its perceptual loss and with random weights, which
 change no time. `images` and `processes` start whole trainings. `count` takes no time: it counts multiply-accumulates,
@@ -29,7 +29,12 @@ from typing import Any
 from common import ROOT, UserError, compat
 
 BASE = {'width': '1/4', 'blocks': 6, 'crop': 128, 'batch': 2}
-AXES = {'width': ('1/8', '1/4', '1/2', '1'), 'blocks': (3, 6, 12, 23), 'crop': (64, 96, 128, 192), 'batch': (1, 2, 4, 8)}
+AXES = {
+    'width': ('1/8', '1/4', '1/2', '1'),
+    'blocks': (3, 6, 12, 23),
+    'crop': (64, 96, 128, 192),
+    'batch': (1, 2, 4, 8),
+}
 IMAGES = 100, 1000, 10_000
 PROCESSES = (1, 1, 2), (1, 2, 2), (1, 2, 4), (2, 1, 1), (2, 1, 2)  # processes, threads of each, batch of each
 GPUS = 1, 2, 4, 8, 16, 32, 64
@@ -38,7 +43,7 @@ FULL, FULL_CROP, FULL_BATCH = ('1/8', '1/4', '1/2'), 256, 12  # the shipped opti
 ASSUMED = {
     # 1,979 TFLOP/s with sparsity, half of it without: NVIDIA H100 Tensor Core GPU datasheet, SXM; H200's is the same
     'peak_flops': 989e12,
-    # of the peak: what one H200 shared by twelve trainings of narrow students did (docs/performance.md), see docs/scaling.md
+    # of the peak: what twelve trainings that share one H200 reach (docs/performance.md); worked out in docs/scaling.md
     'utilisation': 0.035,
     'utilisation_high': 0.30,  # an assumption: wide convolutions, large batches
     'operators': 4985,  # of a step: docs/performance.md
@@ -73,7 +78,9 @@ def state_bytes(student: int, others: int, teacher: int, ema: bool = True, teach
     return 16 * (student + others) + 4 * student * ema + teacher_bytes * teacher
 
 
-def step_macs(student: float, teacher: float = 0, judge: float = 0, adapters: float = 0, backbone: float = 0, reuse: int = 1):
+def step_macs(
+    student: float, teacher: float = 0, judge: float = 0, adapters: float = 0, backbone: float = 0, reuse: int = 1
+) -> float:
     """Multiply-accumulates of a step from those of forward passes over its batch.
 
     A backward pass costs two forward passes, one where the weights have no gradient. What learns costs 3. A
@@ -83,7 +90,9 @@ def step_macs(student: float, teacher: float = 0, judge: float = 0, adapters: fl
     return 3 * student + teacher / reuse + 8 * judge + 3 * adapters + 3 * backbone
 
 
-def step_seconds(macs: float, gradient_bytes: float, processes: int, utilisation: float, assumed: Mapping = ASSUMED) -> float:
+def step_seconds(
+    macs: float, gradient_bytes: float, processes: int, utilisation: float, assumed: Mapping = ASSUMED
+) -> float:
     """Seconds of a step on GPUs, **modelled**: arithmetic or launches, whichever is longer, then the average over all.
 
     Nothing is overlapped, although DistributedDataParallel overlaps averages with the backward pass.
@@ -120,7 +129,7 @@ def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 
 def changes(width: str, blocks: int) -> list[str]:
-    """What differs from the option file: depth, width of student and discriminator, four taps or as many as there are."""
+    """What differs from the option file: depth, width of student and discriminator, four taps or fewer."""
     taps = sorted({math.ceil(blocks * quarter / 4) - 1 for quarter in range(1, 5)})
     names = ', '.join(f'body.{tap}' for tap in taps)
     return [
@@ -181,7 +190,7 @@ class _Held:
             self.book.now -= self.size
 
 
-def stepper_of(args: argparse.Namespace, point: Mapping, folder: Path, precision: str = 'fp32', perceptual: bool = False):
+def stepper_of(args: argparse.Namespace, point: Mapping, folder: Path, precision: str, perceptual: bool) -> Any:
     """A model that makes steps of the last stage, as `sdakd bench train` builds it."""
     from sdakd.commands.bench_train import rows, stand_ins
     from sdakd.commands.bench_train.steps import Stepper, load
@@ -204,8 +213,8 @@ def sizes_of(model: Any) -> dict[str, int]:
     judges = sum(number for name, number in learns.items() if name == 'd' or name.startswith('d_'))
     teachers = sum(p.numel() for teacher in model.teachers.values() for p in teacher.parameters())
     backbones = sum(p.numel() for each in model.cast.backbones for p in each.parameters())
-    adapters = sum(learns.values()) - judges
-    return {'student': student, 'discriminators': judges, 'adapters': adapters, 'teachers': teachers, 'backbones': backbones}
+    found = {'student': student, 'discriminators': judges, 'adapters': sum(learns.values()) - judges}
+    return {**found, 'teachers': teachers, 'backbones': backbones}
 
 
 def count(args: argparse.Namespace, point: Mapping, precision: str = 'fp32', perceptual: bool = False) -> dict:
@@ -231,7 +240,8 @@ def count(args: argparse.Namespace, point: Mapping, precision: str = 'fp32', per
         stepper = stepper_of(args, point, Path(temporary), precision, perceptual)
         stepper.fill()
         model = stepper.model
-        networks = [player.bare for player in model.players] + list(model.teachers.values()) + list(model.cast.backbones)
+        networks = [player.bare for player in model.players]
+        networks += [*model.teachers.values(), *model.cast.backbones]
         kept = Kept({each.untyped_storage().data_ptr() for net in networks for each in net.parameters()})
         with stepper.watched() as ledger, Counted(ledger) as counted:
             stepper.step()
@@ -275,11 +285,10 @@ def train(folder: Path, opt: Mapping, processes: int = 1, threads: int = 1) -> d
     if processes > 1:
         launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
         command = [*launcher, *command, '--launcher', 'pytorch']
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONPATH': ROOT, 'XDG_CACHE_HOME': str(folder / 'cache')}
+    environment = {'OMP_NUM_THREADS': str(threads), 'PYTHONPATH': ROOT, 'XDG_CACHE_HOME': str(folder / 'cache')}
     begun, counters, lines = time.perf_counter(), {}, []
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
+    process = subprocess.Popen([sys.executable, *command], cwd=folder, env={**os.environ, **environment}, **streams)
     for text in process.stdout:
         lines.append(text)
         if at := re.search(r'iter:\s*([\d,]+), lr', text):
@@ -296,17 +305,17 @@ def train(folder: Path, opt: Mapping, processes: int = 1, threads: int = 1) -> d
     }
 
 
-def run_options(args: argparse.Namespace, folder: Path, name: str, width: str, blocks: int, batch: int, crop: int, iters: int):
+def run_options(args: argparse.Namespace, folder: Path, width: str, blocks: int, batch: int, crop: int) -> dict:
     """Options of a training of the last stage alone, on made images."""
     from sdakd.commands.bench_train import rows, stand_ins
     from sdakd.shipped import option_file
 
     opt = rows.read(option_file(args.opt), changes(width, blocks), None)
-    stage = {**opt['train']['stages'][STAGE], 'iters': iters}
+    stage = {**opt['train']['stages'][STAGE], 'iters': args.iters}
     rows.settle(opt, 'cpu', batch, crop, False)
     opt['train']['stages'] = {STAGE: stage}
-    opt |= {'name': name, 'queue_size': 2 * batch}
-    opt['logger'] |= {'print_freq': 5, 'save_checkpoint_freq': iters}
+    opt |= {'name': 'first', 'queue_size': 2 * batch}
+    opt['logger'] |= {'print_freq': 5, 'save_checkpoint_freq': args.iters}
     stand_ins.random_weights(opt, folder)
     return opt
 
@@ -319,7 +328,7 @@ def measure_processes(args: argparse.Namespace) -> list[dict]:
     for processes, threads, batch in PROCESSES:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            opt = run_options(args, folder, 'run', BASE['width'], BASE['blocks'], batch, BASE['crop'], args.iters)
+            opt = run_options(args, folder, BASE['width'], BASE['blocks'], batch, BASE['crop'])
             stand_ins.images(opt, folder, None, rows.largest_crop(opt, [1]))
             opt['datasets']['train']['num_worker_per_gpu'] = 1
             times = train(folder, opt, processes, threads)
@@ -329,9 +338,11 @@ def measure_processes(args: argparse.Namespace) -> list[dict]:
 
 
 def measure_images(args: argparse.Namespace) -> list[dict]:
-    """Starts with N pairs of small images: the first one, which decodes them all, and the next one, which knows them."""
+    """Starts with N pairs of small images: the first one, which decodes all, and the next one, which knows them."""
     import cv2
     import numpy as np
+
+    from sdakd_models.basicsr_options import Degradation
 
     found = []
     for number in IMAGES:
@@ -346,7 +357,7 @@ def measure_images(args: argparse.Namespace) -> list[dict]:
                 gt = noise[top : top + 96, left : left + 96]
                 cv2.imwrite(str(folder / f'gt/{index:06d}.png'), gt)
                 cv2.imwrite(str(folder / f'lq/{index:06d}.png'), cv2.resize(gt, (24, 24), interpolation=cv2.INTER_AREA))
-            opt = run_options(args, folder, 'first', '1/8', 1, 2, 64, args.iters)
+            opt = run_options(args, folder, '1/8', 1, 2, 64)
             opt['model_type'] = 'SDAKDModel'
             loader = opt['datasets']['train']
             opt['datasets']['train'] = {
@@ -354,8 +365,6 @@ def measure_images(args: argparse.Namespace) -> list[dict]:
                 'dataroot_lq': str(folder / 'lq'), 'io_backend': {'type': 'disk'}, 'gt_size': 64, 'use_hflip': True,
                 'use_rot': True, 'num_worker_per_gpu': 0, 'batch_size_per_gpu': loader['batch_size_per_gpu'],
             }  # fmt: skip
-            from sdakd_models.basicsr_options import Degradation
-
             opt = {key: value for key, value in opt.items() if key not in Degradation.__struct_fields__}
             first = train(folder, opt, threads=1)
             again = train(folder, {**opt, 'name': 'again'}, threads=1)
@@ -402,18 +411,20 @@ def tables(content: Mapping) -> Iterator[tuple[str, list[str], list[list[str]]]]
                 cells += [parts.get(name, 0.0) for name in names]
                 rows.append([str(point[axis]), *(f'{cell:,.2f}' if cell < 10 else f'{cell:,.0f}' for cell in cells)])
             fits = exponents(axis, points, precision)
-            rows.append(['exponent', fits['GMACs'], fits['step'], '', '', fits['plain'], '', '', fits['MiB'], *fits['parts']])
+            cells = ['exponent', fits['GMACs'], fits['step'], '', '', fits['plain'], '', '', fits['MiB']]
+            rows.append([*cells, *fits['parts']])
             yield f'{axis}, {precision}', header, rows
     if content.get('images'):
         header = ['pairs', 'first start, s', 'next start, s', 'iteration, ms', 'remembered, KiB']
-        yield 'images', header, [
-            [f'{entry["images"]:,}', *(f'{entry[which]["command_s"] - content["iters"] * entry[which]["iteration_s"]:.1f}'
-             for which in ('first', 'again')), f'{1e3 * entry["again"]["iteration_s"]:.1f}',
-             f'{entry["remembered_bytes"] / 1024:.0f}']
-            for entry in content['images']
-        ]  # fmt: skip
+        rows = []
+        for entry in content['images']:
+            starts = [f'{start_seconds(entry[which], content["iters"]):.1f}' for which in ('first', 'again')]
+            cells = [f'{1e3 * entry["again"]["iteration_s"]:.1f}', f'{entry["remembered_bytes"] / 1024:.0f}']
+            rows.append([f'{entry["images"]:,}', *starts, *cells])
+        yield 'images', header, rows
     if content.get('processes'):
-        header = ['processes', 'threads', 'batch of each', 'iteration, ms', 'crops/s', 'sent by each per iteration, MB', 'of gradients, MB']
+        header = ['processes', 'threads', 'batch of each', 'iteration, ms', 'crops/s']
+        header += ['sent by each per iteration, MB', 'of gradients, MB']
         rows = []
         for entry in content['processes']:
             number = entry['processes']
@@ -425,6 +436,11 @@ def tables(content: Mapping) -> Iterator[tuple[str, list[str], list[list[str]]]]
     if content.get('count'):
         yield 'full size: counted', *full_table(content['count'])
         yield 'GPUs: modelled', *gpu_table(content['count'])
+
+
+def start_seconds(times: Mapping, iters: int) -> float:
+    """Seconds of a command without its iterations."""
+    return times['command_s'] - iters * times['iteration_s']
 
 
 def exponents(axis: str, points: Sequence[Mapping], precision: str) -> dict:
@@ -463,22 +479,23 @@ def full_sizes(entry: Mapping, crop: int = FULL_CROP) -> dict:
 
 
 def full_table(entries: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
-    header = ['width', 'learns, M', 'gradients, MB', 'GMACs a crop', 'teacher %', 'state, MiB', 'kept a crop, fp32, MiB', 'bf16, MiB']
-    header += [f'batch {FULL_BATCH}, bf16, GiB']
+    header = ['width', 'learns, M', 'gradients, MB', 'GMACs a crop', 'teacher %', 'state, MiB']
+    header += ['kept a crop, fp32, MiB', 'bf16, MiB', f'batch {FULL_BATCH}, bf16, GiB']
     rows = []
     for entry in entries:
         full = full_sizes(entry)
         kept = [full['kept'][precision] / 2**20 for precision in ('fp32', 'bf16')]
         total = (full['state'] + FULL_BATCH * full['kept']['bf16']) / 2**30
-        cells = [full['gradients'] / 4e6, full['gradients'] / 1e6, full['macs'] / 1e9, 100 * full['teacher'] / full['macs']]
-        cells += [full['state'] / 2**20, *kept, total]
+        cells = [full['gradients'] / 4e6, full['gradients'] / 1e6, full['macs'] / 1e9]
+        cells += [100 * full['teacher'] / full['macs'], full['state'] / 2**20, *kept, total]
         rows.append([entry['width'], *(f'{cell:.2f}' if cell < 10 else f'{cell:,.0f}' for cell in cells)])
     return header, rows
 
 
 def gpu_table(entries: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
     """Modelled steps of the 1/4 student, and the time of a billion crops."""
-    header = ['GPUs', 'all-reduce, MB a GPU', 'ms of it', 'step, ms', 'crops/s', 'hours for 10 M crops', 'days for 1,000 M crops']
+    header = ['GPUs', 'all-reduce, MB a GPU', 'ms of it', 'step, ms', 'crops/s']
+    header += ['hours for 10 M crops', 'days for 1,000 M crops']
     full = full_sizes(next(entry for entry in entries if entry['width'] == '1/4'))
     rows = []
     for number in GPUS:
@@ -487,7 +504,8 @@ def gpu_table(entries: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
         speeds = [number * FULL_BATCH / each for each in seconds]
         cells = [str(number), f'{all_reduce_bytes(full["gradients"], number) / 1e6:.1f}', f'{reduced:.2f}']
         cells += [' to '.join(f'{1e3 * each:.0f}' for each in seconds), ' to '.join(f'{each:,.0f}' for each in speeds)]
-        cells += [' to '.join(f'{crops / each / unit:.2g}' for each in speeds) for crops, unit in ((1e7, 3600), (1e9, 86400))]
+        for crops, unit in ((1e7, 3600), (1e9, 86400)):
+            cells.append(' to '.join(f'{crops / each / unit:.2g}' for each in speeds))
         rows.append(cells)
     return header, rows
 
@@ -500,20 +518,20 @@ STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1b232b } .title { font-weight: 600; font-size: 15px }
   .card { fill: #fff } .grid { stroke: #dde3e8; fill: none } .axis { stroke: #5b6b7b; fill: none }
   .line { fill: none; stroke-width: 1.8 } .rule { fill: none; stroke: #8a949e; stroke-dasharray: 5 4 }
-  .c0 { stroke: #1b232b } .c1 { stroke: #1f6fc0 } .c2 { stroke: #4f8a2b } .c3 { stroke: #c0661f } .c4 { stroke: #8b5fbf }
+  .c0 { stroke: #1b232b } .c1 { stroke: #1f6fc0 } .c2 { stroke: #4f8a2b } .c3 { stroke: #c0661f }
   .dot { fill: #fff; stroke-width: 1.8 } .model { stroke-dasharray: 2 3 }
 """
 
 
 def plot(content: Mapping) -> str:
-    """All axes in one drawing: times in logarithmic scales, dashed grey what is proportional, dotted what is modelled."""
+    """All axes in one drawing, logarithmic; dashed grey: proportional to the arithmetic; dotted: modelled."""
     from markupsafe import Markup
 
     from sdakd.commands.report.svg import Axis, Canvas
 
     wide, high, panels = 330, 250, []
 
-    def panel(title: str, x_label: str, y_label: str, lines: list[tuple[str, list, list]], power: float | None, model=False):
+    def panel(title: str, x_label: str, y_label: str, lines: list, power: float | None, model: bool = False) -> None:
         every_x = [value for _, xs, _ in lines for value in xs]
         every_y = [value for _, _, ys in lines for value in ys]
         x = Axis(min(every_x) / 1.15, max(every_x) * 1.15, 58, wide - 16, True)
@@ -541,28 +559,28 @@ def plot(content: Mapping) -> str:
     for axis, power in (('width', 2), ('blocks', 1), ('crop', 2), ('batch', 1)):
         if points := content.get(axis):
             x, rows = axis_values(axis, points), [row_of(point, STAGE, 'fp32') for point in points]
-            parts = {'student': ('student forward', 'backward'), 'teacher': ('teacher forward',), 'discriminator': ('discriminators',)}
+            parts = {'student, backward': ('student forward', 'backward'), 'teacher': ('teacher forward',)}
+            parts['discriminator'] = ('discriminators',)
             lines = [('step', x, [row['median_ms'] for row in rows])]
-            lines += [
-                (name, x, [sum(row['breakdown_ms'].get(each, 0) for each in own) for row in rows])
-                for name, own in parts.items()
-            ]
+            for name, own in parts.items():
+                lines.append((name, x, [sum(row['breakdown_ms'].get(each, 0) for each in own) for row in rows]))
             if axis == 'width':  # the teacher has none: the student's line comes first
                 lines = [lines[1], lines[0], *lines[2:]]
             panel(axis, axis, 'ms', lines, power)
     if entries := content.get('images'):
         x = [entry['images'] for entry in entries]
         lines = [
-            (name, x, [entry[which]['command_s'] - content['iters'] * entry[which]['iteration_s'] for entry in entries])
+            (name, x, [start_seconds(entry[which], content['iters']) for entry in entries])
             for name, which in (('first start', 'first'), ('next start', 'again'))
         ]
-        panel('images', 'pairs', 's', [*lines, ('iteration', x, [entry['again']['iteration_s'] for entry in entries])], None)
+        lines.append(('iteration', x, [entry['again']['iteration_s'] for entry in entries]))
+        panel('images', 'pairs', 's', lines, None)
     if content.get('count'):
         full = full_sizes(next(entry for entry in content['count'] if entry['width'] == '1/4'))
-        lines = [
-            (f'{ASSUMED[key]:.1%} of the peak', list(GPUS), [n * FULL_BATCH / modelled(full, n, ASSUMED[key]) for n in GPUS])
-            for key in ('utilisation', 'utilisation_high')
-        ]
+        lines = []
+        for share in (ASSUMED['utilisation'], ASSUMED['utilisation_high']):
+            speeds = [n * FULL_BATCH / modelled(full, n, share) for n in GPUS]
+            lines.append((f'{share:.1%} of the peak', list(GPUS), speeds))
         panel('GPUs, modelled', 'GPUs', 'crops/s', lines, 1, model=True)
     across = 3
     width, height = across * (wide + 14), math.ceil(len(panels) / across) * (high + 14)
@@ -570,10 +588,10 @@ def plot(content: Mapping) -> str:
         f'<g transform="translate({index % across * (wide + 14) + 7} {index // across * (high + 14) + 7})">{each}</g>\n'
         for index, each in enumerate(panels)
     )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">\n<title>How the cost of a distillation '
-        f'grows</title>\n<style>{STYLE}</style>\n<rect class="card" width="{width}" height="{height}"/>\n{body}</svg>\n'
-    )
+    head = '<title>How the cost of a distillation grows</title>'
+    card = f'<rect class="card" width="{width}" height="{height}"/>'
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">'
+    return f'{start}\n{head}\n<style>{STYLE}</style>\n{card}\n{body}</svg>\n'
 
 
 def markdown(content: Mapping) -> str:
