@@ -26,7 +26,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, UserError, compat
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+from sdakd import compat  # noqa: E402
+from sdakd.compat import UserError  # noqa: E402
 
 BASE = {'width': '1/4', 'blocks': 6, 'crop': 128, 'batch': 2}
 AXES = {
@@ -281,11 +285,11 @@ def train(folder: Path, opt: Mapping, processes: int = 1, threads: int = 1) -> d
     name, iters = opt['name'], opt['train']['stages'][STAGE]['iters']
     file = folder / f'{name}.yml'
     file.write_text(yaml.safe_dump(json.loads(json.dumps(opt)), sort_keys=False), encoding='utf-8')
-    command = [os.path.join(ROOT, 'sdakd', 'cli.py'), 'train', '-opt', str(file)]
+    command = [str(ROOT / 'sdakd/cli.py'), 'train', '-opt', str(file)]
     if processes > 1:
         launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
         command = [*launcher, *command, '--launcher', 'pytorch']
-    environment = {'OMP_NUM_THREADS': str(threads), 'PYTHONPATH': ROOT, 'XDG_CACHE_HOME': str(folder / 'cache')}
+    environment = {'OMP_NUM_THREADS': str(threads), 'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(folder / 'cache')}
     begun, counters, lines = time.perf_counter(), {}, []
     streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
     process = subprocess.Popen([sys.executable, *command], cwd=folder, env={**os.environ, **environment}, **streams)
@@ -613,7 +617,6 @@ def main() -> int:
     args = parser.parse_args()
     sys.excepthook = compat.exit_with_sentence
     compat.import_basicsr()
-    sys.path.append(ROOT)
     from sdakd.files.results import output_folder
 
     folder = output_folder(args.output)
