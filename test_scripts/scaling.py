@@ -48,7 +48,7 @@ ASSUMED = {
     # 1,979 TFLOP/s with sparsity, half of it without: NVIDIA H100 Tensor Core GPU datasheet, SXM; H200's is the same
     'peak_flops': 989e12,
     # of the peak: what twelve trainings that share one H200 reach (docs/performance.md); worked out in docs/scaling.md
-    'utilisation': 0.035,
+    'utilisation': 0.04,
     'utilisation_high': 0.30,  # an assumption: wide convolutions, large batches
     'operators': 4985,  # of a step: docs/performance.md
     'seconds_per_operator': 5e-6,  # an assumption: a kernel's launch
@@ -584,7 +584,7 @@ def plot(content: Mapping) -> str:
         lines = []
         for share in (ASSUMED['utilisation'], ASSUMED['utilisation_high']):
             speeds = [n * FULL_BATCH / modelled(full, n, share) for n in GPUS]
-            lines.append((f'{share:.1%} of the peak', list(GPUS), speeds))
+            lines.append((f'{share:.0%} of the peak', list(GPUS), speeds))
         panel('GPUs, modelled', 'GPUs', 'crops/s', lines, 1, model=True)
     across = 3
     width, height = across * (wide + 14), math.ceil(len(panels) / across) * (high + 14)
