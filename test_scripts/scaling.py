@@ -37,10 +37,10 @@ AXES = {
     'width': ('1/8', '1/4', '1/2', '1'),
     'blocks': (3, 6, 12, 23),
     'crop': (64, 96, 128, 192),
-    'batch': (1, 2, 4, 8),
+    'batch': (1, 2, 4),
 }
 IMAGES = 100, 1000, 10_000
-PROCESSES = (1, 1, 2), (1, 2, 2), (1, 2, 4), (2, 1, 1), (2, 1, 2)  # processes, threads of each, batch of each
+PROCESSES = (1, 2, 2), (2, 1, 1), (1, 2, 4), (2, 1, 2)  # processes, threads of each, batch of each
 GPUS = 1, 2, 4, 8, 16, 32, 64
 STAGE = 'adversarial'
 FULL, FULL_CROP, FULL_BATCH = ('1/8', '1/4', '1/2'), 256, 12  # the shipped option files
@@ -158,7 +158,6 @@ def measure_axis(axis: str, args: argparse.Namespace, known: dict) -> list[dict]
             ).section  # fmt: skip
             known[key] = {**point, 'load_ms': section['load_ms'], 'rows': section['rows']}
             known['machine'] = {name: section[name] for name in ('cpu', 'threads', 'torch', 'date', 'rounds')}
-            known[key]['count'] = count(args, point)
         found.append(known[key])
     return found
 
@@ -255,15 +254,22 @@ def count(args: argparse.Namespace, point: Mapping, precision: str = 'fp32', per
                 'parameters': sizes_of(model), 'kept_bytes': kept.peak}  # fmt: skip
 
 
+def count_points(args: argparse.Namespace) -> list[dict]:
+    """All points of the axes, at batch 1: what is counted is proportional to the batch."""
+    points = [{**BASE, axis: value, 'batch': 1} for axis, values in AXES.items() if axis != 'batch' for value in values]
+    return [count(args, point) for point in {tuple(point.values()): point for point in points}.values()]
+
+
 def count_full(args: argparse.Namespace) -> list[dict]:
     """The shipped option files, by crops of 128 pixels; bytes per crop are what a second one adds."""
     found = []
     for width in FULL:
         one = {'width': width, 'blocks': 23, 'crop': 128, 'batch': 1}
-        entry = {'width': width, 'at': count(args, one, perceptual=True), 'kept_per_crop': {}}
-        for precision in ('fp32', 'bf16'):
-            first, second = (count(args, {**one, 'batch': n}, precision, True)['kept_bytes'] for n in (1, 2))
-            entry['kept_per_crop'][precision] = second - first
+        entry = {'width': width, 'kept_per_crop': {}}
+        for precision in ('bf16', 'fp32'):
+            first, second = (count(args, {**one, 'batch': number}, precision, True) for number in (1, 2))
+            entry |= {'at': first}
+            entry['kept_per_crop'][precision] = second['kept_bytes'] - first['kept_bytes']
         found.append(entry)
     return found
 
@@ -384,9 +390,13 @@ def row_of(point: Mapping, step: str, precision: str) -> Mapping:
     return next(row for row in point['rows'] if row['step'] == step and row['precision'] == precision)
 
 
-def network_macs(point: Mapping) -> float:
-    """Multiply-accumulates of a step without the degradation of its images."""
-    return sum(number for part, number in point['count']['macs'].items() if part != 'degradation')
+def network_macs(content: Mapping, point: Mapping) -> float | None:
+    """Multiply-accumulates of a step without the degradation of its images; None where they were not counted."""
+    for counted in content.get('counts', ()):
+        if all(counted[name] == point[name] for name in ('width', 'blocks', 'crop')):
+            macs = sum(number for part, number in counted['macs'].items() if part != 'degradation')
+            return point['batch'] * macs
+    return None
 
 
 def axis_values(axis: str, points: Sequence[Mapping]) -> list[float]:
@@ -408,13 +418,13 @@ def tables(content: Mapping) -> Iterator[tuple[str, list[str], list[list[str]]]]
             for point in points:
                 row, plain = row_of(point, STAGE, precision), row_of(point, 'SDAKD without teacher', precision)
                 parts = row['breakdown_ms']
-                macs = network_macs(point) / 1e9
+                macs = (network_macs(content, point) or math.nan) / 1e9
                 cells = [macs, row['median_ms'], row['p10_ms'], row['p90_ms'], plain['median_ms']]
                 cells += [1e3 * macs / row['median_ms'], row['images_per_s'], row['peak_memory_mib']]
                 names = 'student forward', 'backward', 'teacher forward', 'discriminators', 'degradation'
                 cells += [parts.get(name, 0.0) for name in names]
                 rows.append([str(point[axis]), *(f'{cell:,.2f}' if cell < 10 else f'{cell:,.0f}' for cell in cells)])
-            fits = exponents(axis, points, precision)
+            fits = exponents(content, axis, precision)
             cells = ['exponent', fits['GMACs'], fits['step'], '', '', fits['plain'], '', '', fits['MiB']]
             rows.append([*cells, *fits['parts']])
             yield f'{axis}, {precision}', header, rows
@@ -447,8 +457,9 @@ def start_seconds(times: Mapping, iters: int) -> float:
     return times['command_s'] - iters * times['iteration_s']
 
 
-def exponents(axis: str, points: Sequence[Mapping], precision: str) -> dict:
+def exponents(content: Mapping, axis: str, precision: str) -> dict:
     """Exponents of the growth along an axis."""
+    points = content[axis]
     x = axis_values(axis, points)
     rows = [row_of(point, STAGE, precision) for point in points]
     plain = [row_of(point, 'SDAKD without teacher', precision)['median_ms'] for point in points]
@@ -458,7 +469,7 @@ def exponents(axis: str, points: Sequence[Mapping], precision: str) -> dict:
 
     names = 'student forward', 'backward', 'teacher forward', 'discriminators', 'degradation'
     return {
-        'GMACs': fit([network_macs(point) for point in points]),
+        'GMACs': fit([network_macs(content, point) for point in points]),
         'step': fit([row['median_ms'] for row in rows]),
         'plain': fit(plain),
         'MiB': fit([row['peak_memory_mib'] for row in rows]),
@@ -634,7 +645,7 @@ def main() -> int:
             learn = sizes['student'] + sizes['discriminators'] + sizes['adapters']
             content |= {'processes': measure_processes(args), 'gradient_bytes': 4 * learn}
         else:
-            content['count'] = count_full(args)
+            content |= {'counts': count_points(args), 'count': count_full(args)}
         file.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
         print(f'{axis}: {time.perf_counter() - begun:.0f} s', flush=True)
     text = markdown(content)
