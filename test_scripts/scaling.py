@@ -412,20 +412,20 @@ def tables(content: Mapping) -> Iterator[tuple[str, list[str], list[list[str]]]]
         if not points:
             continue
         for precision in dict.fromkeys(row['precision'] for row in points[0]['rows'] if row['step'] == STAGE):
-            header = [axis, 'GMACs', 'ms', 'p10', 'p90', 'without teacher, ms', 'GMAC/s', 'crops/s', 'MiB']
-            header += ['student ms', 'backward ms', 'teacher ms', 'discriminators ms', 'degradation ms']
+            header = [axis, 'GMACs', 'ms', 'without teacher, ms', 'GMAC/s', 'crops/s', 'MiB']
+            header += ['student', 'backward', 'teacher', 'discriminator', 'degradation']
             rows = []
             for point in points:
                 row, plain = row_of(point, STAGE, precision), row_of(point, 'SDAKD without teacher', precision)
                 parts = row['breakdown_ms']
                 macs = (network_macs(content, point) or math.nan) / 1e9
-                cells = [macs, row['median_ms'], row['p10_ms'], row['p90_ms'], plain['median_ms']]
+                cells = [macs, row['median_ms'], plain['median_ms']]
                 cells += [1e3 * macs / row['median_ms'], row['images_per_s'], row['peak_memory_mib']]
                 names = 'student forward', 'backward', 'teacher forward', 'discriminators', 'degradation'
                 cells += [parts.get(name, 0.0) for name in names]
                 rows.append([str(point[axis]), *(f'{cell:,.2f}' if cell < 10 else f'{cell:,.0f}' for cell in cells)])
             fits = exponents(content, axis, precision)
-            cells = ['exponent', fits['GMACs'], fits['step'], '', '', fits['plain'], '', '', fits['MiB']]
+            cells = ['exponent', fits['GMACs'], fits['step'], fits['plain'], '', '', fits['MiB']]
             rows.append([*cells, *fits['parts']])
             yield f'{axis}, {precision}', header, rows
     if content.get('images'):
@@ -520,7 +520,9 @@ def gpu_table(entries: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
         cells = [str(number), f'{all_reduce_bytes(full["gradients"], number) / 1e6:.1f}', f'{reduced:.2f}']
         cells += [' to '.join(f'{1e3 * each:.0f}' for each in seconds), ' to '.join(f'{each:,.0f}' for each in speeds)]
         for crops, unit in ((1e7, 3600), (1e9, 86400)):
-            cells.append(' to '.join(f'{crops / each / unit:.2g}' for each in speeds))
+            cells.append(
+                ' to '.join(f'{crops / each / unit:{".0f" if crops / each / unit >= 10 else ".2g"}}' for each in speeds)
+            )
         rows.append(cells)
     return header, rows
 
