@@ -72,9 +72,7 @@ FORMATS = {
         any_size=False,
     ),
     'onnx': Format(to_onnx, exporters.run_onnx, ('.onnx',), ('onnx', 'onnxruntime'), note=f'opset {exporters.OPSET}, '),
-    'openvino': Format(
-        to_openvino, exporters.run_openvino, ('.xml', '.bin'), ('onnx', 'openvino'), mark='_openvino'
-    ),
+    'openvino': Format(to_openvino, exporters.run_openvino, ('.xml', '.bin'), ('onnx', 'openvino'), mark='_openvino'),
     'torchscript': Format(exporters.to_torchscript, exporters.run_torchscript, ('.pt',)),
     'ncnn': Format(exporters.to_ncnn, exporters.run_ncnn, ('.param', '.bin'), ('pnnx', 'ncnn'), any_size=False),
 }
