@@ -16,7 +16,7 @@ from sdakd.files.images import UnusableError
 from sdakd.files.pictures import Bands, bands_of, beside, resized
 from sdakd.progress import Progress, is_open
 from sdakd_arch.inference.fast import Plain, accelerate
-from sdakd_arch.inference.heap import keep_freed
+from sdakd_arch.inference.heap import freed_memory_kept
 from sdakd_arch.inference.tiling import run_tiled, tiled_rows
 from sdakd_arch.threads import choose_threads
 
@@ -86,7 +86,6 @@ class Upscaler:
         model = opened.module.eval().to(self.device)
         self.model = model.half() if half else model
         if self.device.type == 'cpu' and not half and opened.path.suffix != '.onnx':
-            keep_freed()
             fast = accelerate(self.model)
             self.model = self.model if isinstance(fast, Plain) else fast
         network, family = opened.network or {}, opened.family
@@ -143,7 +142,7 @@ class Upscaler:
         progress = Progress('tiles', tiles, 'tiles', shown=tiles > 1 and is_open())
 
         def network(part: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), freed_memory_kept():
                 output = self.model(part).float()
             progress.step()
             if not all(map(math.isfinite, torch.stack(torch.aminmax(output)).tolist())):
