@@ -51,7 +51,7 @@ EXTRAS = {  # extra -> its packages by import name, what they are for
     'faces': (('facexlib', 'gfpgan'), '`sdakd prepare faces`, identity, `sdakd upscale --face_enhance`'),
     'export': (('onnx', 'onnxruntime'), 'ONNX in `sdakd export`, `bench`, `evaluate` and `upscale`'),
     'ncnn': (('pnnx', 'ncnn'), '`sdakd export --to ncnn`'),
-    'openvino': (('openvino',), 'OpenVINO in `sdakd bench`'),
+    'openvino': (('openvino',), 'OpenVINO in `sdakd export` and `bench`'),
     'spandrel': (('spandrel',), 'teachers of further architectures; checks of `sdakd export --to padded`'),
     'plot': (('matplotlib',), 'figures of `sdakd compare`'),
 }

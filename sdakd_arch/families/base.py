@@ -130,8 +130,8 @@ class Family:
         """A network in operators that exporters of graphs know, with shared weights."""
         return network
 
-    def regrouped(self, network: nn.Module) -> nn.Module:
-        """A network in operators that ONNX Runtime and OpenVINO compute faster, with copied weights."""
+    def regrouped(self, network: nn.Module, runtime: str) -> nn.Module:
+        """A network in operators that ``onnxruntime`` or ``openvino`` computes faster, with copied weights."""
         return network
 
     def common(self, network: Mapping, state: State) -> tuple[dict, State]:

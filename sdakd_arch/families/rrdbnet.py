@@ -190,8 +190,8 @@ class RRDBNetFamily(Family):
         behind.scale = 4  # its forward leaves the unshuffling to the operator before it
         return nn.Sequential(nn.PixelUnshuffle(UNSHUFFLE[network.scale]), behind)
 
-    def regrouped(self, network: nn.Module) -> nn.Module:
-        return network if _is_plus(network) else regroup(network)
+    def regrouped(self, network: nn.Module, runtime: str) -> nn.Module:
+        return network if _is_plus(network) else regroup(network, runtime)
 
     def common(self, network: Mapping, state: State) -> tuple[dict, State]:
         """ESRGAN+ with ESRGAN's first names: programs built on spandrel know its further convolutions by them alone."""

@@ -14,6 +14,7 @@ import ncnn
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import spandrel
 import torch
@@ -32,7 +33,7 @@ from sdakd_arch.inference.tiling import run_tiled
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SIZES = (20, 36), (44, 28)
-FORMATS = ['safetensors', 'onnx', 'torchscript', 'ncnn']
+FORMATS = ['safetensors', 'onnx', 'openvino', 'torchscript', 'ncnn']
 NETWORKS = {
     'rrdb_quarter': lambda: RRDBNet(3, 3, num_feat=16, num_block=2, num_grow_ch=8),
     'rrdb_eighth': lambda: RRDBNet(3, 3, num_feat=8, num_block=1, num_grow_ch=4),
@@ -99,6 +100,11 @@ def in_ncnn(path, image, half=False):
     return torch.from_numpy(np.array(output))[None]
 
 
+def in_openvino(path, image, precision='f32'):
+    model = openvino.Core().compile_model(str(path), 'CPU', {'INFERENCE_PRECISION_HINT': precision})
+    return torch.from_numpy(model(image.numpy())[0].copy())
+
+
 def in_spandrel(path, image):
     with torch.no_grad():
         return spandrel.ModelLoader('cpu').load_from_file(str(path)).model.eval()(image)
@@ -133,6 +139,29 @@ def test_onnx_takes_any_batch_and_size(exported, name):
         # an image for RRDBNet of scale 2 and 1 is padded; SRVGG needs no padding at any scale
         wanted = run_tiled(network, image, scale) if name.startswith('rrdb') else network(image)
         assert (in_onnx(folder / 'net.onnx', image) - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_openvino_takes_any_batch_and_size(exported, name):
+    network, folder = exported(name)
+    scale = open_network(folder / 'net.pth').scale
+    for image in [*images(), *images([(19, 35), (4, 5)], batch=3)]:
+        wanted = run_tiled(network, image, scale) if name.startswith('rrdb') else network(image)
+        bound = 1e-5 * wanted.abs().max().clamp(min=1)
+        assert (in_openvino(folder / 'net_openvino.xml', image) - wanted).abs().max() < bound
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_openvino_computes_activations_with_convolutions(exported, name):
+    """Also those with a slope for each channel, of which torch's exporter writes equal ones once for all layers."""
+    folder = exported(name)[1]
+    model = openvino.Core().read_model(folder / 'net_openvino.xml')
+    model.reshape([1, 3, 20, 36])
+    compiled = openvino.Core().compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    left = [layer.get_friendly_name() for layer in compiled.get_runtime_model().get_ops()]
+    assert any('Conv' in layer for layer in left)
+    if name not in ('rrdb_eighth', 'rrdb_x1'):  # which split the channels before they activate some of them
+        assert not [layer for layer in left if 'relu' in layer.rpartition('/')[2].lower()]
 
 
 @pytest.mark.parametrize('name', NETWORKS)
@@ -224,7 +253,8 @@ def esrgan(scale, shuffle=None, plus=False):
 def test_networks_of_esrgan_at_any_scale(tmp_path, scale, shuffle, plus):
     network = esrgan(scale, shuffle, plus)
     torch.save(network.state_dict(), tmp_path / 'net.pth')
-    assert run('-m', tmp_path / 'net.pth', '--to', 'safetensors', 'onnx', 'torchscript', 'ncnn', '-o', tmp_path) == 0
+    formats = 'safetensors', 'onnx', 'openvino', 'torchscript', 'ncnn'
+    assert run('-m', tmp_path / 'net.pth', '--to', *formats, '-o', tmp_path) == 0
     assert open_network(tmp_path / 'net.onnx').multiple == (shuffle or 1)
     if not plus:
         assert open_network(tmp_path / 'net.param').network == open_network(tmp_path / 'net.pth').network
@@ -234,6 +264,7 @@ def test_networks_of_esrgan_at_any_scale(tmp_path, scale, shuffle, plus):
         assert wanted.shape[-1] == scale * image.shape[-1] and wanted.std() > 0.05
         assert (in_spandrel(tmp_path / 'net.safetensors', image) - wanted).abs().max() < bound
         assert (in_onnx(tmp_path / 'net.onnx', image) - wanted).abs().max() < bound
+        assert (in_openvino(tmp_path / 'net_openvino.xml', image) - wanted).abs().max() < bound
         assert (torch.jit.load(str(tmp_path / 'net.pt'))(image) - wanted).abs().max() < bound
         assert (in_ncnn(tmp_path / 'net.param', image) - wanted).abs().max() < bound
         if not plus:
@@ -273,13 +304,15 @@ def test_half(exported, name):
     pairs.append(('net.pt', torch.jit.load(str(folder / 'net_fp16.pt')).state_dict().values()))
     for file, tensors in pairs:
         assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float16}, file
-    sizes = {path: os.path.getsize(folder / path.replace('net', 'net_fp16')) for path in ('net.safetensors', 'net.bin')}
-    assert all(size < 0.65 * os.path.getsize(whole / path) for path, size in sizes.items())
+    for path in ('net.safetensors', 'net.bin', 'net_openvino.bin'):
+        halved = f'{path.partition(".")[0]}_fp16.{path.partition(".")[2]}'
+        assert os.path.getsize(folder / halved) < 0.65 * os.path.getsize(whole / path)
     for image in images():
         wanted = network(image)
         script = torch.jit.load(str(folder / 'net_fp16.pt'))(image)
         assert script.dtype == torch.float32
         outputs = [script, in_onnx(folder / 'net_fp16.onnx', image), in_ncnn(folder / 'net_fp16.param', image)]
+        outputs.append(in_openvino(folder / 'net_openvino_fp16.xml', image))
         outputs += [open_network(folder / 'net_fp16.safetensors').module(image)]
         if name.startswith('rrdb'):
             outputs.append(in_spandrel(folder / 'net_padded_fp16.safetensors', image))
@@ -297,6 +330,8 @@ def test_lines_say_size_and_difference(tmp_path, capsys):
     assert found == ['net.bin', 'net.json', 'net.onnx', 'net.param']
     assert run('-m', tmp_path / 'net.pth', '--to', 'ncnn', '-o', tmp_path / 'c' / 'mine.bin') == 0
     assert sorted(path.name for path in (tmp_path / 'c').iterdir()) == ['mine.bin', 'mine.json', 'mine.param']
+    assert run('-m', tmp_path / 'net.pth', '--to', 'openvino', '-o', tmp_path / 'd' / 'mine.bin') == 0
+    assert sorted(path.name for path in (tmp_path / 'd').iterdir()) == ['mine.bin', 'mine.xml']
 
 
 # ----------------------------------------------------- all that apply -------------------------------------------------
@@ -310,14 +345,17 @@ def test_all_formats_that_apply(tmp_path, monkeypatch, capsys):
     assert run('-m', 'net.pth', '-o', 'out') == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(':')[0] for line in lines[:-1]] == [
-        'out/net.safetensors', 'out/net.onnx', 'out/net.pt', 'not padded', 'not ncnn']  # fmt: skip
-    assert 'SRVGGNetCompact' in lines[3] and lines[4].endswith('pnnx is not installed: pip install pnnx ncnn.')
-    assert sorted(os.listdir('out')) == ['net.onnx', 'net.pt', 'net.safetensors']
+        'out/net.safetensors', 'out/net.onnx', 'out/net_openvino.xml', 'out/net.pt', 'not padded', 'not ncnn'
+    ]  # fmt: skip
+    assert 'SRVGGNetCompact' in lines[4] and lines[5].endswith('pnnx is not installed: pip install pnnx ncnn.')
+    found = ['net.onnx', 'net.pt', 'net.safetensors', 'net_openvino.bin', 'net_openvino.xml']
+    assert sorted(os.listdir('out')) == found
     image = images()[0]
     wanted = make('srvgg_eighth')(image)
     assert (in_onnx(tmp_path / 'out/net.onnx', image) - wanted).abs().max() < 1e-4
     done = export.export('net.pth', 'all', 'again')
-    assert list(done.files) == ['safetensors', 'onnx', 'torchscript'] and set(done.left_out) == {'padded', 'ncnn'}
+    assert list(done.files) == ['safetensors', 'onnx', 'openvino', 'torchscript']
+    assert set(done.left_out) == {'padded', 'ncnn'}
 
     # beside a model the file of its own format is left out
     shutil.copy('out/net.safetensors', 'copy.safetensors')
@@ -340,8 +378,8 @@ def test_all_formats_leave_out_a_file_that_is_wrong(net, tmp_path, monkeypatch, 
     assert run('-m', net, '-o', tmp_path / 'out') == 0
     assert 'does not give what PyTorch gives' in capsys.readouterr().out
     found = {'net.safetensors', 'net_padded.safetensors', 'net.pt', 'net.param', 'net.bin', 'net.json'}
-    assert set(os.listdir(tmp_path / 'out')) == found
-    with pytest.raises(UserError, match='-o: .*x.onnx is one file, but --to names 5'):
+    assert set(os.listdir(tmp_path / 'out')) == found | {'net_openvino.xml', 'net_openvino.bin'}
+    with pytest.raises(UserError, match='-o: .*x.onnx is one file, but --to names 6'):
         run('-m', net, '-o', tmp_path / 'x.onnx')
     monkeypatch.setattr(export, 'FORMATS', {'onnx': export.FORMATS['onnx']})
     with pytest.raises(UserError, match='--to all: .*net.pth cannot be written in any format .onnx: the file'):
@@ -374,6 +412,8 @@ def test_metadata_travels(tmp_path):
     session = onnxruntime.InferenceSession(str(tmp_path / 'net_g_9.onnx'), providers=['CPUExecutionProvider'])
     with safe_open(tmp_path / 'net_g_9.safetensors', 'pt') as file:
         headers = [file.metadata(), session.get_modelmeta().custom_metadata_map, extra]
+    model = openvino.Core().read_model(tmp_path / 'net_g_9_openvino.xml')
+    headers.append({key: model.get_rt_info(['framework', key]).astype(str) for key in extra})
     found = [{key: json.loads(text) for key, text in header.items()} for header in headers]
     found.append(json.loads((tmp_path / 'net_g_9.json').read_text()))
     for facts in found:
@@ -485,7 +525,8 @@ def test_bad_input(net, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name, package', [('onnx', 'onnx'), ('onnx', 'onnxruntime'), ('ncnn', 'pnnx'), ('ncnn', 'ncnn')]
+    'name, package',
+    [('onnx', 'onnx'), ('onnx', 'onnxruntime'), ('openvino', 'openvino'), ('ncnn', 'pnnx'), ('ncnn', 'ncnn')],
 )
 def test_missing_package(net, tmp_path, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)

@@ -270,7 +270,8 @@ def test_faster_forms_give_the_same(scale, unshuffle, plus, growth):
     family = family_of(options)
     fast = accelerate(network)
     assert isinstance(fast, Plain) == plus
-    for other in (fast, family.regrouped(network), family.portable(network)):
+    regrouped = [family.regrouped(network, runtime) for runtime in ('onnxruntime', 'openvino')]
+    for other in (fast, *regrouped, family.portable(network)):
         assert_same(other(image()), wanted)
 
 

@@ -66,7 +66,8 @@ class Case:
     error: str | None = None
 
     def fail(self, error: BaseException) -> None:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = error.sentence if isinstance(error, UserError) and error.where.startswith('--to') else str(error)
+        lines = reason.strip().splitlines() or [type(error).__name__]
         self.error, self.runner, self.times, self.memory = lines[0][:300], None, [], None
 
     def entry(self, base: float | None) -> dict:
@@ -163,15 +164,16 @@ def _cases(
 
 
 def _graph(case: Case, opened: Opened, folder: Path) -> Path:
-    """The ONNX file of a case, exported on first need; a model that is one already is used as it is."""
-    from sdakd.commands.export import to_onnx
+    """The graph of a case, exported on first need; a model that is one already is used as it is."""
+    from sdakd.commands.export import to_onnx, to_openvino
 
     if opened.path.suffix == '.onnx':
         return opened.path
-    half = case.precision == 'fp16'
-    path = folder / f'{case.model.replace("/", "_")}{"_fp16" if half else ""}.onnx'
+    half, write = case.precision == 'fp16', to_openvino if case.backend == 'openvino' else to_onnx
+    ending = '.xml' if case.backend == 'openvino' else '.onnx'
+    path = folder / f'{case.model.replace("/", "_")}{"_fp16" if half else ""}{ending}'
     if not path.exists():
-        to_onnx(opened, path, half)
+        write(opened, path, half)
     return path
 
 

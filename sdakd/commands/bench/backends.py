@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 Runner = Callable[[], torch.Tensor]
 RANDOM = 'random:'
-SLICES = ('Slice', 'StridedSlice')  # as OpenVINO calls them
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
@@ -104,67 +102,24 @@ def _onnxruntime(graph: Path, image: torch.Tensor, dtype: torch.dtype, threads: 
     return lambda: network(image)
 
 
-def keep_sums_precise(path: Path) -> None:
-    """Marks layers of an OpenVINO model (``.xml``) that stay in float32 at any inference precision.
-
-    These are the sums of a residual network's trunk, which would be rounded again at every one of them, and all that
-    follows an interpolation, which is few layers. The trunk's sums are additions of two computed tensors of which none
-    is a slice of another. The attribute is the one that OpenVINO's own converters use (``precise``, read by its
-    processor plug-in).
-    """
-    tree = ET.parse(path)
-    layers = {layer.get('id'): layer for layer in tree.getroot().find('layers')}
-    inputs: dict[str, list[str]] = {}
-    followers: dict[str, list[str]] = {}
-    for edge in sorted(tree.getroot().find('edges'), key=lambda edge: int(edge.get('to-port'))):
-        inputs.setdefault(edge.get('to-layer'), []).append(edge.get('from-layer'))
-        followers.setdefault(edge.get('from-layer'), []).append(edge.get('to-layer'))
-
-    def computed(key: str) -> bool:
-        """Whether a layer's output is a feature map: no bias, whose shape is computed, and no slice."""
-        kind = layers[key].get('type')
-        return computed(inputs[key][0]) if kind == 'Reshape' else kind not in ('Const', *SLICES)
-
-    marked = {
-        key
-        for key, layer in layers.items()
-        if layer.get('type') == 'Add' and all(computed(source) for source in inputs[key])
-    }
-    reached = [key for key, layer in layers.items() if layer.get('type') == 'Interpolate']
-    behind: set[str] = set()
-    while reached:
-        key = reached.pop()
-        if key not in behind:
-            behind.add(key)
-            reached.extend(followers.get(key, []))
-    for key in marked | behind:
-        layer = layers[key]
-        if layer.get('type') != 'Result':
-            info = layer.find('rt_info')
-            if info is None:
-                info = ET.Element('rt_info')
-                layer.insert(0 if layer.find('data') is None else 1, info)
-            ET.SubElement(info, 'attribute', {'name': 'precise', 'version': '0', 'value': ''})
-    tree.write(path)
-
-
 def _openvino(graph: Path, image: torch.Tensor, dtype: torch.dtype, threads: int) -> Runner:
     try:
         import openvino
     except ImportError:
         raise UserError('the package openvino is not installed: pip install openvino.') from None
+    from sdakd_arch.inference.openvino_graph import keep_sums_precise, settings
+
     core = openvino.Core()
     if dtype == torch.bfloat16 and 'BF16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
         raise UserError('OpenVINO has no bfloat16 on this processor.')
     model = core.read_model(graph)
     model.reshape(list(image.shape))
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and graph.suffix == '.onnx':  # of someone else; a .xml is marked
         path = graph.with_name(f'{graph.stem}_{image.shape[-1]}.xml')
         openvino.serialize(model, str(path))
         keep_sums_precise(path)
         model = core.read_model(path)
-    hints = {'INFERENCE_PRECISION_HINT': 'bf16' if dtype == torch.bfloat16 else 'f32', 'PERFORMANCE_HINT': 'LATENCY'}
-    request = core.compile_model(model, 'CPU', {**hints, 'INFERENCE_NUM_THREADS': threads}).create_infer_request()
+    request = core.compile_model(model, 'CPU', settings(dtype == torch.bfloat16, threads)).create_infer_request()
     array = image.numpy()
     return lambda: torch.from_numpy(request.infer({0: array})[0])
 
@@ -189,7 +144,7 @@ def start(
 
     Args:
         opened: For backends of PyTorch.
-        graph: The ONNX file for the others.
+        graph: The ONNX file, or OpenVINO's ``.xml``, for the others.
 
     Raises:
         UserError: The backend is not available here.

@@ -19,7 +19,7 @@ import torch
 
 from sdakd import __version__, compat, stops
 from sdakd.commands.export import formats as exporters
-from sdakd.commands.export.formats import to_onnx
+from sdakd.commands.export.formats import to_onnx, to_openvino
 from sdakd.commands.interface import Flags, Outcome, one_of
 from sdakd.compat import UserError
 from sdakd.progress import Progress
@@ -27,7 +27,7 @@ from sdakd.progress import Progress
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
 
-__all__ = ['FORMATS', 'to_onnx']
+__all__ = ['FORMATS', 'to_onnx', 'to_openvino']
 
 ALL = 'all'
 ROOT = Path(__file__).resolve().parents[3]
@@ -72,6 +72,7 @@ FORMATS = {
         any_size=False,
     ),
     'onnx': Format(to_onnx, exporters.run_onnx, ('.onnx',), ('onnx', 'onnxruntime'), note=f'opset {exporters.OPSET}, '),
+    'openvino': Format(to_openvino, exporters.run_openvino, ('.xml', '.bin'), ('onnx', 'openvino'), mark='_openvino'),
     'torchscript': Format(exporters.to_torchscript, exporters.run_torchscript, ('.pt',)),
     'ncnn': Format(exporters.to_ncnn, exporters.run_ncnn, ('.param', '.bin'), ('pnnx', 'ncnn'), any_size=False),
 }
@@ -93,7 +94,7 @@ class Exported(Outcome):
     """What was written.
 
     Args:
-        files: File by format; for ncnn the ``.param``, beside which the ``.bin`` lies.
+        files: File by format; for ncnn the ``.param``, for OpenVINO the ``.xml``, beside which the ``.bin`` lies.
         lines: Size, precision and difference to PyTorch by format, in words.
         network: The generator, in words.
         left_out: Why not, by format, where all were asked for.
@@ -201,7 +202,7 @@ def _check(name: str, target: Path, opened: Opened) -> None:
         except ImportError:
             wanted = ' '.join(FORMATS[name].packages)
             raise UserError(f'--to {name}', f'the package {package} is not installed: pip install {wanted}.') from None
-    written = (target, target.with_suffix('.bin')) if name == 'ncnn' else (target,)
+    written = (target, target.with_suffix('.bin')) if '.bin' in FORMATS[name].endings else (target,)
     if os.path.realpath(opened.path) in map(os.path.realpath, written):
         raise UserError(
             f'--to {name}', f'{target} is the model itself, which would be overwritten; give another folder.'
@@ -219,7 +220,7 @@ def _targets(names: list[str], output: Path, model: Path, half: bool) -> dict[st
         endings = FORMATS[names[0]].endings
         if output.suffix not in endings:
             raise UserError('-o', f'{output} should end in {" or ".join(endings)}, as --to {names[0]} writes it.')
-        targets = {names[0]: output.with_suffix('.param') if names[0] == 'ncnn' else output}
+        targets = {names[0]: output.with_suffix(endings[0]) if output.suffix == '.bin' else output}
     else:
         if output.exists() and not output.is_dir():
             raise UserError('-o', f'{output} is a file; give a folder, or a name that ends as the format does.')

@@ -99,11 +99,38 @@ def _trace(opened: Opened, half: bool, pad: bool = True) -> torch.jit.ScriptModu
 # ------------------------------------------------------- ONNX --------------------------------------------------------
 
 
+def _onnx_graph(opened: Opened, half: bool, name: str, runtime: str) -> bytes:
+    """The file of :func:`to_onnx`, for a runtime; errors name the format ``name``."""
+    try:
+        import onnx
+    except ImportError:
+        raise UserError(f'--to {name}', f'the package onnx is not installed: pip install onnx {runtime}.') from None
+    if opened.network is None:
+        raise UserError(f'--to {name}', f'{opened.path} holds {opened.describe()}, whose graph is not known here.')
+
+    axes = {'input': {0: 'batch', 2: 'height', 3: 'width'}}
+    axes['output'] = {0: 'batch', 2: 'output_height', 3: 'output_width'}
+    names = {'input_names': ['input'], 'output_names': ['output'], 'dynamic_axes': axes}
+    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
+        names['dynamo'] = False
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')  # that there is another exporter
+        try:
+            opened = dataclasses.replace(opened, module=opened.family.regrouped(opened.module, runtime))
+            data = io.BytesIO()
+            torch.onnx.export(Portable(opened, half), (torch.zeros(1, 3, *TRACED),), data, opset_version=OPSET, **names)
+        except Exception as error:  # exporter and operators each raise their own
+            raise _refusal(name, opened, error) from None
+    model = onnx.load_from_string(data.getvalue())
+    onnx.helper.set_model_props(model, texts(opened))
+    return model.SerializeToString()
+
+
 def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
     """Writes an ONNX graph of opset 17 with the input ``input`` and the output ``output``, both float32.
 
     Batch, height and width are dynamic; any height and width will do, from the number of pixels on that a generator
-    wants multiples of. Operators are regrouped where runtimes compute them faster so. TorchScript's
+    wants multiples of. Operators are regrouped where ONNX Runtime computes them faster so. TorchScript's
     exporter is used: for RRDBNet-23 it takes 1 s where torch.export's takes 35 s, it is in every torch since 2.1, and
     its graphs are of opset 17, where the other one's begin at 18.
 
@@ -115,29 +142,7 @@ def to_onnx(opened: Opened, path: Path, half: bool = False) -> None:
     Raises:
         UserError: The package onnx is missing, or the architecture cannot be exported.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise UserError('--to onnx', 'the package onnx is not installed: pip install onnx onnxruntime.') from None
-    if opened.network is None:
-        raise UserError('--to onnx', f'{opened.path} holds {opened.describe()}, whose graph is not known here.')
-
-    axes = {'input': {0: 'batch', 2: 'height', 3: 'width'}}
-    axes['output'] = {0: 'batch', 2: 'output_height', 3: 'output_width'}
-    names = {'input_names': ['input'], 'output_names': ['output'], 'dynamic_axes': axes}
-    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
-        names['dynamo'] = False
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('ignore')  # that there is another exporter
-        try:
-            opened = dataclasses.replace(opened, module=opened.family.regrouped(opened.module))
-            data = io.BytesIO()
-            torch.onnx.export(Portable(opened, half), (torch.zeros(1, 3, *TRACED),), data, opset_version=OPSET, **names)
-        except Exception as error:  # exporter and operators each raise their own
-            raise _refusal('onnx', opened, error) from None
-    model = onnx.load_from_string(data.getvalue())
-    onnx.helper.set_model_props(model, texts(opened))
-    write(path, model.SerializeToString())
+    write(path, _onnx_graph(opened, half, 'onnx', 'onnxruntime'))
 
 
 def run_onnx(path: Path) -> Runner:
@@ -148,6 +153,47 @@ def run_onnx(path: Path) -> Runner:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     return lambda image: torch.from_numpy(session.run(['output'], {'input': image.numpy()})[0])
+
+
+# ----------------------------------------------------- OpenVINO -----------------------------------------------------
+
+
+def to_openvino(opened: Opened, path: Path, half: bool = False) -> None:
+    """Writes OpenVINO's ``path`` (``.xml``) and the ``.bin`` beside it; inputs, outputs and sizes as :func:`to_onnx`.
+
+    Operators are regrouped where OpenVINO computes them faster so, and what must stay in float32 is marked, for the
+    hint ``INFERENCE_PRECISION_HINT: bf16``.
+
+    Args:
+        opened: The generator.
+        path: The file to write.
+        half: Store weights in float16; OpenVINO computes with them in float32.
+
+    Raises:
+        UserError: The package openvino is missing, or the architecture cannot be exported.
+    """
+    from sdakd_arch.inference.openvino_graph import save
+
+    try:
+        import openvino  # noqa: F401
+    except ImportError:
+        raise UserError('--to openvino', 'the package openvino is not installed: pip install openvino.') from None
+    graph = _onnx_graph(opened, False, 'openvino', 'openvino')
+    reserve(path, len(graph))  # OpenVINO itself does not see that the disk is full
+    try:
+        save(graph, path, half)
+    except Exception as error:  # the converter raises its own
+        raise _refusal('openvino', opened, error) from None
+
+
+def run_openvino(path: Path) -> Runner:
+    """OpenVINO on the CPU, computing in float32."""
+    import openvino
+
+    from sdakd_arch.inference.openvino_graph import settings
+
+    model = openvino.Core().compile_model(str(path), 'CPU', settings(False, torch.get_num_threads()))
+    return lambda image: torch.from_numpy(model(image.numpy())[0].copy())
 
 
 # ---------------------------------------------------- TorchScript ----------------------------------------------------

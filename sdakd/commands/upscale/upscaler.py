@@ -16,6 +16,7 @@ from sdakd.files.images import UnusableError
 from sdakd.files.pictures import Bands, bands_of, beside, resized
 from sdakd.progress import Progress, is_open
 from sdakd_arch.inference.fast import Plain, accelerate
+from sdakd_arch.inference.heap import freed_memory_kept
 from sdakd_arch.inference.tiling import run_tiled, tiled_rows
 from sdakd_arch.threads import choose_threads
 
@@ -141,7 +142,7 @@ class Upscaler:
         progress = Progress('tiles', tiles, 'tiles', shown=tiles > 1 and is_open())
 
         def network(part: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), freed_memory_kept():
                 output = self.model(part).float()
             progress.step()
             if not all(map(math.isfinite, torch.stack(torch.aminmax(output)).tolist())):
