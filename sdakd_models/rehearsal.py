@@ -18,6 +18,7 @@ from sdakd_arch.width import lookup
 from sdakd_data.randomness import aside
 from sdakd_models.cast import Cast
 from sdakd_models.checks.networks import check_crop
+from sdakd_models.loaders import settle_workers
 from sdakd_models.scenario import Scenario
 from sdakd_models.threads import settle_threads
 
@@ -33,7 +34,8 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
     Args:
         opt: The options, checked and completed.
         cast: Its networks on ``'meta'``, where there are some.
-        begins: Whether the run begins after it: then the number of its threads is settled, see :mod:`.threads`.
+        begins: Whether the run begins after it: then the numbers of its threads and of the processes that load images
+            are settled, see :mod:`.threads` and :mod:`.loaders`.
 
     Raises:
         UserError: A step fails; with stage and term.
@@ -60,6 +62,8 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> None:
         if begins:
             with Progress('the best number of threads'):
                 settle_threads(opt, model)
+            with Progress('the best number of loading processes'):
+                settle_workers(opt, model)
         del model
 
 
