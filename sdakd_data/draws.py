@@ -23,6 +23,7 @@ from sdakd.compat import UserError
 from sdakd_data.randomness import aside
 
 IMAGES, SAMPLES = 0, 1  # what a seed is for
+AHEAD = 2  # batches that a process loads ahead, torch's default
 TRIES = 50  # images that are skipped in a row before the data set is given up
 
 
@@ -154,7 +155,7 @@ def training_loader(dataset: Drawn, draws: Draws, opt: Mapping) -> DataLoader:
     """BasicSR's loader of the training data; making an iterator of it draws nothing from the global generator.
 
     ``prefetch_mode: cpu`` is as none: BasicSR's thread would draw random numbers beside the training, and the run would
-    wait for ever if it died. Worker processes load ahead anyway.
+    wait for ever if it died. Worker processes load ahead anyway, ``num_prefetch_queue`` batches each.
 
     Args:
         dataset, draws: What it loads.
@@ -163,6 +164,10 @@ def training_loader(dataset: Drawn, draws: Draws, opt: Mapping) -> DataLoader:
     options = dict(opt['datasets']['train'])
     if options.get('prefetch_mode') == 'cpu':
         options['prefetch_mode'] = None
+    if options.get('num_worker_per_gpu') == 'auto':
+        options['num_worker_per_gpu'] = 1
     loader = build_dataloader(dataset, options, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=draws, seed=None)
     loader.worker_init_fn, loader.generator = _begin_worker, torch.Generator()
+    if loader.num_workers:
+        loader.prefetch_factor = options.get('num_prefetch_queue') or AHEAD
     return loader

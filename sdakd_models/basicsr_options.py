@@ -74,11 +74,14 @@ class Dataset(Block):
     """
 
     needed: ClassVar[tuple[str, ...]] = ('name', 'type')
-    needed_in_training: ClassVar[tuple[str, ...]] = ('num_worker_per_gpu', 'batch_size_per_gpu')
+    needed_in_training: ClassVar[tuple[str, ...]] = ('batch_size_per_gpu',)
 
     name: Annotated[Name, Meta(description='Its name in the log.')] = None
     type: Annotated[Text, Meta(description='Class of the data set.')] = None
-    num_worker_per_gpu: Annotated[int, Meta(ge=0, description='Processes that load images, in training.')] = None
+    num_worker_per_gpu: Annotated[
+        Literal['auto'] | Annotated[int, Meta(ge=0)],
+        Meta(description='Processes that load images, in training; auto, the default, measures samples and steps.'),
+    ] = 'auto'
     batch_size_per_gpu: Annotated[Side, Meta(description='Batch of each process, in training.')] = None
     dataset_enlarge_ratio: Annotated[Side, Meta(description='Without effect: a run is one long epoch.')] = 1
     on_bad_sample: Annotated[
@@ -87,11 +90,17 @@ class Dataset(Block):
     ] = 'stop'
     prefetch_mode: Annotated[
         Literal['cpu', 'cuda'] | None,
-        Meta(description='cuda: copy the next batch to the GPU ahead, needs `pin_memory: true`; cpu is as none.'),
+        Meta(
+            description='cuda, the default on a GPU: copy the next batch to it ahead, from pinned memory; cpu: do not.'
+        ),
     ] = None
-    num_prefetch_queue: Annotated[Side, Meta(description="BasicSR's, without effect.")] = 1
-    pin_memory: Annotated[bool, Meta(description='Load into memory that GPUs copy from.')] = False
-    persistent_workers: Annotated[bool, Meta(description='Keep the loading processes after an epoch.')] = False
+    num_prefetch_queue: Annotated[Side, Meta(description='Batches that each of the processes loads ahead.')] = 2
+    pin_memory: Annotated[
+        bool | None, Meta(description='Load into memory that GPUs copy from; the default on a GPU.')
+    ] = None
+    persistent_workers: Annotated[
+        bool | None, Meta(description='Start the loading processes once, the default, and not twice.')
+    ] = None
     use_shuffle: Annotated[bool, Meta(description='Of older files of BasicSR; training data are shuffled.')] = None
     phase: Annotated[str, Meta(description='Filled in.')] = None
     scale: Annotated[int, Meta(description='Filled in.')] = None

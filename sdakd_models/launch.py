@@ -37,7 +37,7 @@ from sdakd.option_files import arguments, model_type, read_options, read_yaml
 from sdakd.shipped import without_schema_line
 from sdakd_arch.weights import read_weights
 from sdakd_arch.width import lookup
-from sdakd_models import processes
+from sdakd_models import loaders, processes
 from sdakd_models.checks.keys import settle
 from sdakd_models.checks.paths import resolve_paths
 from sdakd_models.checks.run import check_run
@@ -142,6 +142,8 @@ def check_options(
         if is_train:
             settle(opt, mistakes)
         _distribute(opt, launcher, file, mistakes)
+        if is_train:
+            loaders.complete(opt)
         if mistakes.found and int(os.environ.get('WORLD_SIZE', 1)) > 1 and not opt['dist']:
             return None  # processes that cannot wait for each other would check and fetch the same
         _complete(opt, auto_resume, debug, root_path, is_train, mistakes)

@@ -223,6 +223,8 @@ def create_train_val_dataloader(opt: dict, logger) -> tuple:
             skip = options.get('on_bad_sample') == 'skip'
             batch, processes = options['batch_size_per_gpu'], opt['world_size']
             draws = Draws(len(dataset), batch, seed, loop.iteration + 1, total, opt['rank'], processes)
+            if 'loading' in opt:
+                logger.info(opt['loading'])
             train = training_loader(Drawn(dataset, seed, 'datasets:train', skip), draws, opt)
             logger.info(
                 f'Training statistics:\n\tNumber of train images: {len(dataset):,d}\n\tBatch size per gpu: {batch}'

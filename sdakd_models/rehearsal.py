@@ -19,6 +19,7 @@ from sdakd_arch.width import lookup
 from sdakd_data.randomness import Snapshot, aside, seed_all
 from sdakd_models.cast import Cast
 from sdakd_models.checks.networks import check_crop
+from sdakd_models.loaders import settle_workers
 from sdakd_models.measured import settle_precisions
 from sdakd_models.scenario import Scenario
 from sdakd_models.threads import settle_threads
@@ -52,8 +53,9 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> Rehea
     Args:
         opt: The options, checked and completed.
         cast: Its networks on ``'meta'``, where there are some.
-        begins: Whether the run begins after it: then the number of its threads and what the precision ``auto`` means
-            are settled, see :mod:`.threads` and :mod:`.measured`.
+        begins: Whether the run begins after it: then the numbers of its threads and of the processes that load images,
+            and what the precision ``auto`` means, are settled, see :mod:`.threads`, :mod:`.loaders` and
+            :mod:`.measured`.
 
     Returns:
         What several students of one run must have in common.
@@ -87,6 +89,8 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> Rehea
             with Progress('the best number of threads'):
                 settle_threads(opt, model)
             settle_precisions(opt, model)
+            with Progress('the best number of loading processes'):
+                settle_workers(opt, model)
         compares = {
             name: any(model.terms[term].needs_features for term in terms if term in model.terms)
             for name, terms in model.scenario.active.items()

@@ -140,7 +140,7 @@ def _settle_dataset(dataset: dict, where: str, training: bool, mistakes: Mistake
 
 
 def _check_loader(dataset: Mapping, where: str, training: bool, mistakes: Mistakes) -> None:
-    if dataset.get('prefetch_mode') == 'cuda' and not dataset.get('pin_memory') and training:
+    if dataset.get('prefetch_mode') == 'cuda' and dataset.get('pin_memory') is False and training:
         mistakes.add(f'{where}:pin_memory', 'with prefetch_mode: cuda, write pin_memory: true.')
     if dataset.get('persistent_workers') and (not training or dataset.get('num_worker_per_gpu') == 0):
         mistakes.add(f'{where}:persistent_workers', 'no worker process loads these images; leave it out.')

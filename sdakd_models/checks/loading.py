@@ -42,6 +42,8 @@ def _load(scenario: Scenario, phase: str, options: Mapping) -> None:
     """The first item of a data set, as a batch."""
     where = f'datasets:{phase}'
     options = {**options, 'type': options.get('plain', options['type'])}  # a cache may be empty
+    if options.get('num_worker_per_gpu') == 'auto':
+        options['num_worker_per_gpu'] = 1
     dataset: Dataset = lookup(DATASET_REGISTRY, options['type'], f'{where}:type')(deepcopy(options))
     try:
         with warnings.catch_warnings():

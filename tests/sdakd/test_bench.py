@@ -14,7 +14,6 @@ from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.archs.srvgg_arch import SRVGGNetCompact
 
 from sdakd import cli
-from sdakd.commands.bench import backends
 from sdakd.commands.bench.backends import open_model
 from sdakd.commands.bench.memory import peak_growth
 from sdakd.compat import UserError

@@ -21,6 +21,7 @@ from sdakd.commands.bench_train import rival, rows, stand_ins
 from sdakd.commands.bench_train.ledger import PARTS, Ledger
 from sdakd.commands.bench_train.steps import Stepper, load, quietly, watched_step
 from sdakd.compat import UserError
+from sdakd_models import reader
 from sdakd_models.context import Context
 from sdakd_models.options import Train
 from sdakd_models.players import Discriminator
@@ -361,6 +362,10 @@ def test_answers_of_a_cache_take_the_teachers_pass_away(world, tmp_path):
         answer = Context(runs.model, True)
     assert torch.equal(known.image, answer.image('teacher').half().float())
     assert known.features.keys() == answer.features('teacher').keys()
+
+
+def test_a_model_holds_its_teacher_once(two):
+    assert two[0].model.teachers and reader._states == {}  # as a run does, whose memory is measured
 
 
 def test_faces_have_no_rival(tmp_path, photographs, monkeypatch):

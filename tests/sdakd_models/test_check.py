@@ -96,7 +96,7 @@ MISTAKES = [
     ('datasets/train/gt_size', 128, r'datasets:train:gt_size: the crop of 128 .* fit into'),
     ('datasets/train/batch_size_per_gpu', 0, r'datasets:train:batch_size_per_gpu: expected `int` >= 1, given 0'),
     ('datasets/train/batch_size_per_gpu', 'two', r'datasets:train:batch_size_per_gpu: expected `int`, got `str`'),
-    ('datasets/train/num_worker_per_gpu', DELETE, r'datasets:train:num_worker_per_gpu'),
+    ('datasets/train/num_worker_per_gpu', 'many', r'datasets:train:num_worker_per_gpu: .*many.*auto'),
     ('val/metrics/psnr/type', 'calculate_pnsr', r'val:metrics:psnr:type: .*did you mean calculate_psnr'),
     ('val/val_freq', 'often', r'val:val_freq: expected `int`, got `str`'),
     ('logger/print_freq', 0, r'logger:print_freq: expected `int` >= 1, given 0'),

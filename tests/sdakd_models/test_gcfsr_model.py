@@ -468,7 +468,9 @@ def test_validation_adds_no_noise(faces, parse):
         model.test()
         images.append(model.output)
     assert torch.equal(*images)
-    noisy = [model.generate(model.bare_student, 'student').detach() for _ in range(2) if model.feed_data(batch(1)) is None]
+    noisy = [
+        model.generate(model.bare_student, 'student').detach() for _ in range(2) if model.feed_data(batch(1)) is None
+    ]
     assert not torch.equal(*noisy)
 
 

@@ -108,7 +108,11 @@ def places(block, where='train'):
     [
         ({}, []),
         ({'prefetch_mode': 'cuda', 'pin_memory': True}, []),
-        ({'prefetch_mode': 'cuda'}, ['datasets:train:pin_memory']),
+        ({'prefetch_mode': 'cuda'}, []),
+        ({'prefetch_mode': 'cuda', 'pin_memory': False}, ['datasets:train:pin_memory']),
+        ({'num_worker_per_gpu': 'auto'}, []),
+        ({'num_worker_per_gpu': 'many'}, ['datasets:train:num_worker_per_gpu']),
+        ({'num_worker_per_gpu': -1}, ['datasets:train:num_worker_per_gpu']),
         ({'prefetch_mode': 'gpu'}, ['datasets:train:prefetch_mode']),
         ({'prefetch_mode': 'cpu', 'num_prefetch_queue': 0}, ['datasets:train:num_prefetch_queue']),
         ({'persistent_workers': True}, ['datasets:train:persistent_workers']),

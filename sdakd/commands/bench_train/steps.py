@@ -34,6 +34,7 @@ from sdakd_arch.width import lookup  # noqa: E402
 from sdakd_data.draws import Drawn, Draws  # noqa: E402
 from sdakd_data.randomness import aside, seed_all  # noqa: E402
 from sdakd_models.context import Context  # noqa: E402
+from sdakd_models.reader import forget_states  # noqa: E402
 from sdakd_models.rehearsal import untouched  # noqa: E402
 from sdakd_models.sdakd_model import SDAKDModel  # noqa: E402
 
@@ -64,6 +65,7 @@ def _build(options: Mapping) -> SDAKDModel:
         def _begin(self) -> None:
             if hasattr(self.cast, 'lower_teachers'):
                 self.cast.lower_teachers()
+            forget_states()  # files that were read are held twice until then
 
     model = Timed(options)
     asked = {(options.get(block) or {}).get('precision') for block in ('train', 'teacher')}

@@ -373,7 +373,7 @@ class Work:
             if (batch := sizes.batch * min(4, 2 ** max(0, math.floor(math.log2(room))))) > sizes.batch:
                 sizes = replace(sizes, batch=batch)
                 costs = self.costs(self.options(sizes))
-            return sizes, costs
+            return recipe.with_workers(sizes, costs, torch.get_num_threads()), costs
         while sizes.batch < 64:  # as long as a GPU gains by larger ones
             larger = replace(sizes, batch=2 * sizes.batch)
             try:
@@ -383,7 +383,7 @@ class Work:
             if max(found.step.values()) > 1.8 * max(costs.step.values()):
                 break
             sizes, costs = larger, found
-        return sizes, costs
+        return recipe.with_workers(sizes, costs, 1), costs
 
     def make_plan(self, seconds: float | None, iters: int | None, baseline: bool) -> None:
         """Times the stages, says how long each will be, and writes the option files."""

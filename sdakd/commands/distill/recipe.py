@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from sdakd_arch.families import example_of, family_of
 from sdakd_arch.families.discriminators import unet
 from sdakd_arch.width import build, lookup, scale_of, student_of
 from sdakd_data.pool import ROOM
+from sdakd_models.costs import Costs
+from sdakd_models.loaders import workers_for
 from sdakd_models.reader import read_run
 
 NAME = 'distill'  # of the run and of its option file
@@ -71,8 +73,19 @@ def first_sizes(precision: str) -> Sizes:
     if precision == 'bf16' and gpu and not torch.cuda.is_bf16_supported():
         raise UserError('--precision', 'this GPU cannot compute in bfloat16; write fp16 or tf32.')
     if gpu:
-        return Sizes(16, 48, 8, 4, 192, min(8, max(1, cores() - 1)), precision)
+        return Sizes(16, 48, 8, 4, 192, 1, precision)
     return Sizes(2, 24, 8, 8, 96, 1, precision)
+
+
+def with_workers(sizes: Sizes, costs: Costs, threads: int) -> Sizes:
+    """The sizes with as many processes that load images as keep up with the steps (``num_worker_per_gpu: auto``).
+
+    Args:
+        sizes: What the costs are those of.
+        costs: Of steps and of loading.
+        threads: Cores that the training takes.
+    """
+    return replace(sizes, workers=workers_for(costs.load, min(costs.step.values()), max(1, cores() - threads)))
 
 
 def student_network(teacher: Opened, width: Fraction, arch: str | None) -> dict:
