@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any, Literal
@@ -280,6 +281,8 @@ def teacher_network(teacher: TeacherBlock) -> nn.Module:
 def distributed(network: nn.Module, device: torch.device, unused: bool = False) -> DistributedDataParallel:
     """Wraps a network for distributed training; batch normalisation is by the images of all processes from then on."""
     share_statistics(network)
+    # of kernels of one pixel, whose memory is the same in either order
+    warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
     devices = [torch.cuda.current_device()] if device.type == 'cuda' else None
     return DistributedDataParallel(
         network, device_ids=devices, find_unused_parameters=unused, gradient_as_bucket_view=True
