@@ -39,6 +39,7 @@ AXES = {
     'crop': (64, 96, 128, 192),
     'batch': (1, 2, 4),
 }
+POWERS = {'width': 2, 'blocks': 1, 'crop': 2, 'batch': 1}  # of the arithmetic
 IMAGES = 100, 1000, 10_000
 PROCESSES = (1, 2, 2), (2, 1, 1), (1, 2, 4), (2, 1, 2)  # processes, threads of each, batch of each
 GPUS = 1, 2, 4, 8, 16, 32, 64
@@ -427,6 +428,8 @@ def tables(content: Mapping) -> Iterator[tuple[str, list[str], list[list[str]]]]
             fits = exponents(content, axis, precision)
             cells = ['exponent', fits['GMACs'], fits['step'], fits['plain'], '', '', fits['MiB']]
             rows.append([*cells, *fits['parts']])
+            lines = straight(axis, points, precision)
+            rows.append(['line', '', *lines[:2], '', '', lines[2], *[''] * len(fits['parts'])])
             yield f'{axis}, {precision}', header, rows
     if content.get('images'):
         header = ['pairs', 'first start, s', 'next start, s', 'iteration, ms', 'remembered, KiB']
@@ -475,6 +478,18 @@ def exponents(content: Mapping, axis: str, precision: str) -> dict:
         'MiB': fit([row['peak_memory_mib'] for row in rows]),
         'parts': [fit([row['breakdown_ms'].get(name) for row in rows]) for name in names],
     }
+
+
+def straight(axis: str, points: Sequence[Mapping], precision: str) -> list[str]:
+    """`a + b r` of ms, ms without teacher and MiB, r being the arithmetic relative to that of :data:`BASE`."""
+    base = axis_values(axis, [BASE])[0]
+    x = [(value / base) ** POWERS[axis] for value in axis_values(axis, points)]
+    rows = [row_of(point, STAGE, precision) for point in points]
+    plain = [row_of(point, 'SDAKD without teacher', precision)['median_ms'] for point in points]
+    found = []
+    for values in ([row['median_ms'] for row in rows], plain, [row['peak_memory_mib'] for row in rows]):
+        found.append('{:.0f} + {:.0f} r'.format(*line(x, values)) if all(values) else '-')
+    return found
 
 
 def full_sizes(entry: Mapping, crop: int = FULL_CROP) -> dict:
@@ -573,7 +588,7 @@ def plot(content: Mapping) -> str:
         panels.append(Markup('').join(canvas.parts))
 
     # what the whole step would be proportional to
-    for axis, power in (('width', 2), ('blocks', 1), ('crop', 2), ('batch', 1)):
+    for axis, power in POWERS.items():
         if points := content.get(axis):
             x, rows = axis_values(axis, points), [row_of(point, STAGE, 'fp32') for point in points]
             parts = {'student, backward': ('student forward', 'backward'), 'teacher': ('teacher forward',)}
