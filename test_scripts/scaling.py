@@ -68,6 +68,15 @@ def all_reduce_bytes(gradient_bytes: float, processes: int) -> float:
     return gradient_bytes * 2 * (processes - 1) / processes
 
 
+def averaged_bytes(student: int, adapters: int, discriminators: int) -> int:
+    """Bytes of gradients that a step averages over the processes: float32, those of discriminators twice.
+
+    They learn in two backward passes, of real images and of fakes, and every pass ends in an average. Iterations that
+    measure shares (the first 20 of a stage, few later ones) average the student's once more for every term.
+    """
+    return 4 * (student + adapters + 2 * discriminators)
+
+
 def state_bytes(student: int, others: int, teacher: int, ema: bool = True, teacher_bytes: int = 4) -> int:
     """Bytes of what a process holds between steps.
 
@@ -326,6 +335,8 @@ def run_options(args: argparse.Namespace, folder: Path, width: str, blocks: int,
     rows.settle(opt, 'cpu', batch, crop, False)
     opt['train']['stages'] = {STAGE: stage}
     opt |= {'name': 'first', 'queue_size': 2 * batch}
+    feature = {key: value for key, value in opt['train']['feature_opt'].items() if key != 'share'}
+    opt['train']['feature_opt'] = {**feature, 'loss_weight': 1.0}  # shares are measured in most of so few iterations
     opt['logger'] |= {'print_freq': 5, 'save_checkpoint_freq': args.iters}
     stand_ins.random_weights(opt, folder)
     return opt
@@ -441,7 +452,7 @@ def tables(content: Mapping) -> Iterator[tuple[str, list[str], list[list[str]]]]
         yield 'images', header, rows
     if content.get('processes'):
         header = ['processes', 'threads', 'batch of each', 'iteration, ms', 'crops/s']
-        header += ['sent by each per iteration, MB', 'of gradients, MB']
+        header += ['sent by each per iteration, MB', 'by the formula, MB']
         rows = []
         for entry in content['processes']:
             number = entry['processes']
@@ -502,21 +513,22 @@ def full_sizes(entry: Mapping, crop: int = FULL_CROP) -> dict:
         'macs': area * sum(macs.values()),
         'teacher': area * macs.get('teacher forward', 0),
         'backbone': area * macs.get('perceptual loss', 0),
-        'gradients': 4 * learn,
+        'learns': learn,
+        'gradients': averaged_bytes(parameters['student'], parameters['adapters'], parameters['discriminators']),
         'state': state_bytes(parameters['student'], others, still),
         'kept': {precision: area * value for precision, value in entry['kept_per_crop'].items()},
     }
 
 
 def full_table(entries: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
-    header = ['width', 'learns, M', 'gradients, MB', 'GMACs a crop', 'teacher %', 'state, MiB']
+    header = ['width', 'learns, M', 'averaged, MB', 'GMACs a crop', 'teacher %', 'state, MiB']
     header += ['kept a crop, fp32, MiB', 'bf16, MiB', f'batch {FULL_BATCH}, bf16, GiB']
     rows = []
     for entry in entries:
         full = full_sizes(entry)
         kept = [full['kept'][precision] / 2**20 for precision in ('fp32', 'bf16')]
         total = (full['state'] + FULL_BATCH * full['kept']['bf16']) / 2**30
-        cells = [full['gradients'] / 4e6, full['gradients'] / 1e6, full['macs'] / 1e9]
+        cells = [full['learns'] / 1e6, full['gradients'] / 1e6, full['macs'] / 1e9]
         cells += [100 * full['teacher'] / full['macs'], full['state'] / 2**20, *kept, total]
         rows.append([entry['width'], *(f'{cell:.2f}' if cell < 10 else f'{cell:,.0f}' for cell in cells)])
     return header, rows
@@ -659,8 +671,8 @@ def main() -> int:
             content |= {'images': measure_images(args), 'iters': args.iters}
         elif axis == 'processes':
             sizes = count(args, {**BASE, 'batch': 1})['parameters']
-            learn = sizes['student'] + sizes['discriminators'] + sizes['adapters']
-            content |= {'processes': measure_processes(args), 'gradient_bytes': 4 * learn}
+            averaged = averaged_bytes(sizes['student'], sizes['adapters'], sizes['discriminators'])
+            content |= {'processes': measure_processes(args), 'gradient_bytes': averaged}
         else:
             content |= {'counts': count_points(args), 'count': count_full(args)}
         file.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
