@@ -575,16 +575,18 @@ def plot(content: Mapping) -> str:
 
     wide, high, panels = 330, 250, []
 
-    def panel(title: str, x_label: str, y_label: str, lines: list, power: float | None, model: bool = False) -> None:
+    def panel(
+        title: str, x_label: str, y_label: str, lines: list, power: float | None, of: int = 0, model: bool = False
+    ) -> None:
         every_x = [value for _, xs, _ in lines for value in xs]
         every_y = [value for _, _, ys in lines for value in ys]
-        x = Axis(min(every_x) / 1.15, max(every_x) * 1.15, 58, wide - 16, True)
+        x = Axis(min(every_x) / 1.15, max(every_x) * 1.15, 58, wide - 16, True, 4)
         y = Axis(min(every_y) / 1.4, max(every_y) * 1.5, high - 46, 44 + 15 * math.ceil(len(lines) / 2), True)
         canvas = Canvas(wide, high, x, y, x_label, '')
         canvas.axes()
         canvas.put('<text class="title" x="4" y="16">{}</text>', f'{title}, {y_label}')
         if power is not None:
-            _, xs, ys = lines[0]
+            _, xs, ys = lines[of]
             start = ys[-1] * (xs[0] / xs[-1]) ** power
             low = max(start, y.low)
             left = xs[-1] * (low / ys[-1]) ** (1 / power)
@@ -608,9 +610,7 @@ def plot(content: Mapping) -> str:
             lines = [('step', x, [row['median_ms'] for row in rows])]
             for name, own in parts.items():
                 lines.append((name, x, [sum(row['breakdown_ms'].get(each, 0) for each in own) for row in rows]))
-            if axis == 'width':  # the teacher has none: the student's line comes first
-                lines = [lines[1], lines[0], *lines[2:]]
-            panel(axis, axis, 'ms', lines, power)
+            panel(axis, axis, 'ms', lines, power, of=1 if axis == 'width' else 0)  # the teacher knows no width
     if entries := content.get('images'):
         x = [entry['images'] for entry in entries]
         lines = [
