@@ -1,6 +1,6 @@
 """How the cost of a distillation grows: with width, blocks, crop, batch, images, processes, and beyond this machine.
 
-    python test_scripts/scaling.py -o OUT                      # all axes, about a quarter of an hour on two cores
+    python test_scripts/scaling.py -o OUT                      # all axes, about ten minutes on two cores
     python test_scripts/scaling.py -o OUT --axes width crop    # these alone; others stay as OUT has them
     python test_scripts/scaling.py -o OUT --axes               # tables and plot anew, from OUT/scaling.json
 
