@@ -1,6 +1,6 @@
 """How the cost of a distillation grows: with width, blocks, crop, batch, images, processes, and beyond this machine.
 
-    python test_scripts/scaling.py -o OUT                      # all axes, about a quarter of an hour on two cores
+    python test_scripts/scaling.py -o OUT                      # all axes, about ten minutes on two cores
     python test_scripts/scaling.py -o OUT --axes width crop    # these alone; others stay as OUT has them
     python test_scripts/scaling.py -o OUT --axes               # tables and plot anew, from OUT/scaling.json
 
@@ -39,6 +39,7 @@ AXES = {
     'crop': (64, 96, 128, 192),
     'batch': (1, 2, 4),
 }
+POWERS = {'width': 2, 'blocks': 1, 'crop': 2, 'batch': 1}  # of the arithmetic
 IMAGES = 100, 1000, 10_000
 PROCESSES = (1, 2, 2), (2, 1, 1), (1, 2, 4), (2, 1, 2)  # processes, threads of each, batch of each
 GPUS = 1, 2, 4, 8, 16, 32, 64
@@ -65,6 +66,15 @@ ASSUMED = {
 def all_reduce_bytes(gradient_bytes: float, processes: int) -> float:
     """Bytes that each of N processes sends for an average over all in a ring: 2 (N - 1) / N times its gradients."""
     return gradient_bytes * 2 * (processes - 1) / processes
+
+
+def averaged_bytes(student: int, adapters: int, discriminators: int) -> int:
+    """Bytes of gradients that a step averages over the processes: float32, those of discriminators twice.
+
+    They learn in two backward passes, of real images and of fakes, and every pass ends in an average. Iterations that
+    measure shares (the first 20 of a stage, few later ones) average the student's once more for every term.
+    """
+    return 4 * (student + adapters + 2 * discriminators)
 
 
 def state_bytes(student: int, others: int, teacher: int, ema: bool = True, teacher_bytes: int = 4) -> int:
@@ -325,6 +335,8 @@ def run_options(args: argparse.Namespace, folder: Path, width: str, blocks: int,
     rows.settle(opt, 'cpu', batch, crop, False)
     opt['train']['stages'] = {STAGE: stage}
     opt |= {'name': 'first', 'queue_size': 2 * batch}
+    feature = {key: value for key, value in opt['train']['feature_opt'].items() if key != 'share'}
+    opt['train']['feature_opt'] = {**feature, 'loss_weight': 1.0}  # shares are measured in most of so few iterations
     opt['logger'] |= {'print_freq': 5, 'save_checkpoint_freq': args.iters}
     stand_ins.random_weights(opt, folder)
     return opt
@@ -427,6 +439,8 @@ def tables(content: Mapping) -> Iterator[tuple[str, list[str], list[list[str]]]]
             fits = exponents(content, axis, precision)
             cells = ['exponent', fits['GMACs'], fits['step'], fits['plain'], '', '', fits['MiB']]
             rows.append([*cells, *fits['parts']])
+            lines = straight(axis, points, precision)
+            rows.append(['line', '', *lines[:2], '', '', lines[2], *[''] * len(fits['parts'])])
             yield f'{axis}, {precision}', header, rows
     if content.get('images'):
         header = ['pairs', 'first start, s', 'next start, s', 'iteration, ms', 'remembered, KiB']
@@ -438,7 +452,7 @@ def tables(content: Mapping) -> Iterator[tuple[str, list[str], list[list[str]]]]
         yield 'images', header, rows
     if content.get('processes'):
         header = ['processes', 'threads', 'batch of each', 'iteration, ms', 'crops/s']
-        header += ['sent by each per iteration, MB', 'of gradients, MB']
+        header += ['sent by each per iteration, MB', 'by the formula, MB']
         rows = []
         for entry in content['processes']:
             number = entry['processes']
@@ -477,6 +491,18 @@ def exponents(content: Mapping, axis: str, precision: str) -> dict:
     }
 
 
+def straight(axis: str, points: Sequence[Mapping], precision: str) -> list[str]:
+    """`a + b r` of ms, ms without teacher and MiB, r being the arithmetic relative to that of :data:`BASE`."""
+    base = axis_values(axis, [BASE])[0]
+    x = [(value / base) ** POWERS[axis] for value in axis_values(axis, points)]
+    rows = [row_of(point, STAGE, precision) for point in points]
+    plain = [row_of(point, 'SDAKD without teacher', precision)['median_ms'] for point in points]
+    found = []
+    for values in ([row['median_ms'] for row in rows], plain, [row['peak_memory_mib'] for row in rows]):
+        found.append('{:.0f} + {:.0f} r'.format(*line(x, values)) if all(values) else '-')
+    return found
+
+
 def full_sizes(entry: Mapping, crop: int = FULL_CROP) -> dict:
     """Of a shipped option file: multiply-accumulates, gradients, state and kept bytes, scaled to another crop."""
     area, parameters = (crop / entry['at']['crop']) ** 2, entry['at']['parameters']
@@ -487,21 +513,22 @@ def full_sizes(entry: Mapping, crop: int = FULL_CROP) -> dict:
         'macs': area * sum(macs.values()),
         'teacher': area * macs.get('teacher forward', 0),
         'backbone': area * macs.get('perceptual loss', 0),
-        'gradients': 4 * learn,
+        'learns': learn,
+        'gradients': averaged_bytes(parameters['student'], parameters['adapters'], parameters['discriminators']),
         'state': state_bytes(parameters['student'], others, still),
         'kept': {precision: area * value for precision, value in entry['kept_per_crop'].items()},
     }
 
 
 def full_table(entries: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
-    header = ['width', 'learns, M', 'gradients, MB', 'GMACs a crop', 'teacher %', 'state, MiB']
+    header = ['width', 'learns, M', 'averaged, MB', 'GMACs a crop', 'teacher %', 'state, MiB']
     header += ['kept a crop, fp32, MiB', 'bf16, MiB', f'batch {FULL_BATCH}, bf16, GiB']
     rows = []
     for entry in entries:
         full = full_sizes(entry)
         kept = [full['kept'][precision] / 2**20 for precision in ('fp32', 'bf16')]
         total = (full['state'] + FULL_BATCH * full['kept']['bf16']) / 2**30
-        cells = [full['gradients'] / 4e6, full['gradients'] / 1e6, full['macs'] / 1e9]
+        cells = [full['learns'] / 1e6, full['gradients'] / 1e6, full['macs'] / 1e9]
         cells += [100 * full['teacher'] / full['macs'], full['state'] / 2**20, *kept, total]
         rows.append([entry['width'], *(f'{cell:.2f}' if cell < 10 else f'{cell:,.0f}' for cell in cells)])
     return header, rows
@@ -548,16 +575,18 @@ def plot(content: Mapping) -> str:
 
     wide, high, panels = 330, 250, []
 
-    def panel(title: str, x_label: str, y_label: str, lines: list, power: float | None, model: bool = False) -> None:
+    def panel(
+        title: str, x_label: str, y_label: str, lines: list, power: float | None, of: int = 0, model: bool = False
+    ) -> None:
         every_x = [value for _, xs, _ in lines for value in xs]
         every_y = [value for _, _, ys in lines for value in ys]
-        x = Axis(min(every_x) / 1.15, max(every_x) * 1.15, 58, wide - 16, True)
+        x = Axis(min(every_x) / 1.15, max(every_x) * 1.15, 58, wide - 16, True, 4)
         y = Axis(min(every_y) / 1.4, max(every_y) * 1.5, high - 46, 44 + 15 * math.ceil(len(lines) / 2), True)
         canvas = Canvas(wide, high, x, y, x_label, '')
         canvas.axes()
         canvas.put('<text class="title" x="4" y="16">{}</text>', f'{title}, {y_label}')
         if power is not None:
-            _, xs, ys = lines[0]
+            _, xs, ys = lines[of]
             start = ys[-1] * (xs[0] / xs[-1]) ** power
             low = max(start, y.low)
             left = xs[-1] * (low / ys[-1]) ** (1 / power)
@@ -573,7 +602,7 @@ def plot(content: Mapping) -> str:
         panels.append(Markup('').join(canvas.parts))
 
     # what the whole step would be proportional to
-    for axis, power in (('width', 2), ('blocks', 1), ('crop', 2), ('batch', 1)):
+    for axis, power in POWERS.items():
         if points := content.get(axis):
             x, rows = axis_values(axis, points), [row_of(point, STAGE, 'fp32') for point in points]
             parts = {'student, backward': ('student forward', 'backward'), 'teacher': ('teacher forward',)}
@@ -581,9 +610,7 @@ def plot(content: Mapping) -> str:
             lines = [('step', x, [row['median_ms'] for row in rows])]
             for name, own in parts.items():
                 lines.append((name, x, [sum(row['breakdown_ms'].get(each, 0) for each in own) for row in rows]))
-            if axis == 'width':  # the teacher has none: the student's line comes first
-                lines = [lines[1], lines[0], *lines[2:]]
-            panel(axis, axis, 'ms', lines, power)
+            panel(axis, axis, 'ms', lines, power, of=1 if axis == 'width' else 0)  # the teacher knows no width
     if entries := content.get('images'):
         x = [entry['images'] for entry in entries]
         lines = [
@@ -644,8 +671,8 @@ def main() -> int:
             content |= {'images': measure_images(args), 'iters': args.iters}
         elif axis == 'processes':
             sizes = count(args, {**BASE, 'batch': 1})['parameters']
-            learn = sizes['student'] + sizes['discriminators'] + sizes['adapters']
-            content |= {'processes': measure_processes(args), 'gradient_bytes': 4 * learn}
+            averaged = averaged_bytes(sizes['student'], sizes['adapters'], sizes['discriminators'])
+            content |= {'processes': measure_processes(args), 'gradient_bytes': averaged}
         else:
             content |= {'counts': count_points(args), 'count': count_full(args)}
         file.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')

@@ -10,6 +10,7 @@ import yaml
 from torch import nn
 
 from sdakd import cli
+from sdakd.commands.bench_train.steps import quietly
 
 sys.path.append(str(Path(cli.__file__).parents[1] / 'test_scripts'))
 import scaling  # noqa: E402
@@ -46,7 +47,7 @@ def test_a_step_on_gpus_is_the_longer_of_arithmetic_and_launches_and_then_the_av
 
 @pytest.fixture(scope='module')
 def stepped(shared_world, tmp_path_factory):
-    """A model of pairs after some steps of its last stage, its counts, and the script's arguments."""
+    """A stepper of pairs after some steps of the last stage, and what a step was counted to be."""
     opt = shared_world.options()
     opt['train']['stages'] = {'adversarial': opt['train']['stages']['adversarial']}
     del opt['datasets']['val'], opt['val']
@@ -55,18 +56,36 @@ def stepped(shared_world, tmp_path_factory):
     args = argparse.Namespace(opt=str(file))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scaling, 'changes', lambda width, blocks: [])  # this teacher is no RRDBNet
-        from sdakd.commands.bench_train.steps import quietly
-
         point = {'width': '1/2', 'blocks': 4, 'crop': 64, 'batch': 2}
         counted = scaling.count(args, point)
         with quietly(False):
             stepper = scaling.stepper_of(args, point, tmp_path_factory.mktemp('stepper'), 'fp32', False)
             stepper.fill()
-    return stepper.model, counted
+    return stepper, counted
+
+
+def test_what_is_averaged_is_what_backward_passes_reach(stepped):
+    """DistributedDataParallel averages a network's gradients once in every backward pass, twice a discriminator's."""
+    stepper, counted = stepped
+    passes, hooks = dict.fromkeys(stepper.model.players, 0), []
+    for player in passes:
+
+        def count(_parameter, player=player):
+            passes[player] += 1
+
+        hooks.append(next(player.bare.parameters()).register_post_accumulate_grad_hook(count))
+    with quietly(False):
+        stepper.step()
+    for hook in hooks:
+        hook.remove()
+    sizes = counted['parameters']
+    reached = sum(4 * number * sum(p.numel() for p in player.bare.parameters()) for player, number in passes.items())
+    assert scaling.averaged_bytes(sizes['student'], sizes['adapters'], sizes['discriminators']) == reached
 
 
 def test_what_a_process_holds_between_steps_is_counted_from_its_tensors(stepped):
-    model, counted = stepped
+    stepper, counted = stepped
+    model = stepper.model
     held = sum(p.numel() * p.element_size() for p in model.net_g_ema.parameters())
     held += sum(p.numel() * p.element_size() for teacher in model.teachers.values() for p in teacher.parameters())
     for player in model.players:
@@ -83,7 +102,8 @@ def test_a_step_costs_what_the_formula_makes_of_forward_passes(stepped):
     """Counted in a whole step, against forward passes alone; the formula leaves out that images need no gradient."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, counted = stepped
+    stepper, counted = stepped
+    model = stepper.model
 
     def forward(network, *shape):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
