@@ -23,7 +23,6 @@ from sdakd.commands.bench_train.steps import Stepper, load, quietly, watched_ste
 from sdakd.compat import UserError
 from sdakd_models import reader
 from sdakd_models.context import Context
-from sdakd_models.options import Train
 from sdakd_models.players import Discriminator
 
 EXACT = {'type': 'Adam', 'betas': [0.9, 0.99], 'fused': False}  # the implementation that BasicSR's Adam takes
@@ -74,8 +73,7 @@ def test_a_plain_step_is_the_work_of_basicsr(world, tmp_path, name):
     """
     opt = kinds(world)[name]
     opt['train'] |= {'optim_g': EXACT, 'optim_d': EXACT}
-    if 'channels_last' in Train.__struct_fields__:
-        opt['train']['channels_last'] = False  # BasicSR's layout, whose sums have another order
+    opt['train']['channels_last'] = False  # BasicSR's layout, whose sums have another order
     opt['train'].pop('feature_opt')
     plain = rows.plain_options(plan_of(opt, tmp_path).opt)
     plan = plan_of(opt, tmp_path)

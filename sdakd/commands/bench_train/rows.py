@@ -117,9 +117,10 @@ class Plan:
             from sdakd.commands.bench_train import rival
 
             done = self.complete(plain, 'fp32', 1)
-            # on a GPU, torch's convolutions have it unless they are told otherwise
-            precision = 'tf32' if self.device == 'cuda' else 'fp32'
-            found.append(Row(BASICSR, '', precision, 1, False, False, rival.options(done)))
+            # on a GPU, BasicSR's convolutions have TF32 unless torch is told otherwise
+            for precision in ('fp32', 'tf32') if self.device == 'cuda' else ('fp32',):
+                options = rival.options(done) | {'allow_tf32': precision == 'tf32'}
+                found.append(Row(BASICSR, '', precision, 1, False, False, options))
         for opt in filter(None, (plain, self.opt)):
             for precision in self.precisions:
                 for reuse in self.reuse:

@@ -63,8 +63,7 @@ def _build(options: Mapping) -> SDAKDModel:
 
     class Timed(kind):
         def _begin(self) -> None:
-            if hasattr(self.cast, 'lower_teachers'):
-                self.cast.lower_teachers()
+            self.cast.lower_teachers()
             forget_states()  # files that were read are held twice until then
 
     model = Timed(options)
@@ -144,11 +143,10 @@ class Stepper:
         """Makes a step; returns its seconds. The n-th draws the same random numbers in every model."""
         seed_all(self.count, device=self.device)
         # what torch holds for the whole process: models take turns
-        precisions = getattr(getattr(self.model, 'cast', None), 'precisions', None)
-        if precisions is not None:
-            precisions.begin()
+        if self.basicsr:
+            torch.backends.cudnn.allow_tf32 = self.model.opt.get('allow_tf32', True)
         else:
-            torch.backends.cudnn.allow_tf32 = True  # torch's default, which BasicSR leaves
+            self.model.cast.precisions.begin()
         self.iteration += 1
         if self.every > 1 and self.iteration % self.every == 0:
             self.iteration += 1
