@@ -276,7 +276,7 @@ STAGE = 'train: {stages: {one: '
         'train: {ema_decay: 1.0}',
         'train: {ema_decay: much}',
         'train: {lr_g: 1.0e-4}',
-        'train: {precision: fp16}',
+        'train: {precision: float16}',
         'train: {stages: {one: ~}}',
         'train: {pool_reuse: 0}',
         'train: {pixel_opt: {share: 1.5, loss_weight: ~}}',
