@@ -9,46 +9,43 @@ resuming works from any folder and without a GPU.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import difflib
 import functools
 import logging
 import os
-import random
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import basicsr.utils.options
-import torch
 import yaml
-from basicsr.utils import check_resume, get_root_logger, make_exp_dirs, mkdir_and_rename, set_random_seed
-from basicsr.utils.dist_util import get_dist_info, init_dist
+from basicsr.utils import get_root_logger, make_exp_dirs, mkdir_and_rename, set_random_seed
+from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from sdakd.compat import Mistakes, UserError, exit_with_sentence, in_order_of, one_line, one_voice
-from sdakd.lock import check_free, hold
+from sdakd.compat import Mistakes, UserError, exit_with_sentence, in_order_of, one_voice
+from sdakd.lock import check_free
 from sdakd.machine import refused_letters
 from sdakd.option_files import arguments, model_type, read_options, read_yaml
 from sdakd.shipped import without_schema_line
 from sdakd_arch.weights import read_weights
 from sdakd_arch.width import lookup
-from sdakd_models import loaders, processes
+from sdakd_models import loaders
 from sdakd_models.checks.keys import settle
 from sdakd_models.checks.paths import resolve_paths
 from sdakd_models.checks.run import check_run
 from sdakd_models.clock import TrainingLog
+from sdakd_models.launchers import distribute
 from sdakd_models.loop import Loop, create_train_val_dataloader
-from sdakd_models.manifest import check_whole, newest_common, newest_whole, seed_of
-from sdakd_models.options import modernise, read_train
-from sdakd_models.processes import meet, spread
+from sdakd_models.manifest import newest_common, newest_whole
+from sdakd_models.options import modernise
+from sdakd_models.processes import meet
 from sdakd_models.reader import complete, load_modules
-from sdakd_models.registry import term_options
 from sdakd_models.rehearsal import Rehearsed, rehearse
+from sdakd_models.resuming import begin, load_resume_state, seed_for, take
 from sdakd_models.sdakd_model import SDAKDModel
 from sdakd_models.students import check_together, expand, place
 from sdakd_models.students_model import StudentsLog, StudentsModel, open_logs
@@ -141,7 +138,7 @@ def check_options(
     with mistakes or Mistakes() as mistakes:
         if is_train:
             settle(opt, mistakes)
-        _distribute(opt, launcher, file, mistakes)
+        distribute(opt, launcher, file, mistakes)
         if is_train:
             loaders.complete(opt)
         if mistakes.found and int(os.environ.get('WORLD_SIZE', 1)) > 1 and not opt['dist']:
@@ -189,7 +186,7 @@ def _parse_students(opt: dict, left: list[str], args: argparse.Namespace, root_p
             for name, state in newest_common({name: root / 'training_states' for name, root in roots.items()}).items():
                 found[name]['path'] = {**(found[name].get('path') or {}), 'resume_state': state}
         if opt.get('manual_seed') is None:
-            seed = _seed(((next(iter(found.values())).get('path')) or {}).get('resume_state'))
+            seed = seed_for(((next(iter(found.values())).get('path')) or {}).get('resume_state'))
             found = {name: each | {'manual_seed': seed} for name, each in found.items()}
         rehearsed, errors = {}, {}
         for name, each in found.items():
@@ -276,10 +273,10 @@ def _together(opt: Mapping, found: Mapping[str, dict], root_path: str) -> dict:
 
 def _begin_students(_opt: dict, found: Mapping[str, dict], args: argparse.Namespace) -> dict | None:
     """:func:`begin` for several students: their states are of one iteration."""
-    _take(_opt, args.opt)
+    take(_opt, args.opt)
     states = {}
     for name, each in found.items():
-        _take(each, args.opt)
+        take(each, args.opt)
         try:
             states[name] = load_resume_state(each, args.change_stages)
         except UserError as error:
@@ -349,84 +346,6 @@ def open_log(*given, **more) -> logging.Logger:
     return logger
 
 
-def _distribute(opt: dict, launcher: str, file: str, mistakes: Mistakes) -> None:
-    """Starts distributed training where a launcher asks for it: NCCL on GPUs, Gloo on CPUs."""
-    opt['dist'] = launcher != 'none'
-    with mistakes.collect():
-        opt['num_gpu'] = _gpus(opt.get('num_gpu', 'auto'), file, opt['dist'])
-        if launcher == 'pytorch' and 'RANK' not in os.environ:
-            raise UserError(
-                '--launcher pytorch',
-                f'no launcher has started this process, run `torchrun --nproc_per_node=N {sys.argv[0]} -opt {file} '
-                '--launcher pytorch`.',
-            )
-        if launcher == 'slurm':
-            _take_from_slurm((opt.get('dist_params') or {}).get('port'), file)
-    if mistakes.about('num_gpu', '--launcher pytorch', '--launcher slurm'):
-        opt |= {'num_gpu': 0, 'dist': False}  # for the other checks
-    elif opt['dist']:
-        params = {key: value for key, value in (opt.get('dist_params') or {}).items() if key == 'backend'}
-        if not torch.distributed.is_available():
-            raise UserError(f'--launcher {launcher}', 'this torch has no torch.distributed; train without a launcher.')
-        if not torch.distributed.is_nccl_available() and params.get('backend', 'nccl') == 'nccl':
-            params['backend'] = 'gloo'  # NCCL is Linux's
-        try:
-            if opt['num_gpu'] == 0:
-                torch.distributed.init_process_group('gloo')
-            else:
-                init_dist('pytorch', **params)
-        except (RuntimeError, ValueError, OSError) as error:
-            reason = ' '.join(str(error).split())[:200].rstrip('.')
-            raise UserError(f'--launcher {launcher}', f'the processes do not find each other ({reason}).') from None
-        processes.start()
-    opt['rank'], opt['world_size'] = get_dist_info()
-
-
-def _take_from_slurm(port: int | None, file: str) -> None:
-    """Tells a task of SLURM in torch's variables who it is and where the others are, as BasicSR does, on CPUs as well.
-
-    Raises:
-        UserError: No ``srun`` has started this process, or SLURM does not name the first machine.
-    """
-    try:
-        task, tasks, nodes = (os.environ[f'SLURM_{name}'] for name in ('PROCID', 'NTASKS', 'NODELIST'))
-    except KeyError as error:
-        raise UserError(
-            '--launcher slurm',
-            f'no srun has started this process ({error.args[0]} is not set), run `srun --ntasks=N {sys.argv[0]} -opt '
-            f'{file} --launcher slurm`.',
-        ) from None
-    try:
-        listed = subprocess.run(['scontrol', 'show', 'hostname', nodes], capture_output=True, text=True, check=True)
-        first = listed.stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise UserError(
-            '--launcher slurm',
-            f'`scontrol show hostname {nodes}` does not name the machines ({one_line(error)}); let srun start '
-            'torchrun instead, see docs/distributed.md.',
-        ) from None
-    port = str(port or os.environ.get('MASTER_PORT', 29500))
-    found = {'MASTER_ADDR': first, 'MASTER_PORT': port, 'WORLD_SIZE': tasks, 'RANK': task}
-    os.environ.update(found | {'LOCAL_RANK': os.environ.get('SLURM_LOCALID', '0')})
-
-
-def _gpus(wanted: object, file: str, distributed: bool) -> int:
-    """The number of GPUs that ``num_gpu`` asks for."""
-    there = torch.cuda.device_count()
-    if wanted != 'auto' and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0):
-        raise UserError('num_gpu', f'write auto or a number of GPUs, not {wanted!r}.')
-    number = there if wanted == 'auto' else wanted
-    if number > there:
-        raise UserError('num_gpu', f'{wanted} GPUs are asked for, torch sees {there}; write auto, or 0 for the CPU.')
-    if number > 1 and not distributed:
-        raise UserError(
-            'num_gpu',
-            f'{number} GPUs need a launcher, run `torchrun --nproc_per_node={number} {sys.argv[0]} -opt {file} '
-            '--launcher pytorch`, or write num_gpu: 1.',
-        )
-    return number
-
-
 def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_train: bool, mistakes: Mistakes) -> None:
     """What BasicSR derives from the options: seed, phases, folders, debug values; and the state to resume from.
 
@@ -486,85 +405,8 @@ def _complete(opt: dict, auto_resume: bool, debug: bool, root_path: str, is_trai
         path.update(results_root=root, log=root, visualization=os.path.join(root, 'visualization'))
     if opt.get('manual_seed') is None:
         state = path.get('resume_state')
-        opt['manual_seed'] = _seed(state if isinstance(state, str) else None)
+        opt['manual_seed'] = seed_for(state if isinstance(state, str) else None)
     set_random_seed(opt['manual_seed'] + opt['rank'])
-
-
-def _seed(state: str | None) -> int:
-    """The seed of a run whose options leave it open: as before where it goes on, and one for all processes."""
-    seed = random.randint(1, 10000)
-    with contextlib.suppress(UserError):  # a damaged manifest is told where the state is loaded
-        seed = (state and seed_of(state)) or seed
-    return spread(seed)
-
-
-def begin(opt: dict, file: str, change_stages: bool = False) -> dict | None:
-    """What BasicSR's loop calls before it creates or archives anything: takes the folder, and loads the state.
-
-    Args:
-        opt: The options.
-        file: Where they come from.
-        change_stages: Whether the stages may be others than the run's so far.
-
-    Raises:
-        UserError: Another process trains in the folder, or the state cannot be loaded.
-    """
-    if opt['rank'] == 0:
-        _take(opt, file)
-    return load_resume_state(opt, change_stages)
-
-
-def _take(opt: Mapping, file: str) -> None:
-    """Takes the folder of a run."""
-    try:
-        reason = hold(opt['path']['experiments_root'])
-    except UserError as error:
-        raise error.within(file) from None
-    if reason:
-        logging.getLogger('basicsr').warning(
-            f'{opt["path"]["experiments_root"]} cannot be locked ({reason}): start no other run of this name.'
-        )
-
-
-def load_resume_state(opt: dict, change_stages: bool = False) -> dict | None:
-    """Loads the training state to continue from, on the CPU: loading it into optimizers moves it where they are.
-
-    Args:
-        opt: The completed options.
-        change_stages: Whether the stages may be others than the run's so far.
-
-    Raises:
-        UserError: The file is missing, cannot be read or lies beyond the end of the run, its checkpoint is not whole,
-            or the stages have changed.
-    """
-    path = opt['path'].get('resume_state')
-    if not path:
-        return None
-    if not os.path.isfile(path):
-        raise UserError(f'path:resume_state: the file {path} does not exist.')
-    check_whole(path)
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-        iteration = state['iter']
-    except Exception as error:  # torch, zipfile and pickle each raise their own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f'path:resume_state: {path} cannot be read as a training state ({reason[0][:200]}); delete it to continue '
-            'from the one before.'
-        ) from None
-    plan = read_train(opt, term_options()).plan()
-    if iteration > plan.total_iter:
-        raise UserError(
-            f'path:resume_state: {path} is at iteration {iteration:,d}, beyond the {plan.total_iter:,d} of the stages.'
-        )
-    if 'plan' in state and not change_stages and (change := plan.change(state['plan'])):
-        raise UserError(
-            f'train:stages{change}; resume with the stages of that run, or accept the change with --change_stages.'
-        )
-    if Loop.latest is not None:
-        Loop.latest.iteration, Loop.latest.epoch = iteration, state['epoch']
-    check_resume(opt, iteration)
-    return state
 
 
 def _replace_everywhere(name: str, function: Callable) -> None:

@@ -35,7 +35,7 @@ from sdakd_arch.inference.onnx_network import external_files
 from sdakd_arch.weights import read_weights, save_whole, tensors_only
 from sdakd_arch.width import build
 from sdakd_arch.zoo import ensure_file
-from sdakd_models import launch
+from sdakd_models import resuming
 
 
 class Canary:
@@ -295,7 +295,7 @@ def test_basicsrs_vgg_executes_nothing(kind, canary, alarm, world, parse, place,
 
 def test_a_state_to_resume_from_executes_nothing(canary, alarm):
     with pytest.raises(UserError, match='path:resume_state: .* cannot be read as a training state'):
-        launch.load_resume_state({'path': {'resume_state': str(canary)}})
+        resuming.load_resume_state({'path': {'resume_state': str(canary)}})
     assert not alarm.exists()
 
 

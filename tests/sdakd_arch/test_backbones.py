@@ -298,7 +298,7 @@ def test_a_run_says_which_backbones_it_has(world, options, files):
 
 def test_measured_units_go_on_where_a_run_goes_on(world, parse, options):
     """Two iterations, saved and continued, against four in one go."""
-    from sdakd_models.launch import load_resume_state
+    from sdakd_models.resuming import load_resume_state
 
     options['train']['stages']['only']['iters'] = 4
     options['train']['imitation_opt']['shift'] = 0

@@ -10,7 +10,7 @@ import yaml
 
 from sdakd.compat import UserError
 from sdakd_arch import zoo
-from sdakd_models import launch
+from sdakd_models import resuming
 from sdakd_models.reader import force
 from sdakd_models.scenario import Scenario
 
@@ -111,7 +111,7 @@ def test_mistake_in_the_option_file(shared_world, parse, tmp_path, path, value, 
     file.write_text(yaml.safe_dump(options, sort_keys=False))
     with pytest.raises(UserError) as caught:
         opt = parse(file, tmp_path / 'root')
-        launch.load_resume_state(opt)
+        resuming.load_resume_state(opt)
     text = str(caught.value)
     assert re.search(sentence, text), text
     assert '\n' not in text and text.endswith(('.', '?')) and len(text) < 500

@@ -10,8 +10,8 @@ from basicsr.models import build_model
 
 import basicsr.train
 from sdakd.compat import UserError
-from sdakd_models.launch import load_resume_state
 from sdakd_models.reader import read_yaml
+from sdakd_models.resuming import load_resume_state
 
 JUDGE = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
 ENTRY = {'network': JUDGE, 'real': 'gt', 'fake': ['teacher'], 'trains_student': True}

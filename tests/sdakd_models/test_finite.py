@@ -10,7 +10,7 @@ from basicsr.data import build_dataset
 from basicsr.models import build_model
 
 from sdakd.compat import UserError
-from sdakd_models.launch import load_resume_state
+from sdakd_models.resuming import load_resume_state
 
 NAN, INF = float('nan'), float('inf')
 CONTINUE = r', and continue from the last checkpoint in .*models with --auto_resume\.$'

@@ -313,7 +313,7 @@ def test_looking_moves_nothing_in_the_discriminator(world, parse, options, fake)
 
 
 def test_a_resumed_run_has_the_same_random_projection(world, parse, options):
-    from sdakd_models.launch import load_resume_state
+    from sdakd_models.resuming import load_resume_state
 
     data = batches(6)
     model = start(world, parse, options)

@@ -438,7 +438,7 @@ def test_a_teachers_features_may_be_left_out(world, parse, two):
 
 @pytest.mark.parametrize('stop', [4, 6])
 def test_a_resumed_run_with_two_teachers_equals_an_uninterrupted_one(world, parse, two, stop):
-    from sdakd_models.launch import load_resume_state
+    from sdakd_models.resuming import load_resume_state
 
     model = build_model(parse(world.write(two), world.root))
     run(model, 1, stop)
@@ -455,7 +455,7 @@ def test_a_resumed_run_with_two_teachers_equals_an_uninterrupted_one(world, pars
 
 @pytest.mark.parametrize(('name', 'where'), [('deeper', 'teachers:deeper'), ('teacher', 'teacher')])
 def test_another_teacher_is_refused_on_resuming(world, parse, two, name, where):
-    from sdakd_models.launch import load_resume_state
+    from sdakd_models.resuming import load_resume_state
 
     model = build_model(parse(world.write(two), world.root))
     run(model, 1, 4)

@@ -15,7 +15,7 @@ from basicsr.models import build_model
 
 from sdakd.compat import UserError
 from sdakd_metrics.overlap import overlap
-from sdakd_models import launch
+from sdakd_models import resuming
 from sdakd_models.reader import force, read_run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -275,7 +275,7 @@ def test_its_checkpoint_is_resumed_and_opened_by_a_method(world, parse, alone):
 
     opt = parse(world.write(alone), world.root, '--auto_resume')
     resumed = build_model(opt)
-    resumed.resume_training(launch.load_resume_state(opt))
+    resumed.resume_training(resuming.load_resume_state(opt))
     for iteration in (3, 4):
         step(resumed, iteration)
     end = state(model.discriminators['teacher'].bare)

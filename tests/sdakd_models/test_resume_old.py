@@ -81,7 +81,7 @@ def steps(state):
 @pytest.mark.parametrize(('name', 'iteration'), STOPPED)
 def test_what_is_resumed_is_what_was_saved(name, iteration, checkout, parse):
     """Saved again before any step, every network, average, moment and score is bit for bit the one of 0.1.0."""
-    from sdakd_models.launch import load_resume_state
+    from sdakd_models.resuming import load_resume_state
 
     folder = stopped(checkout, name, iteration)
     files = [*folder.glob(f'models/*_{iteration}.pth'), folder / f'training_states/{iteration}.state']

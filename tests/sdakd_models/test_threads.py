@@ -9,7 +9,7 @@ import yaml
 from basicsr.models import build_model
 
 from sdakd.compat import UserError
-from sdakd_models.launch import load_resume_state
+from sdakd_models.resuming import load_resume_state
 
 
 @pytest.fixture

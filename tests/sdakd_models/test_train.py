@@ -73,7 +73,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(opt, parse, world, stop, shar
 
     torch.manual_seed(99)  # nothing of the second run comes from its own initialisation
     again = parse(world.root / 'run.yml', world.root, '--auto_resume')
-    from sdakd_models.launch import load_resume_state
+    from sdakd_models.resuming import load_resume_state
 
     state = load_resume_state(again)
     assert state['iter'] == stop
@@ -263,7 +263,7 @@ def test_a_run_that_ends_early_fails(opt, world):
 
 
 def test_another_teacher_is_refused_on_resuming(opt, world, parse):
-    from sdakd_models.launch import load_resume_state
+    from sdakd_models.resuming import load_resume_state
 
     model = build_model(opt)
     run(model, batches(18), 1, 3)
