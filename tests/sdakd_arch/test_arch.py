@@ -390,11 +390,16 @@ def test_pop_empties_and_outside_with_nothing_is_recorded(rrdb, image):
     assert taps.pop() == {}
 
 
-def test_a_second_pass_replaces_the_first(rrdb, image):
-    with FeatureTaps(rrdb, ['body.0']) as taps:
+def test_passes_are_parts_of_a_batch_until_they_are_taken(rrdb, image):
+    taps = FeatureTaps(rrdb, ['body.0'])
+    whole = trunk_by_hand(rrdb, torch.cat([image, 1 - image]))['body.0']
+    with taps:
         rrdb(image)
         rrdb(1 - image)
-    torch.testing.assert_close(taps.pop()['body.0'], trunk_by_hand(rrdb, 1 - image)['body.0'])
+    torch.testing.assert_close(taps.pop()['body.0'], whole)
+    with taps:
+        rrdb(1 - image)
+    torch.testing.assert_close(taps.pop()['body.0'], whole[len(image) :])
 
 
 def test_an_averaged_copys_pass_is_not_recorded(rrdb, image):

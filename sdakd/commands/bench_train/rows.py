@@ -16,6 +16,7 @@ from sdakd_data.pool import ROOM
 from sdakd_models.launch import check_options
 from sdakd_models.options import TeacherBlock, Train, typed
 from sdakd_models.reader import read_run
+from sdakd_models.scenario import FACES
 
 LONG = 10**6  # iterations of a stage, and between two of what is done in few steps only
 BEGIN = 10**4  # the step of a stage that is timed first: shares have found their weights by then
@@ -113,7 +114,7 @@ class Plan:
         """
         found: list[Row] = []
         plain = plain_options(self.opt)
-        if plain is not None and 'GCFSR' not in str(self.opt.get('model_type')):
+        if plain is not None and self.opt.get('model_type') != FACES:
             from sdakd.commands.bench_train import rival
 
             done = self.complete(plain, 'fp32', 1)
@@ -267,7 +268,7 @@ def plain_options(opt: Mapping) -> dict | None:
         plain.pop(key, None)
     for key in [key for key in train if key.endswith('_opt')]:
         del train[key]
-    if 'GCFSR' not in str(opt.get('model_type')):
+    if opt.get('model_type') != FACES:
         train.pop('r1_reg_weight', None)  # BasicSR has none
     for term, block in losses.items():
         train[f'{term}_opt'] = {key: value for key, value in block.items() if key not in ('share', 'teachers')}
