@@ -162,6 +162,10 @@ def paired(folder: Path) -> dict:
             'teacher_margin': 0,
             'share_freq': 1000,
             'pool_reuse': 1,
+            'channels_last': True,
+            'compile': False,
+            'micro_batch_size': 1,
+            'activation_checkpointing': False,
             'precision': 'fp32',
             'start_stage': 'first',
             'stages': {
