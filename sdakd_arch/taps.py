@@ -42,7 +42,7 @@ class FeatureTaps:
         if names:
             _refuse_foreign(network, where)
         modules = dict(network.named_modules())
-        self.names = list(names)
+        self.network, self.names = network, list(names)
         self.active = False
         self._recorded: dict[str, torch.Tensor] = {}
         self._passes: list[dict[str, torch.Tensor]] = []
@@ -98,9 +98,10 @@ class FeatureTaps:
     def alone(self) -> Iterator[None]:
         """Records one forward pass, which ends at the deepest tap; what it would return is lost.
 
-        Where a pass begins and ends is known from one to its end: until there was one, this is one, too.
+        Where a pass begins and ends is known from one to its end: until there was one, this is one, too. A compiled
+        network runs to its end.
         """
-        if self._calls.keys() != set(self.names):
+        if self._calls.keys() != set(self.names) or getattr(self.network, '_compiled_call_impl', None) is not None:
             with self:
                 yield
             return

@@ -25,7 +25,7 @@ from sdakd_models.cotraining import CotrainedTeacher
 from sdakd_models.options import DiscriminatorBlock, TeacherBlock
 from sdakd_models.parts import InParts
 from sdakd_models.players import Discriminator, Player, freeze
-from sdakd_models.precision import DTYPES, Lowered, Precisions
+from sdakd_models.precision import DTYPES, Lowered, Precisions, compile_in_place
 from sdakd_models.reader import read_state
 from sdakd_models.registry import TERMS
 from sdakd_models.scenario import Scenario
@@ -137,7 +137,7 @@ class Cast:
             network = network.to(memory_format=torch.channels_last)
         network = network.to(self.device)
         if runs and self.scenario.train.compile and not self.on_meta and not self.scenario.file.get('rehearsal'):
-            network.compile(dynamic=False)  # in place: names of parameters stay
+            compile_in_place(network)
         return network
 
     def lower_teachers(self) -> None:

@@ -73,6 +73,15 @@ def _same(image: torch.Tensor, kept: torch.Tensor, version: int) -> bool:
     return image.device.type == 'cpu' and torch.equal(image, kept)
 
 
+def compile_in_place(network: nn.Module) -> None:
+    """Has a network be compiled when it first runs, for one size; names of parameters stay."""
+    import torch._dynamo
+
+    # else what was compiled for a network without feature taps would be taken for another one that has them
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    network.compile(dynamic=False)
+
+
 @contextmanager
 def eagerly() -> Iterator[None]:
     """Runs compiled networks as they are: what has another size than training batches would be compiled anew."""

@@ -13,7 +13,7 @@ from sdakd.compat import UserError
 from sdakd_arch.taps import FeatureTaps
 from sdakd_models import measured
 from sdakd_models.context import Context
-from sdakd_models.precision import eagerly
+from sdakd_models.precision import compile_in_place, eagerly
 from sdakd_models.scenario import Scenario
 
 
@@ -355,6 +355,19 @@ def test_compiled_networks_train_like_others_and_are_saved_alike(world, parse):
     assert states[True] == states[False]
     for one, other in zip(*found.values(), strict=True):
         assert one == pytest.approx(other, rel=1e-3)
+
+
+def test_taps_record_where_a_network_without_taps_was_compiled_before():
+    plain, tapped, image = Twice(), Twice(), torch.rand(1, 3, 8, 8)
+    taps = FeatureTaps(tapped, ['again'])
+    with torch.no_grad():
+        for network in (plain, tapped):
+            compile_in_place(network)
+            with taps:
+                network(image)
+    assert torch.allclose(taps.pop()['again'], tapped.again(tapped.again(tapped.first(image))), atol=1e-6)
+    with taps.alone():
+        assert tapped(image).shape == image.shape  # what is compiled runs to its end
 
 
 def test_other_sizes_do_not_compile_anew():
