@@ -1,6 +1,7 @@
 """Precisions, memory layout, compiled networks, and passes of teachers that end at the deepest tap."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,10 @@ from sdakd_models import measured
 from sdakd_models.context import Context
 from sdakd_models.precision import compile_in_place, eagerly
 from sdakd_models.scenario import Scenario
+
+COMPILER = pytest.mark.skipif(
+    not any(map(shutil.which, ('c++', 'g++', 'clang++'))), reason='torch.compile needs a C++ compiler'
+)
 
 
 def batches(count, size=2):
@@ -334,6 +339,7 @@ def test_basicsrs_style_loss_takes_maps_in_any_layout(world, parse, monkeypatch)
 # ----------------------------------------------------------------------------------------------------------- compiled
 
 
+@COMPILER
 def test_compiled_networks_train_like_others_and_are_saved_alike(world, parse):
     found, states = {}, {}
     for compiled in (False, True):
@@ -357,6 +363,7 @@ def test_compiled_networks_train_like_others_and_are_saved_alike(world, parse):
         assert one == pytest.approx(other, rel=1e-3)
 
 
+@COMPILER
 def test_taps_record_where_a_network_without_taps_was_compiled_before():
     plain, tapped, image = Twice(), Twice(), torch.rand(1, 3, 8, 8)
     taps = FeatureTaps(tapped, ['again'])
