@@ -140,7 +140,8 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
                 check_context(self.cast, self.run)
         with eagerly():
             fill(self.scenario.datasets.get('train') or {}, self.teachers, self.cast.fingerprints, main)
-        self.cast.lower_teachers()
+        if self.common is None:  # else other students' caches may still be filled, in float32
+            self.cast.lower_teachers()
         meet()
         forget_states()
         self._seed(PROCESSES, 0)  # networks of other sizes have drawn other numbers

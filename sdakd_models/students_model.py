@@ -121,6 +121,8 @@ class StudentsModel:
             if options['logger'].get('use_tb_logger') and 'debug' not in options['name']:
                 self.writers[name] = init_tb_logger(os.path.join(opt['root_path'], 'tb_logger', options['name']))
         self.common.share_backbones()
+        for member in self.members.values():
+            member.cast.lower_teachers()
         self.first, *self.others = self.members.values()
         self.clock = self.first.clock
         for member in self.others:

@@ -36,6 +36,7 @@ def several(world, kind):
         torch.manual_seed(0)
         torch.save(torchvision.models.squeezenet1_1().state_dict(), world.root / 'squeezenet.pth')
         options['teacher'] = {'weights': options['teacher']['weights'], 'cache': str(world.root / 'cache')}
+        options['teacher']['precision'] = 'bf16'  # its answers for the cache are float32, for every student
         options['datasets']['train'] |= {'use_hflip': False, 'use_rot': False}
         backbone = {'backbone': 'squeezenet', 'weights': str(world.root / 'squeezenet.pth'), 'shift': 8}
         options['train'] |= {
