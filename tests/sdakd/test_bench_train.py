@@ -467,3 +467,18 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(flags, sentence, world, tm
 def test_a_cache_of_degraded_images_is_refused(world):
     with pytest.raises(UserError, match='only a pair that comes again has an answer to keep'):
         sdakd.bench_train(world.write(degraded(world)), rounds=1, cache=True)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='peaks of memory are read from /proc')
+def test_memory_is_measured_with_a_vgg_that_stands_in(world, tmp_path, monkeypatch):
+    """The process that measures finds the file that the checks of this one have found."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))  # where no VGG was downloaded
+    monkeypatch.chdir(world.root)
+    options = world.options()
+    options['train']['perceptual_opt'] = {'type': 'PerceptualLoss', 'layer_weights': {'conv1_2': 1}, 'criterion': 'l1'}
+    options['train']['stages'] = {'only': {'iters': 2, 'lr_g': 1e-4, 'terms': ['pixel', 'perceptual']}}
+    flags = ['--rounds', '1', '--threads', '1', '--precisions', 'fp32', '-o', f'{tmp_path}/out']
+    assert cli.main(['bench', 'train', '-opt', world.write(options), *flags]) == 0
+    bench = read(tmp_path / 'out')['bench_train']
+    assert bench['random'] == ['train:perceptual_opt']
+    assert all(row['peak_memory_mib'] > 0 for row in bench['rows'])

@@ -22,6 +22,7 @@ from sdakd.compat import import_basicsr
 
 import_basicsr()  # here, because a server process imports this module once for all measurements
 
+from basicsr.archs import vgg_arch  # noqa: E402
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY  # noqa: E402
 from torch.utils.data import default_collate  # noqa: E402
 
@@ -193,12 +194,13 @@ def watched_step(stepper: Stepper) -> tuple[float, dict[str, float]]:
     return spent, parts | {OTHER: max(0.0, spent - sum(parts.values()))}
 
 
-def _measure_growth(options: dict, stage: str, cache: bool, batches: str, threads: int) -> float | None:
+def _measure_growth(options: dict, stage: str, cache: bool, batches: str, threads: int, vgg: str) -> float | None:
     """In a process of its own: see :func:`peak_growth`."""
     os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '256')
     if not restart_peak():
         return None
     torch.set_num_threads(threads)
+    vgg_arch.VGG_PRETRAIN_PATH = vgg  # where the checks of the options have found it
     loaded = torch.load(batches, weights_only=True)
     before = status('VmRSS')
     with quietly(False):
@@ -222,7 +224,8 @@ def peak_growth(row: Any, batches: Path, threads: int) -> float | None:
     try:
         with ProcessPoolExecutor(1, mp_context=context, initializer=stops.leave_to_parent) as pool:
             with stops.held_back(deaf=True):  # what is started here hears of no Ctrl-C, which its parent does
-                growth = pool.submit(_measure_growth, row.options, row.stage, row.cache, str(batches), threads)
+                arguments = row.options, row.stage, row.cache, str(batches), threads, vgg_arch.VGG_PRETRAIN_PATH
+                growth = pool.submit(_measure_growth, *arguments)
             return growth.result()
     except Exception:  # the same failure has been reported where it was timed
         return None
