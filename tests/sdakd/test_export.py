@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -405,6 +406,7 @@ def test_metadata_travels(tmp_path):
     run('-m', models / 'net_g_9.pth', '--to', *FORMATS, 'padded', '-o', tmp_path)
     options['teacher']['weights'] = 'teacher.pth'
     options['train']['stages']['supervised']['terms'][1] = 'folder'
+    options |= {'source': 'option file', 'facts': {'teachers': [{'file': 'teacher.pth'}], 'iterations': 9}}
     head = subprocess.run(['git', '-C', ROOT, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=False)
 
     extra = dict.fromkeys(['network', 'scale', 'training', 'commit', 'version'], '')
@@ -436,7 +438,10 @@ def test_option_file_of_another_network_is_left_out(tmp_path):
     torch.save({'params': make('rrdb_eighth').state_dict()}, tmp_path / 'run' / 'models' / 'net.pth')
     (tmp_path / 'run' / 'other.yml').write_text(yaml.safe_dump({'network_g': {'type': 'RRDBNet', 'num_feat': 16}}))
     run('-m', tmp_path / 'run' / 'models' / 'net.pth', '--to', 'safetensors', '-o', tmp_path / 'net.safetensors')
-    assert open_network(tmp_path / 'net.safetensors').metadata['training'] is None
+    digest = hashlib.sha256((tmp_path / 'run' / 'models' / 'net.pth').read_bytes()).hexdigest()
+    training = open_network(tmp_path / 'net.safetensors').metadata['training']
+    assert training.pop('reason') == 'the option file two folders above is of another network'
+    assert training == {'source': 'not recorded', 'file': 'net.pth', 'sha256': digest}
 
 
 # ----------------------------------------------- files that are not right --------------------------------------------

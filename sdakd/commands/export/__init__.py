@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import math
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -319,26 +318,10 @@ def _versions(name: str) -> str:
 
 
 def _facts(opened: Opened) -> dict:
-    """What an exported file says of itself beside its network; training options travel on from the model's own file."""
-    from sdakd.files.generators import options_beside
+    """What an exported file says of itself beside its network; how it was trained travels on."""
+    from sdakd.files.training import training_of
 
-    training = opened.metadata.get('training')
-    beside = options_beside(opened.path)
-    # the folders above may hold another network's option file
-    if beside and all(opened.network.get(key, value) == value for key, value in beside['network_g'].items()):
-        training = _without_folders(beside)
-    return {'training': training, 'commit': _commit(), 'version': __version__}
-
-
-def _without_folders(value: object) -> object:
-    """Options with absolute paths cut to their last part: a file that is passed on tells nothing of this machine."""
-    if isinstance(value, dict):
-        return {str(key): _without_folders(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(entry) for entry in value]
-    if isinstance(value, str) and re.match(r'[/~]|[A-Za-z]:[\\/]', value):
-        return re.split(r'[\\/]', value.rstrip('\\/'))[-1]
-    return value
+    return {'training': training_of(opened), 'commit': _commit(), 'version': __version__}
 
 
 def _commit() -> str | None:
