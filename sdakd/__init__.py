@@ -11,7 +11,8 @@ from sdakd.version import VERSION
 
 __version__ = VERSION
 FUNCTIONS = tuple(
-    'bench bench_train compare demo distill doctor evaluate export fetch init link options report upscale'.split()
+    'bench bench_train card compare demo distill doctor evaluate export fetch init link options publish report '
+    'upscale'.split()
 )
 __all__ = ['UserError', *FUNCTIONS]
 

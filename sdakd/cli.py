@@ -26,6 +26,8 @@ COMMANDS = {
     'bench': 'time models side by side: parameters, MACs, latency and memory in every runtime',
     'bench train': "time the training steps of an option file, beside BasicSR's own step: time, memory, parts",
     'export': 'write a model as safetensors, padded, ONNX, TorchScript or ncnn, and check the file',
+    'card': "write a model's page: a card for the Hugging Face Hub, a record for OpenModelDB, pictures",
+    'publish': 'put a model and its card onto the Hugging Face Hub',
     'upscale': 'enlarge images with a model',
     'report': 'put results into one HTML file',
     'doctor': 'look at the installation, the machine and the folder: what works, what keeps trainings from running',

@@ -7,7 +7,8 @@
 - ``facts``: what an option file does not say. ``teachers`` is a list, of each its ``file``, ``sha256`` and ``values``
   (:func:`sdakd_arch.zoo.values_digest`) where the file was at hand, and, of an official one, ``official`` (its name),
   ``told by`` (:func:`sdakd_arch.zoo.official`) and ``license``; ``iterations``; where a command knows more, ``recipe``,
-  ``batch``, ``data``; for an official network itself ``official``, ``told by`` and ``license``;
+  ``batch``, ``data``, ``degradation``, ``limits``; for an official network itself ``official``, ``told by``
+  and ``license``;
 - where nothing is known, ``reason``, and ``file`` and ``sha256`` of the file that says nothing.
 """
 

@@ -138,6 +138,10 @@ class Family:
         """Options and state dict, of the same output, by the names and layers that other programs know."""
         return dict(network), state
 
+    def catalogue(self, network: Mapping) -> tuple[str, list[str]] | None:
+        """OpenModelDB's identifier of the architecture, and the network's size in its words; None where it has none."""
+        return None
+
     def padded(self, network: Mapping, state: State) -> tuple[dict, State]:
         """Options and state dict, of the same output, in sizes that programs built on spandrel take for granted.
 

@@ -209,6 +209,11 @@ class RRDBNetFamily(Family):
             renamed[f'{place}{".0" * bool(found and found[3] != "1x1")}.{kind}'] = tensor
         return dict(network), renamed
 
+    def catalogue(self, network: Mapping) -> tuple[str, list[str]]:
+        growth = network.get('num_grow_ch', GROWTH)
+        size = [f'{network.get("num_feat", 64)}nf', f'{network.get("num_block", 23)}nb']
+        return 'esrgan+' if network.get('plus') else 'esrgan', size + ([f'{growth}gc'] if growth != GROWTH else [])
+
     def padded(self, network: Mapping, state: State) -> tuple[dict, State]:
         """With 32 growth channels, most of them zero: spandrel reads features and blocks from the weights only."""
         growth = network.get('num_grow_ch', 32)

@@ -169,5 +169,8 @@ class SRVGGNetCompactFamily(Family):
             given[f'body.{2 * number + 1}.weight'] = state['body.0.bias'].new_full(state['body.0.bias'].shape, slope)
         return dict(network) | {'act_type': 'prelu'}, given
 
+    def catalogue(self, network: Mapping) -> tuple[str, list[str]]:
+        return 'compact', [f'{network.get("num_feat", 64)}nf', f'{network.get("num_conv", 16)}nc']
+
     def accelerated(self, network: nn.Module, dtype: torch.dtype) -> nn.Module:
         return FastSRVGG(network, dtype)
