@@ -108,7 +108,7 @@ def test_a_distillation_that_was_interrupted_goes_on_and_ends_in_a_student(made)
                                'upscale': 2, 'act_type': 'prelu'}  # fmt: skip
     written = load_file(out / 'export/student.safetensors')
     assert all(torch.equal(written[key], value) for key, value in student.module.state_dict().items())
-    for name in ('report.html', 'comparison.png', 'table.md', 'MODEL_CARD.md', 'export/student.onnx'):
+    for name in ('report.html', 'comparison.png', 'table.md', 'card/README.md', 'export/student.onnx'):
         assert (out / name).stat().st_size > 0
 
 
@@ -129,7 +129,7 @@ def test_the_plan_is_shown_before_the_training_and_the_table_after_it(made):
     )
     assert re.search(rf'^student +{mean:.2f} ', printed, re.MULTILINE)
     assert f"Its images are {mean:.1f} dB from the teacher's" in printed
-    assert f"Its images are {mean:.1f} dB from the teacher's" in (out / 'MODEL_CARD.md').read_text()
+    assert f"Its images are {mean:.1f} dB from the teacher's" in (out / 'card/README.md').read_text()
 
 
 def test_given_again_when_all_is_done_nothing_is_trained(made):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 README = 'README.md'
 SHEET = 'comparison.png'
 SMOKE = Path(__file__).resolve().parents[2] / 'pretrained/smoke'
-SHIPPED = ('test/rocket0.png', 'photographs/coffee0.png')  # shown where no picture is given
+SHIPPED = ('photographs/chelsea', 'test/rocket')  # shown where no picture is given: crops, cut into halves
 LARGEST = 256  # pixels: of larger pictures the middle is shown
 SHOWN = 128  # pixels on a side, of what is put side by side
 REPO = re.compile(r'[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?/[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?')
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('-m', '--model', metavar='FILE', help='the model: .pth, .safetensors, ncnn .param or .onnx')
     add('-o', '--output', metavar='FOLDER', help='folder for the card (default: {default})')
     add('--picture', dest='pictures', nargs='+', metavar='IMAGE', help='inputs to show before and after, the middle '
-        f'{LARGEST} pixels of each (default: two crops that are shipped)')  # fmt: skip
+        f'{LARGEST} pixels of each (default: parts of two photographs that are shipped)')  # fmt: skip
     add('--results', metavar='FILE', help='results.json of `sdakd evaluate`, with a row of this model')
     add('--license', metavar='SPDX', help="of the model, such as MIT; it is known if the teacher is Real-ESRGAN's")
     add('--author', metavar='NAME', help="OpenModelDB's name of whoever has made it")
@@ -82,7 +82,7 @@ def card(
     Args:
         model: The model.
         output: A folder. Cards that this command wrote there are replaced.
-        pictures: Images that the model enlarges; default: two crops of photographs that are shipped.
+        pictures: Images that the model enlarges; default: parts of two photographs that are shipped.
         results: ``results.json`` of `sdakd evaluate`, or its folder.
         license: An SPDX expression; default: what the file says of itself or of its teacher.
         author: Who has made it.
@@ -170,11 +170,15 @@ def _read(pictures: Sequence[str | Path]) -> list[tuple[str, np.ndarray]]:
     Raises:
         UserError: One cannot be used, or two have the same name.
     """
+    import cv2
+
     from sdakd.files.images import UnusableError, read_image
 
+    if not pictures:
+        halves = [[read_image(SMOKE / f'{name}{column}.png') for column in (0, 64)] for name in SHIPPED]
+        return [(Path(name).name, cv2.hconcat(pair)) for name, pair in zip(SHIPPED, halves, strict=True)]
     found: dict[str, np.ndarray] = {}
-    for path in pictures or [SMOKE / name for name in SHIPPED]:
-        path = Path(path)
+    for path in map(Path, pictures):
         if reason := no_file(path):
             raise UserError('--picture', f'the file {path} {reason}.')
         if path.stem in found:

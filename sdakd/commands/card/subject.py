@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sdakd.compat import UserError, no_file
 from sdakd.files.results import NAME, read_results
 from sdakd.files.training import teachers_of
+from sdakd_arch.families import family_of
 
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
@@ -84,7 +85,7 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def read_row(results: Path, opened: Opened, sha256: str) -> Row:
-    """The model's row of ``results.json``, found by its file's SHA-256, else by its name where the network is the same.
+    """The model's row of ``results.json``, found by its file's SHA-256, else by its name where the network is as large.
 
     Args:
         results: The file, or its folder.
@@ -106,7 +107,8 @@ def read_row(results: Path, opened: Opened, sha256: str) -> Row:
         same += [
             model
             for model in models
-            if model['name'] in (opened.name, opened.name.removesuffix('_fp16')) and model['network'] == opened.network
+            if model['name'] in (opened.name, opened.name.removesuffix('_fp16'))
+            and _size(model['network']) == _size(opened.network)
         ]
         scores = [score for score in section['scores'] if score['mean'] is not None and math.isfinite(score['mean'])]
         labels = {metric['name']: metric['label'] for metric in section['metrics']}
@@ -119,6 +121,11 @@ def read_row(results: Path, opened: Opened, sha256: str) -> Row:
     raise UserError(
         '--results', f'{path} has no row of {opened.path} (it has {names}); measure this file by `sdakd evaluate -m`.'
     )
+
+
+def _size(network: Mapping | None) -> object:
+    """What two networks have in common if one is an export of the other, which may write its activations otherwise."""
+    return (network and family_of(network).catalogue(network)) or network
 
 
 @dataclass(frozen=True)

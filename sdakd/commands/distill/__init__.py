@@ -475,7 +475,7 @@ class Work:
         rows.append(['measuring, export, report', '', '', f'{plan["closing"] / 60:.1f}'])
         rows.append(['together', '', '', f'{(total + plan["closing"]) / 60:.1f}'])
         say(table(['stage', 'iterations', 'seconds each', 'minutes'], rows).rstrip())
-        say(f'Writes to {shown(self.folder)}: student.pth, export/, MODEL_CARD.md, report.html, '
+        say(f'Writes to {shown(self.folder)}: student.pth, export/, card/, report.html, '
             'comparison.png, table.md, distill.yml, results/, experiments/, data/')  # fmt: skip
 
     # --------------------------------------------------------------------------------------------- training, closing
@@ -501,18 +501,21 @@ class Work:
             models[closing.PLAIN] = str(trained[recipe.BASELINE])
         models[closing.STUDENT] = str(trained[recipe.NAME])
         found = self.record['photographs']
-        how = (
-            f'{sum(iters.values()):,d} iterations in three stages, batches of {plan["batch"]} crops of {plan["crop"]} '
-            f'pixels, {found["train"]} photographs, degradation: {self.degradation}'
-        )
-        measured, left_out = closing.close(self.folder, models, self.teacher, how, len(found['held_out']))
+        facts = {
+            'iterations': sum(iters.values()),
+            'batch': str(plan['batch']),
+            'data': f'{found["train"]} photographs, {len(found["held_out"])} others held out to measure on',
+            'degradation': self.degradation,
+            'recipe': 'sdakd distill',
+        }
+        measured, left_out, lacks = closing.close(self.folder, models, self.teacher.scale, facts)
         files = {
             'the student': self.folder / 'student.pth',
             'the student for other programs': self.folder / 'export',
-            'what it is': self.folder / 'MODEL_CARD.md',
+            'its page': self.folder / 'card',
             'all in one page': self.folder / 'report.html',
             'side by side': self.folder / 'comparison.png',
             'to train again': self.folder / 'distill.yml',
         }
-        notes = [f'Not exported as {name}: {reason}' for name, reason in left_out.items()]
+        notes = [f'Not exported as {name}: {reason}' for name, reason in left_out.items()] + lacks
         return Distilled(self.folder, files, [closing.HEADER, *measured.rows], measured.facts(), notes)

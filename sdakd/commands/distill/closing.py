@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import platform
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from sdakd import __version__
 from sdakd.commands.bench import bench
+from sdakd.commands.card import card
 from sdakd.commands.evaluate import evaluate
 from sdakd.commands.export import export
+from sdakd.commands.export.formats import texts
 from sdakd.commands.report import report
 from sdakd.commands.report.pictures import choose_region
 from sdakd.files.generators import open_network
-from sdakd.files.images import read_image, write
-from sdakd.files.results import table, write_tables
-from sdakd.machine import cores
-from sdakd_arch.weights import describe
-from sdakd_arch.zoo import LICENCE, MODELS
+from sdakd.files.images import list_images, read_image, write
+from sdakd.files.results import write_tables
+from sdakd.files.sheets import enlarged, image_of, sheet
+from sdakd.files.training import beside, training_of
 
 if TYPE_CHECKING:
     from sdakd.commands.bench import Timings
     from sdakd.commands.evaluate import Results
-    from sdakd.files.generators import Opened
 
 TEACHER, STUDENT, PLAIN, BICUBIC = 'teacher', 'student', 'student without teacher', 'bicubic'
 HEADER = ['model', 'PSNR-Y to the teacher', 'PSNR-Y', 'SSIM-Y', 'NIQE', 'parameters', 'GMACs', 'ms', 'ms, fast']
 SHOWN = 4  # photographs in the picture
+CARD = 2  # in the card
 ROUNDS = 5  # of the timing
 
 
@@ -93,8 +91,7 @@ def measure(models: Mapping[str, str], held_out: Path, scale: int, results: Path
 
 def picture(measured: Measured, path: Path) -> None:
     """Writes a strip for each of some photographs: the whole, and the part where student and teacher differ most."""
-    results, section = measured.quality.output, next(iter(measured.quality.sections.values()))
-    font, side, gap, label = ImageFont.load_default(size=16), 288, 8, 26
+    results, section, side = measured.quality.output, next(iter(measured.quality.sections.values())), 288
     strips = []
     for photograph, files in list(section['pictures']['held-out'].items())[:SHOWN]:
         versions = {name: read_image(results / file) for name, file in files['models'].items()}
@@ -102,96 +99,60 @@ def picture(measured: Measured, path: Path) -> None:
         height, width = (min(image.shape[axis] for image in versions.values()) for axis in (0, 1))
         versions = {name: np.ascontiguousarray(image[:height, :width]) for name, image in versions.items()}
         left, top, across, down = choose_region(versions[TEACHER], versions[STUDENT])
-        whole = Image.fromarray(versions['ground truth'][..., ::-1])
+        whole = image_of(versions['ground truth'])
         box = (left, top, left + across, top + down)
         ImageDraw.Draw(whole).rectangle(box, outline=(255, 60, 0), width=3)
         whole.thumbnail((side * 3 // 2, side))
         first = Image.new('RGB', (side * 3 // 2, side), 'white')  # crops of all photographs stand in columns
         first.paste(whole)
-        cells = [(photograph, first)]
-        for name, image in versions.items():
-            crop = cv2.resize(
-                image[top : top + down, left : left + across], (side, side), interpolation=cv2.INTER_NEAREST
-            )
-            cells.append((name, Image.fromarray(crop[..., ::-1])))
-        strip = Image.new('RGB', (sum(cell.width + gap for _, cell in cells), side + label), 'white')
-        x = 0
-        for text, cell in cells:
-            strip.paste(cell, (x, label))
-            ImageDraw.Draw(strip).text((x, 3), text, fill='black', font=font)
-            x += cell.width + gap
-        strips.append(strip)
-    sheet = Image.new('RGB', (max(strip.width for strip in strips), len(strips) * (side + label + gap)), 'white')
-    for number, strip in enumerate(strips):
-        sheet.paste(strip, (0, number * (side + label + gap)))
-    data = io.BytesIO()
-    sheet.save(data, 'PNG')
-    write(path, data.getvalue())
+        crops = {name: image[top : top + down, left : left + across] for name, image in versions.items()}
+        strips.append([(photograph, first), *((name, enlarged(crop, side, side)) for name, crop in crops.items())])
+    write(path, sheet(strips))
 
 
-def card(path: Path, teacher: Opened, student: Opened, measured: Measured, training: str, held_out: int) -> None:
-    """Writes the model card."""
-    digest = hashlib.sha256(teacher.path.read_bytes()).hexdigest()
-    known = teacher.path.stem.removesuffix('_fp16') in MODELS
-    licence = (
-        f"The teacher is Real-ESRGAN's, {LICENCE}; its licence goes with the student."
-        if known
-        else 'Licences of the teacher and of the photographs apply to a student: look both up before you share it.'
-    )
-    text = f"""# {student.path.stem}: a student of {teacher.path.name}
+def write_student(folder: Path, checkpoint: Path, facts: Mapping) -> Path:
+    """Writes ``student.pth``, the checkpoint, and ``student.json``, what it is and how it was trained.
 
-{describe(student.network)}, which enlarges {student.scale} times. {measured.facts()}
+    Args:
+        folder: Of the distillation.
+        checkpoint: Where its training has left it.
+        facts: What the option file does not say; see :mod:`sdakd.files.training`.
 
-| | |
-|---|---|
-| teacher | `{teacher.path.name}`, {teacher.describe()}, SHA-256 `{digest}` |
-| training | {training} |
-| measured on | {held_out} photographs that were held out; {platform.machine()} with {cores()} cores |
-| made with | `sdakd distill` {__version__}; all options are in `distill.yml` |
-
-## Results
-
-{table(HEADER, measured.rows, 'md')}
-PSNR to the teacher: higher is closer to its images. PSNR and SSIM: higher is closer to the photograph. NIQE: lower
-looks more natural. GMACs and milliseconds: for 64x64 pixels of input, float32; `sdakd upscale` runs the fast backend.
-
-## Use
-
-    sdakd upscale -m {student.path.name} -i photographs -o enlarged
-
-`{student.path.name}` is a checkpoint of BasicSR (`params_ema`), which Real-ESRGAN's `RealESRGANer` and spandrel
-open as well; `export/` has it for other programs.
-
-## Limits
-
-It imitates its teacher on inputs like those it was trained on, as closely as the table says, and has seen no others. A
-longer training on more photographs brings it closer.
-
-{licence}
-"""
-    write(path, text.encode())
+    Returns:
+        The weights' file.
+    """
+    opened = open_network(checkpoint)
+    training = training_of(opened)
+    training['facts'] = {**training.get('facts', {}), **facts}
+    opened.metadata = {'training': training, 'version': __version__}
+    student = folder / 'student.pth'
+    said = {key: json.loads(text) for key, text in texts(opened).items()}
+    write(beside(student), (json.dumps(said, indent=2) + '\n').encode())
+    write(student, checkpoint.read_bytes())
+    return student
 
 
 def close(
-    folder: Path, models: Mapping[str, str], teacher: Opened, training: str, held_out: int
-) -> tuple[Measured, dict[str, str]]:
+    folder: Path, models: Mapping[str, str], scale: int, facts: Mapping
+) -> tuple[Measured, dict[str, str], list[str]]:
     """Measures, and writes all that stays: ``student.pth``, ``export/``, tables, picture, report and card.
 
     Args:
         folder: Of the distillation.
         models: The rows' files by their names.
-        teacher: The teacher.
-        training: How the student was trained, for the card.
-        held_out: The number of photographs to measure on.
+        scale: Of teacher and student.
+        facts: How the student was trained, beyond what its option file says.
 
     Returns:
-        What was measured, and for each format that was not written the reason.
+        What was measured, for each format that was not written the reason, and what the card lacks.
     """
-    measured = measure(models, folder / 'data/held_out', teacher.scale, folder / 'results')
-    student = folder / 'student.pth'
-    write(student, Path(models[STUDENT]).read_bytes())
+    measured = measure(models, folder / 'data/held_out', scale, folder / 'results')
+    student = write_student(folder, Path(models[STUDENT]), facts)
     write_tables(folder, 'table', HEADER, measured.rows)
     picture(measured, folder / 'comparison.png')
     report([folder / 'results'], folder / 'report.html', student=STUDENT)
-    card(folder / 'MODEL_CARD.md', teacher, open_network(student, '-m'), measured, training, held_out)
-    return measured, export(student, 'all', folder / 'export').left_out
+    left_out = export(student, 'all', folder / 'export').left_out
+    inputs = folder / 'data/held_out/lq'
+    pictures = [inputs / name for name in list_images(str(inputs))[:CARD]]
+    made = card(folder / 'export/student.safetensors', folder / 'card', pictures=pictures, results=folder / 'results')
+    return measured, left_out, made.notes if made.license is None else []

@@ -1,0 +1,366 @@
+"""`sdakd card`, and what files say of their training, against the Hub's own reader and OpenModelDB's rules."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import jsonschema
+import numpy as np
+import pytest
+import torch
+import yaml
+from basicsr.archs.rrdbnet_arch import RRDBNet
+from basicsr.archs.srvgg_arch import SRVGGNetCompact
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import sdakd
+from sdakd.commands.card import openmodeldb
+from sdakd.compat import UserError
+from sdakd.files.generators import open_network
+from sdakd.files.training import training_of
+from sdakd_arch import zoo
+from sdakd_arch.zoo import MODELS, official, values_digest
+
+PRETRAINED = Path(sdakd.__file__).parent / 'pretrained'
+# SHA-256 of the committed weights, taken before their metadata were completed
+VALUES = {
+    'demo_teacher_x4': '70c672cbadb9471fd8daba2effa98e192d94f4770b1fcb1ca65a99ccbe6568cb',
+    'x4plus_rrdbnet_1_4': 'f466cd5a299c0213a4729e28f0ed1c204974c1c8503096b596b4aa43f0447d7a',
+    'x4plus_rrdbnet_1_8': '657e2767ebf765e5ec8cd4fb479617f79d6bcc58071d139e449fdc61e7d8003a',
+    'x4plus_srvgg_64x16': '357dd99f96401b192e7e4108b1ec7ede5ff7d627852987509ae68e3db004c1c0',
+}
+TEXT = {'type': 'string', 'minLength': 1}
+COUNT = {'type': 'integer', 'minimum': 1}
+# the parts of OpenModelDB's src/lib/schema.ts and src/lib/model-props.ts that a record of one file has to do with
+RECORD = {
+    'type': 'object',
+    'additionalProperties': False,
+    'required': [
+        'name', 'author', 'license', 'tags', 'description', 'date', 'architecture', 'size', 'scale', 'inputChannels',
+        'outputChannels', 'resources', 'images',
+    ],
+    'properties': {
+        'name': TEXT,
+        'author': {'type': 'string', 'pattern': '^[a-z0-9]+(-[a-z0-9]+)*$'},
+        'license': {'type': ['string', 'null']},
+        'tags': {'type': 'array', 'minItems': 1, 'items': {'enum': [
+            'anime', 'compression-removal', 'deblur', 'denoise', 'general-upscaler', 'jpeg', 'photo', 'restoration',
+        ]}},
+        'description': {'type': 'string', 'pattern': r'^\S(.|\n)*\S$'},
+        'date': {'type': 'string', 'pattern': r'^\d{4}-\d\d-\d\d$'},
+        'architecture': {'enum': ['esrgan', 'esrgan+', 'compact']},
+        'size': {'type': 'array', 'items': TEXT},
+        'scale': {'type': 'integer', 'minimum': 1, 'maximum': 16},
+        'inputChannels': {'type': 'integer', 'minimum': 1, 'maximum': 4},
+        'outputChannels': {'type': 'integer', 'minimum': 1, 'maximum': 4},
+        'resources': {'type': 'array', 'minItems': 1, 'items': {
+            'type': 'object', 'required': ['type', 'size', 'sha256', 'urls', 'platform'], 'additionalProperties': False,
+            'properties': {
+                'type': {'enum': ['pth', 'onnx', 'safetensors']}, 'platform': {'enum': ['pytorch', 'onnx']},
+                'size': COUNT, 'sha256': {'type': 'string', 'pattern': '^[0-9a-f]{64}$'},
+                'urls': {'type': 'array', 'minItems': 1, 'items': {'type': 'string', 'pattern': '^https://'}},
+            },
+        }},
+        'images': {'type': 'array', 'items': {
+            'type': 'object', 'required': ['type', 'LR', 'SR'], 'additionalProperties': False,
+            'properties': {'type': {'const': 'paired'}, 'caption': TEXT, 'LR': TEXT, 'SR': TEXT},
+        }},
+        'dataset': TEXT, 'trainingIterations': COUNT, 'trainingBatchSize': COUNT, 'trainingHRSize': COUNT,
+        'trainingOTF': {'type': 'boolean'},
+    },
+}  # fmt: skip
+
+
+def canonical(identifier):
+    """OpenModelDB's canonicalizeModelId: what an identifier has to be equal to."""
+    identifier = re.sub('^-|-$', '', re.sub('[^a-z0-9]+', '-', identifier.strip(), flags=re.IGNORECASE))
+    identifier = re.sub(r'^(\d+)x-(?:\1x-?|x\1)', r'\1x-', identifier, flags=re.IGNORECASE)
+    return re.sub(r'^((\d+)x.*?)-(?:x\2|\2x)$', r'\1', identifier, flags=re.IGNORECASE)
+
+
+def digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def small(path, seed=0):
+    """A network that enlarges twice, at a path whose ending says how it is written."""
+    torch.manual_seed(seed)
+    state = SRVGGNetCompact(num_feat=4, num_conv=2, upscale=2).state_dict()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path) if path.suffix == '.safetensors' else torch.save({'params_ema': state}, path)
+    return path
+
+
+def parsed(folder):
+    """The card, read by the Hub's own library."""
+    return ModelCard.load(folder / 'README.md', ignore_metadata_errors=False)
+
+
+# --------------------------------------------------------------------------------------------------- committed files
+
+
+@pytest.mark.parametrize('name', VALUES)
+def test_committed_weights_are_what_they_were_and_say_how_they_were_trained(name):
+    state = load_file(PRETRAINED / f'{name}.safetensors')
+    assert values_digest(state) == VALUES[name] and {tensor.dtype for tensor in state.values()} == {torch.float16}
+    training = training_of(open_network(PRETRAINED / f'{name}.safetensors'))
+    assert training['source'] in ('option file', 'stated') and training['facts']['iterations'] > 1000
+    assert Path(PRETRAINED.parents[1], training['facts']['recipe']).is_file()
+    if name.startswith('x4plus'):
+        (teacher,) = training['facts']['teachers']
+        assert teacher['official'] == 'RealESRGAN_x4plus' and teacher['license'] == 'BSD-3-Clause'
+        assert teacher['values'] == MODELS['RealESRGAN_x4plus'].values
+        table = (PRETRAINED / 'README.md').read_text()
+        row = re.search(rf'`{name}.safetensors` \|.*\| ([\d,]+) \| (.*) \|', table)
+        assert int(row[1].replace(',', '')) == training['facts']['iterations'] and row[2] == training['facts']['batch']
+
+
+def test_the_demo_student_is_described_beside_its_file():
+    training = training_of(open_network(PRETRAINED / 'demo_student_x4.pth'))
+    assert training['facts']['teachers'][0]['values'] == VALUES['demo_teacher_x4']
+
+
+# --------------------------------------------------------------------------------------------------- training
+
+
+def test_a_file_that_says_nothing_is_told_by_its_hash_through_all_exports(tmp_path):
+    model = small(tmp_path / 'a/b/net.pth')
+    first = training_of(open_network(model))
+    assert first['source'] == 'not recorded' and first['sha256'] == digest(model) and 'option file' in first['reason']
+    sdakd.export(model, 'safetensors', tmp_path / 'out/one.safetensors')
+    sdakd.export(tmp_path / 'out/one.safetensors', 'safetensors', tmp_path / 'out/two.pth')
+    sdakd.export(tmp_path / 'out/two.pth', 'onnx', tmp_path / 'out/three.onnx')
+    for name in ('one.safetensors', 'two.pth', 'three.onnx'):
+        assert training_of(open_network(tmp_path / 'out' / name)) == first
+    with safe_open(tmp_path / 'out/one.safetensors', 'pt') as file:
+        assert json.loads(file.metadata()['training']) == first
+
+
+def test_an_option_file_gives_teacher_iterations_and_licence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / 'experiments/run'
+    model = small(run / 'models/net_g_latest.pth')
+    small(run / 'models/net_g_700.pth')
+    teacher = small(tmp_path / 'weights/teacher.pth', 5)
+    network = {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 2, 'upscale': 2}
+    options = {'network_g': network, 'teacher': {'weights': 'weights/teacher.pth'}}
+    (run / 'run.yml').write_text(yaml.safe_dump(options))
+
+    def found():
+        (one,) = training_of(open_network(model))['facts']['teachers']
+        return one
+
+    assert training_of(open_network(model))['facts']['iterations'] == 700
+    values = values_digest(torch.load(teacher)['params_ema'])
+    assert found() == {'file': 'teacher.pth', 'sha256': digest(teacher), 'values': values}
+
+    # an official one: by the SHA-256 of its file, by its values in another file, and by its name where it is gone
+    model_of = {'of this test': zoo.Model('a network', 1, digest(teacher), values=values)}
+    monkeypatch.setattr(zoo, 'MODELS', model_of)
+    assert (found()['official'], found()['told by'], found()['license']) == ('of this test', 'SHA-256', 'BSD-3-Clause')
+    half = {key: value.half() for key, value in torch.load(teacher)['params_ema'].items()}
+    save_file(half, 'weights/half.pth')
+    assert official('weights/half.pth') == ('of this test', 'values')
+    half['body.0.bias'][0] += 1
+    save_file(half, 'weights/half.pth')
+    assert official('weights/half.pth') is None
+    monkeypatch.setattr(zoo, 'MODELS', {'other': zoo.Model('a network', 1, '0' * 64, values=values)})
+    assert found()['told by'] == 'values'
+    teacher.unlink()
+    assert found() == {'file': 'teacher.pth'}
+    monkeypatch.setattr(zoo, 'MODELS', {'teacher': zoo.Model('a network', 1, '0' * 64)})
+    assert found() == {'file': 'teacher.pth', 'official': 'teacher', 'told by': 'name', 'license': 'BSD-3-Clause'}
+    small(teacher, 6)  # whose name is official and which is not
+    assert 'official' not in found()
+
+
+def test_an_official_network_is_no_student_and_has_its_licence(tmp_path, monkeypatch):
+    model = small(tmp_path / 'given/net.pth')
+    monkeypatch.setattr(zoo, 'MODELS', {'of this test': zoo.Model('x2: drawings', 1, digest(model))})
+    made = sdakd.card(model, tmp_path / 'card')
+    assert made.license == 'BSD-3-Clause' and parsed(tmp_path / 'card').data.license == 'bsd-3-clause'
+    assert "Real-ESRGAN's of this test" in parsed(tmp_path / 'card').text
+    assert 'knowledge-distillation' not in parsed(tmp_path / 'card').data.tags
+
+
+# ------------------------------------------------------------------------------------------------------------- cards
+
+
+@pytest.fixture(scope='module')
+def eighth(tmp_path_factory):
+    """The card of the committed 1/8 student, with a repository."""
+    folder = tmp_path_factory.mktemp('eighth')
+    return sdakd.card(PRETRAINED / 'x4plus_rrdbnet_1_8.safetensors', folder, repo='Some-one/x4plus.eighth')
+
+
+def test_the_hub_reads_the_card(eighth):
+    card = parsed(eighth.folder)
+    assert (card.data.license, card.data.library_name) == ('bsd-3-clause', 'sdakd')
+    assert card.data.pipeline_tag == 'image-to-image' and 'knowledge-distillation' in card.data.tags
+    assert card.data.eval_results is None
+    for name in re.findall(r'!\[.*?\]\((.*?)\)', card.text):
+        assert cv2.imread(str(eighth.folder / name)) is not None
+    for fact in ('RealESRGAN_x4plus', MODELS['RealESRGAN_x4plus'].values, '3,123 iterations', 'x4plus_rrdbnet_1_8.yml',
+                 digest(PRETRAINED / 'x4plus_rrdbnet_1_8.safetensors'), 'Its training is not finished', '--to padded',
+                 'hf download Some-one/x4plus.eighth x4plus_rrdbnet_1_8.safetensors'):  # fmt: skip
+        assert fact in card.text, fact
+
+
+def test_the_record_keeps_openmodeldbs_rules(eighth):
+    (path,) = eighth.folder.glob('*.json')
+    record = json.loads(path.read_text())
+    jsonschema.validate(record, RECORD)
+    assert path.read_text() == json.dumps(record, indent=4)  # their validation wants this format
+    assert path.stem == canonical(path.stem) == '4x-plus-rrdbnet-1-8'
+    file = PRETRAINED / 'x4plus_rrdbnet_1_8.safetensors'
+    (resource,) = record['resources']
+    assert (resource['size'], resource['sha256']) == (file.stat().st_size, digest(file))
+    base = 'https://huggingface.co/Some-one/x4plus.eighth/resolve/main'
+    assert resource['urls'] == [f'{base}/{file.name}']
+    assert (record['architecture'], record['size']) == ('esrgan', ['8nf', '23nb', '4gc'])
+    assert {'photo', 'denoise', 'jpeg'} < set(record['tags']) and record['license'] == 'BSD-3-Clause'
+    for image in record['images']:
+        assert all((eighth.folder / image[key].removeprefix(f'{base}/')).is_file() for key in ('LR', 'SR'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [('x4plus_a', '4x-plus-a'), ('4x-x4-4xNice__Net', '4x-Nice-Net'), ('net_x4', '4x-net'), ('4x', '4x-student')],
+)
+def test_identifiers_are_canonical(name, expected):
+    found = openmodeldb.identifier(name, 4)
+    assert found == canonical(found) == expected and re.fullmatch(r'\d+x-[a-zA-Z0-9]+(-[a-zA-Z0-9]+)*', found)
+
+
+def test_after_is_what_the_network_makes_of_before(eighth):
+    state = {key: value.float() for key, value in load_file(PRETRAINED / 'x4plus_rrdbnet_1_8.safetensors').items()}
+    network = RRDBNet(3, 3, num_feat=8, num_block=23, num_grow_ch=4).eval()
+    network.load_state_dict(state)
+    before, after = (cv2.imread(str(eighth.folder / f'{name}_chelsea.png')) for name in ('before', 'after'))
+    with torch.no_grad():
+        output = network(torch.from_numpy(before[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255)
+    wanted = (output[0].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()[..., ::-1]
+    assert after.shape == (256, 512, 3) and np.abs(wanted - after).max() <= 1
+
+
+def test_a_picture_is_shown_by_its_middle(tmp_path, photographs):
+    picture = np.zeros((300, 700, 3), np.uint8)
+    picture[86:214, 286:414] = photographs['chelsea'][..., ::-1]
+    cv2.imwrite(str(tmp_path / 'a cat.png'), picture)
+    sdakd.card(small(tmp_path / 'm/net.safetensors'), tmp_path / 'card', pictures=[tmp_path / 'a cat.png'])
+    before = cv2.imread(str(tmp_path / 'card/before_a_cat.png'))
+    assert np.array_equal(before, picture[22:278, 222:478])
+    assert cv2.imread(str(tmp_path / 'card/after_a_cat.png')).shape == (512, 512, 3)
+
+
+@pytest.fixture(scope='module')
+def measured(tmp_path_factory, photographs):
+    """A model, and results of it, its teacher and bicubic interpolation."""
+    root = tmp_path_factory.mktemp('measured')
+    (root / 'set').mkdir()
+    for name, image in photographs.items():
+        cv2.imwrite(str(root / f'set/{name}.png'), image[..., ::-1])
+    models = [f'teacher={small(root / "t/teacher.pth", 1)}', str(small(root / 'm/net.pth')), 'bicubic']
+    found = sdakd.evaluate(models, [f'my set={root / "set"}'], root / 'results', scale=2, teacher='teacher',
+                           metrics=['psnr', 'ssim'])  # fmt: skip
+    return root, found
+
+
+def test_results_stand_in_the_card_and_in_its_metadata(measured, tmp_path):
+    root, found = measured
+    sdakd.card(root / 'm/net.pth', tmp_path / 'card', results=root / 'results/results.json')
+    card = parsed(tmp_path / 'card')
+    for result in card.data.eval_results:
+        reference = 'teacher' if 'teacher' in result.metric_name else 'gt'
+        assert result.metric_value == pytest.approx(found.mean('net', result.metric_type, reference), abs=1e-4)
+        assert result.dataset_name == 'my set'
+    assert {(r.metric_type, r.metric_name) for r in card.data.eval_results} == {
+        ('psnr', 'PSNR-Y'), ('ssim', 'SSIM-Y'), ('psnr', 'PSNR-Y to the teacher'), ('ssim', 'SSIM-Y to the teacher')
+    }  # fmt: skip
+    near, bicubic = (found.mean(name, 'psnr', 'teacher') for name in ('net', 'bicubic'))
+    assert f"{near:.1f} dB from the teacher's; bicubic interpolation is {bicubic:.1f} dB" in card.text
+    row = next(line for line in card.text.splitlines() if re.match(r'\| my set +\| net ', line))
+    assert f'{found.mean("net", "psnr"):.2f}' in row and f'{found.mean("net", "ssim"):.4f}' in row
+
+
+def test_an_export_finds_its_row_by_its_name_and_another_network_does_not(measured, tmp_path):
+    root, _ = measured
+    sdakd.export(root / 'm/net.pth', 'safetensors', tmp_path / 'net.safetensors')
+    sdakd.card(tmp_path / 'net.safetensors', tmp_path / 'card', results=root / 'results')
+    assert parsed(tmp_path / 'card').data.eval_results
+    torch.save({'params': SRVGGNetCompact(num_feat=4, num_conv=3, upscale=2).state_dict()}, tmp_path / 'net.pth')
+    with pytest.raises(UserError, match='--results: .*results.json has no row of .*net.pth .it has teacher, net, bic'):
+        sdakd.card(tmp_path / 'net.pth', tmp_path / 'other', results=root / 'results')
+    assert not (tmp_path / 'other').exists()
+
+
+def test_a_licence_is_given_or_said_to_be_unknown(tmp_path):
+    model = small(tmp_path / 'm/net.safetensors')
+    made = sdakd.card(model, tmp_path / 'card')
+    assert made.license is None and '--license' in str(made)
+    card = parsed(tmp_path / 'card')
+    assert card.data.license == 'other' and "other: the teacher's licence is not known" in card.text
+    assert json.loads((tmp_path / 'card/2x-net.json').read_text())['license'] is None
+    for given, hub in (('CC-BY-NC-SA-4.0', 'cc-by-nc-sa-4.0'), ('GPL-3.0-only', 'gpl-3.0'), ('My-Own-1', 'other')):
+        made = sdakd.card(model, tmp_path / 'card', license=given)
+        card = parsed(tmp_path / 'card')
+        assert card.data.license == hub and f'## Licence\n\n{given}.' in card.text and '--license' not in str(made)
+        assert hub != 'other' or card.data.license_name == 'my-own-1'
+        assert json.loads((tmp_path / 'card/2x-net.json').read_text())['license'] == given
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        ({'license': 'do what you want'}, '--license: .* is no SPDX name'),
+        ({'repo': 'nobody'}, '--repo: .nobody. is no name on the Hub; write user/name'),
+        ({'repo': 'a/b--c'}, '--repo: '),
+        ({'base_model': '/b'}, '--base_model: '),
+        ({'pictures': ['absent.png']}, '--picture: the file absent.png does not exist'),
+        ({'pictures': ['text.png']}, '--picture: text.png cannot be used'),
+        ({'results': 'absent'}, '--results: absent is not called results.json'),
+        ({'results': 'absent/results.json'}, '--results: .* does not exist'),
+        ({'results': 'odd/results.json'}, '--results: .* holds no results of `sdakd evaluate`'),
+        ({'output': 'text.png'}, '-o: text.png is a file'),
+        ({'output': 'mine'}, '-o: .*README.md is no card of this command and would be replaced'),
+        ({'model': 'absent.pth'}, '-m: the file absent.pth does not exist'),
+    ],
+)
+def test_mistakes_write_nothing(tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    small(Path('m/net.safetensors'))
+    Path('text.png').write_text('no image', encoding='utf-8')
+    Path('odd').mkdir()
+    Path('odd/results.json').write_text('{"evaluate": {"models": 3}}', encoding='utf-8')
+    Path('mine').mkdir()
+    Path('mine/README.md').write_text('# My project\n', encoding='utf-8')
+    before = sorted(Path().rglob('*'))
+    with pytest.raises(UserError, match=sentence):
+        sdakd.card(**{'model': 'm/net.safetensors', 'output': 'card', **arguments})
+    assert (
+        sorted(Path().rglob('*')) == before and Path('mine/README.md').read_text(encoding='utf-8') == '# My project\n'
+    )
+
+
+def test_an_architecture_without_a_name_there_gets_no_record(tmp_path):
+    shutil.copy(PRETRAINED / 'demo_student_x4.pth', tmp_path / 'net.pth')
+    sdakd.export(tmp_path / 'net.pth', 'onnx', tmp_path / 'known.onnx')
+    made = sdakd.card(tmp_path / 'known.onnx', tmp_path / 'known', repo='a/b')
+    record = json.loads((tmp_path / 'known/4x-known.json').read_text())
+    assert (record['resources'][0]['type'], record['resources'][0]['platform']) == ('onnx', 'onnx')
+    jsonschema.validate(record, RECORD)
+    assert made.license is None  # the JSON that says it lies beside the committed file only
+
+    import onnx
+
+    graph = onnx.load(tmp_path / 'known.onnx')
+    del graph.metadata_props[:]
+    onnx.save(graph, tmp_path / 'bare.onnx')
+    made = sdakd.card(tmp_path / 'bare.onnx', tmp_path / 'bare')
+    assert not list((tmp_path / 'bare').glob('*.json')) and 'no name for this architecture' in str(made)
+    assert parsed(tmp_path / 'bare').data.library_name == 'sdakd'
