@@ -22,6 +22,8 @@ from sdakd_arch.ncnn_graph import Graph, NcnnError, Placed, close
 
 UNSHUFFLE = {2: 2, 1: 4}  # scale -> side of the blocks of input pixels that become channels
 GROWTH = 32  # growth channels that programs built on spandrel take for granted
+MODULATION = ('am_list.', 'de_net.', 'dd_embed.')  # what MM-RealSR has beside an RRDBNet
+DEGREES = 512  # its channels of what it knows of an image's degradation
 
 
 BRANCH = 0.2  # of every residual branch
@@ -36,7 +38,9 @@ class RRDBNetFamily(Family):
     examples = {'RRDBNet': {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3}}
 
     def rename(self, state: State) -> State:
-        """From ESRGAN's two older namings: a Sequential's numbers; RRDB_trunk and HRconv."""
+        """From ESRGAN's two older namings: a Sequential's numbers; RRDB_trunk and HRconv. Without :func:`modulated`."""
+        if any(key.startswith(MODULATION) for key in state):
+            return unmodulated(state)
         if 'model.0.weight' in state and any(key.startswith('model.1.sub.') for key in state):
             trunk = max(int(key.split('.')[3]) for key in state if key.startswith('model.1.sub.'))
             names = {f'model.1.sub.{trunk}': 'conv_body', 'model.0': 'conv_first'}
@@ -62,6 +66,8 @@ class RRDBNetFamily(Family):
     def infer(self, state: State) -> dict | None:
         """Unshuffling is told by 4 or 16 times as many channels at the input as at the output."""
         if not {'conv_first.weight', 'body.0.rdb1.conv1.weight', 'conv_last.weight'} <= state.keys():
+            return None
+        if any(key.startswith(MODULATION) for key in state):  # MM-RealSR itself
             return None
         features, channels = state['conv_first.weight'].shape[:2]
         colours = state['conv_last.weight'].shape[0]
@@ -215,11 +221,14 @@ class RRDBNetFamily(Family):
         return 'esrgan+' if network.get('plus') else 'esrgan', size + ([f'{growth}gc'] if growth != GROWTH else [])
 
     def padded(self, network: Mapping, state: State) -> tuple[dict, State]:
-        """With 32 growth channels, most of them zero: spandrel reads features and blocks from the weights only."""
-        growth = network.get('num_grow_ch', 32)
-        if growth >= GROWTH:
-            reason = 'opens as it is, or with --to safetensors' if growth == GROWTH else f'cannot be padded to {GROWTH}'
-            raise ValueError(f'has {growth} growth channels already and {reason}')
+        """As MM-RealSR, of which spandrel reads the growth channels; else with 32 of them, most of them zero."""
+        growth = network.get('num_grow_ch', GROWTH)
+        if growth == GROWTH:
+            raise ValueError(f'has {growth} growth channels already and opens as it is, or with --to safetensors')
+        if network['type'] == 'RRDBNet' and network.get('scale', 4) == 4:
+            return dict(network), modulated(state)
+        if growth > GROWTH:
+            raise ValueError(f'has {growth} growth channels already and cannot be padded to {GROWTH}')
         return {**network, 'num_grow_ch': GROWTH}, widen_growth(state)
 
 
@@ -267,3 +276,32 @@ def widen_growth(state: State, growth: int = GROWTH) -> State:
             wide[: tensor.shape[0], new : new + narrow] = tensor[:, old : old + narrow]
         widened[key] = wide
     return widened
+
+
+def modulated(state: State) -> State:
+    """The weights of an MM-RealSR (Mou et al., ECCV 2022) with the same output, for RRDBNet of scale 4.
+
+    MM-RealSR is an RRDBNet that multiplies the features behind every block by ``1 + gamma`` and adds ``beta``, both
+    made by linear layers of the degradation that a small network estimates. All of these are zero here, so gamma and
+    beta are, and the estimating network has one channel. The zeros are one number in memory, and so in a ``.pth``.
+    """
+    features, taken = state['conv_first.weight'].shape[:2]
+    blocks = len({key.split('.')[1] for key in state if key.startswith('body.')})
+    hidden = (DEGREES + 2 * features) // 2
+    shapes = {'de_net.conv_first.0': (1, taken, 3, 3), 'de_net.body.0.0.conv1': (1, 1, 3, 3)}
+    shapes |= {'de_net.body.0.0.conv2': (1, 1, 3, 3), 'de_net.fc_degree.0.0': (DEGREES, 1)}
+    shapes |= {'de_net.fc_degree.0.2': (1, DEGREES), 'dd_embed.0': (DEGREES, 1)}
+    for block in range(blocks):
+        shapes |= {f'am_list.{block}.fc.0': (hidden, DEGREES), f'am_list.{block}.fc.2': (hidden, hidden)}
+        shapes |= {f'am_list.{block}.fc.4': (2 * features, hidden)}
+    zero = state['conv_first.weight'].new_zeros(1)
+    zeros = {f'{key}.weight': zero.expand(shape) for key, shape in shapes.items()}
+    return {**state, **zeros, **{f'{key}.bias': zero.expand(shape[0]) for key, shape in shapes.items()}}
+
+
+def unmodulated(state: State) -> State:
+    """The RRDBNet in what :func:`modulated` gives; an MM-RealSR that does modulate stays as it is."""
+    last = [tensor for key, tensor in state.items() if re.fullmatch(r'am_list\.\d+\.fc\.4\.(weight|bias)', key)]
+    if not last or any(tensor.any() for tensor in last):
+        return state
+    return {key: tensor for key, tensor in state.items() if not key.startswith(MODULATION)}

@@ -108,7 +108,8 @@ def in_openvino(path, image, precision='f32'):
 
 def in_spandrel(path, image):
     with torch.no_grad():
-        return spandrel.ModelLoader('cpu').load_from_file(str(path)).model.eval()(image)
+        output = spandrel.ModelLoader('cpu').load_from_file(str(path)).model.eval()(image)
+        return output[0] if isinstance(output, tuple) else output
 
 
 def psnr(a, b):
@@ -198,20 +199,28 @@ def test_padded_is_exact_and_opens_in_spandrel(exported, name, tmp_path):
         spandrel.ModelLoader('cpu').load_from_file(str(folder / 'net.pth'))
     run('-m', folder / 'net.pth', '--to', 'padded', '-o', tmp_path / 'wide.pth')
     model = spandrel.ModelLoader('cpu').load_from_file(str(folder / 'net_padded.safetensors'))
-    assert model.architecture.id == 'ESRGAN' and model.scale == open_network(folder / 'net.pth').scale
+    plain, scale = model.architecture.id == 'MMRealSR', open_network(folder / 'net.pth').scale
+    assert plain == (scale == 4) and model.architecture.id in ('MMRealSR', 'ESRGAN') and model.scale == scale
     for image in images():
         wanted = network(image)
         for path in (folder / 'net_padded.safetensors', tmp_path / 'wide.pth'):
             scaled = (in_spandrel(path, image) - wanted) / wanted.abs().max().clamp(min=1)
             assert scaled.abs().max() < 1e-6
     wide = torch.load(tmp_path / 'wide.pth', weights_only=True)['params_ema']
-    features = network.conv_first.weight.shape[0]
+    features, narrow = network.conv_first.weight.shape[0], network.body[0].rdb1.conv1.weight.shape[0]
+    growth = narrow if plain else 32
     assert wide['conv_first.weight'].shape[0] == features
-    assert wide['body.0.rdb3.conv4.weight'].shape == (32, features + 3 * 32, 3, 3)
+    assert wide['body.0.rdb3.conv4.weight'].shape == (growth, features + 3 * growth, 3, 3)
     nonzero = sum(tensor.count_nonzero() for tensor in wide.values())
     assert nonzero == sum(tensor.count_nonzero() for tensor in network.state_dict().values())
-    assert open_network(tmp_path / 'wide.pth').network['num_grow_ch'] == 32
-    assert json.loads((tmp_path / 'wide.json').read_text())['network']['num_grow_ch'] == 32
+    for path in (folder / 'net_padded.safetensors', tmp_path / 'wide.pth'):
+        again = open_network(path)
+        assert again.network['num_grow_ch'] == growth
+        image = torch.rand(1, 3, 24, 36)
+        assert torch.allclose(again.module(image), network(image), atol=1e-5)
+    assert json.loads((tmp_path / 'wide.json').read_text())['network']['num_grow_ch'] == growth
+    if plain:  # its zeros take no room in a .pth
+        assert (tmp_path / 'wide.pth').stat().st_size < (folder / 'net.pth').stat().st_size + 20000
 
 
 @pytest.mark.parametrize('kind', ['relu', 'leakyrelu'])

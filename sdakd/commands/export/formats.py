@@ -309,17 +309,24 @@ def to_safetensors(opened: Opened, path: Path, half: bool = False) -> None:
 def _save_state(opened: Opened, network: dict, state: dict[str, torch.Tensor], path: Path, half: bool) -> None:
     opened = copy.copy(opened)
     opened.network, state = opened.family.common(network, state)
-    state = {
-        key: (tensor.half() if half and tensor.is_floating_point() else tensor).detach().contiguous()
-        for key, tensor in state.items()
-    }
+    state = {key: _stored(tensor, half) for key, tensor in state.items()}
     if path.suffix == '.pth':
         save_whole({'params_ema': state}, path)
         _write_texts(opened, path)
         return
     from safetensors.torch import save
 
+    state = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
     write(path, save(state, metadata=texts(opened)))  # its own way to write a file hides it from other users
+
+
+def _stored(tensor: torch.Tensor, half: bool) -> torch.Tensor:
+    """A tensor as it is saved; one that repeats a single number stays one number in memory."""
+    tensor = tensor.detach()
+    if repeats := tensor.numel() > 1 and not any(tensor.stride()):
+        shape, tensor = tensor.shape, tensor[(slice(1),) * tensor.ndim].clone()
+    tensor = tensor.half() if half and tensor.is_floating_point() else tensor
+    return tensor.expand(shape) if repeats else tensor.contiguous()
 
 
 def run_weights(path: Path) -> Runner:
@@ -353,4 +360,10 @@ def run_spandrel(path: Path) -> Runner:
     except ImportError:
         say('spandrel is not installed (pip install spandrel): read back by BasicSR instead.')
         return run_weights(path)
-    return spandrel.ModelLoader('cpu').load_from_file(str(path)).model.eval().float()
+    network = spandrel.ModelLoader('cpu').load_from_file(str(path)).model.eval().float()
+
+    def run(image: torch.Tensor) -> torch.Tensor:
+        output = network(image)
+        return output[0] if isinstance(output, tuple) else output  # MM-RealSR gives what it estimates as well
+
+    return run
