@@ -55,6 +55,8 @@ LINES = {
     'bench': '-m net.pth -o out --size 8 --rounds 1 --backends eager --precisions fp32',
     'bench train': '-opt train.yml -o out --rounds 1 --threads 1',
     'export': '-m net.pth -o out --to safetensors',
+    'card': '-m net.pth -o out',
+    'publish': '-m net.pth --dry_run',
     'upscale': '-i in -o out -m net.pth',
     'report': '-i results -o out.html',
     'doctor': '--folder in',
@@ -63,8 +65,8 @@ LINES = {
 SLOW = ('distill', 'demo', 'compare', 'bench train')  # get nothing that they take
 FILES = {  # what a flag names: (commands, or None for all; argument) -> kind
     'weights': {'model', 'models', 'teacher', 'detector', 'face_model', 'backbone', 'distance'},
-    'images': {'images', 'photographs', 'validation', 'data', 'lq', 'folders', 'folder', 'root'},
-    'text': {'opt', 'config', 'source', 'identities'},
+    'images': {'images', 'photographs', 'validation', 'data', 'lq', 'folders', 'folder', 'root', 'pictures'},
+    'text': {'opt', 'config', 'source', 'identities', 'results'},
     'output': {'output'},
 }
 NOT_FILES = {('evaluate', 'teacher'), ('prepare faces', 'validation')}
@@ -124,6 +126,10 @@ class Case:
 LEGAL = {
     ('export', '--output', 'the input'),
     ('export', '--output', 'in the input'),
+    ('card', '--output', 'the input'),
+    ('card', '--output', 'in the input'),
+    ('card', '--license', 'an unknown word'),
+    ('card', '--author', ''),
     ('bench', '--output', ''),
     ('bench train', '--output', ''),
     ('bench train', '--data', 'twins'),

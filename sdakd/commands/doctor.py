@@ -53,6 +53,7 @@ EXTRAS = {  # extra -> its packages by import name, what they are for
     'ncnn': (('pnnx', 'ncnn'), '`sdakd export --to ncnn`'),
     'openvino': (('openvino',), 'OpenVINO in `sdakd export` and `bench`'),
     'spandrel': (('spandrel',), 'teachers of further architectures; checks of `sdakd export --to padded`'),
+    'hub': (('huggingface_hub',), '`sdakd publish`'),
     'plot': (('matplotlib',), 'figures of `sdakd compare`'),
 }
 NEWEST_PYTHON = (3, 12)  # that BasicSR 1.4.2 installs on

@@ -78,6 +78,7 @@ def parsed(command, words):
 REQUIRED = {
     'bench': '-m a -o out',
     'bench_train': '-opt a',
+    'card': '-m a',
     'compare': '-opt a',
     'demo': '',
     'distill': '-t a -d b -o out',
@@ -88,6 +89,7 @@ REQUIRED = {
     'init': '--from a -t b',
     'link': 'folder',
     'options': '',
+    'publish': '-m a',
     'report': '-i a -o out',
     'upscale': '-i a -o out',
 }
