@@ -28,7 +28,8 @@ from sdakd_arch.zoo import LICENCE, digest_of, official, values_digest
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
 
-KNOWN, STATED, UNKNOWN = 'option file', 'stated', 'not recorded'  # what ``source`` is
+KNOWN, UNKNOWN = 'option file', 'not recorded'  # what ``source`` is
+LARGEST = 1 << 20  # bytes of a description beside weights
 
 
 def training_of(opened: Opened) -> dict:
@@ -77,23 +78,34 @@ def beside(path: Path) -> Path:
 
 def teachers_of(training: Mapping) -> list[dict]:
     """The teachers of a run, by the keys that the module names; empty where there was none or none is known."""
-    found = (training.get('facts') or {}).get('teachers')
-    return [teacher for teacher in found if isinstance(teacher, dict)] if isinstance(found, list) else []
+    return training.get('facts', {}).get('teachers', [])
 
 
 def _said(training: object) -> dict | None:
     """What a file says; of one that was written before ``source`` and ``facts`` were, with these."""
     if not isinstance(training, dict) or not training:
         return None
-    if isinstance(training.get('source'), str) and isinstance(training.get('facts', {}), dict):
-        return training
+    if isinstance(training.get('source'), str):
+        facts = _plain(training.get('facts'))
+        return {**training, 'facts': facts} if facts or 'facts' in training else training
     return {**training, 'source': KNOWN, 'facts': {'teachers': [_named(w) for w in _weights_of_teachers(training)]}}
+
+
+def _plain(facts: object) -> dict:
+    """Facts as this module writes them, of whatever a file holds: texts, whole numbers, and teachers of texts."""
+    if not isinstance(facts, dict):
+        return {}
+    found = {key: value for key, value in facts.items() if isinstance(value, str | int)}
+    if isinstance(teachers := facts.get('teachers'), list):
+        mappings = [teacher for teacher in teachers if isinstance(teacher, dict)]
+        found['teachers'] = [{k: v for k, v in each.items() if isinstance(v, str)} for each in mappings]
+    return found
 
 
 def _said_beside(path: Path) -> dict | None:
     """``training`` of ``NAME.json``, which `sdakd export` writes beside ``.pth`` and ncnn's files."""
     file = beside(path)
-    if no_file(file):
+    if no_file(file) or file.stat().st_size > LARGEST:
         return None
     try:
         content = json.loads(file.read_text(encoding='utf-8'))

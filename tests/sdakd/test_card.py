@@ -347,6 +347,22 @@ def test_mistakes_write_nothing(tmp_path, monkeypatch, arguments, sentence):
     )
 
 
+@pytest.mark.parametrize(
+    'training',
+    [
+        {'source': 'stated', 'facts': {'official': [], 'license': {}, 'batch': None, 'teachers': [3, {'license': []}]}},
+        {'source': 'stated', 'facts': 'none', 'datasets': [1]},
+        {'source': 'stated', 'facts': {'license': 'a\nb: c', 'teachers': {}, 'iterations': 'many'}},
+        {'teacher': 'odd', 'teachers': [1], 'datasets': {'train': 5}, 'train': None},
+    ],
+)
+def test_claims_of_a_file_that_are_odd(tmp_path, training):
+    state = SRVGGNetCompact(num_feat=4, num_conv=2, upscale=2).state_dict()
+    save_file(state, tmp_path / 'net.safetensors', metadata={'training': json.dumps(training)})
+    made = sdakd.card(tmp_path / 'net.safetensors', tmp_path / 'card')
+    assert made.license is None and parsed(tmp_path / 'card').data.license == 'other'
+
+
 def test_an_architecture_without_a_name_there_gets_no_record(tmp_path):
     shutil.copy(PRETRAINED / 'demo_student_x4.pth', tmp_path / 'net.pth')
     sdakd.export(tmp_path / 'net.pth', 'onnx', tmp_path / 'known.onnx')

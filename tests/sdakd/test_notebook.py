@@ -1,4 +1,4 @@
-"""The notebook of the docs, run from its first cell to its last in miniature, by Jupyter's own means, without network."""
+"""The notebook of the docs, run from its first cell to its last in miniature, as Jupyter does, without network."""
 
 import shutil
 from pathlib import Path

@@ -182,7 +182,7 @@ class Subject:
     @property
     def facts(self) -> dict:
         """What is known beyond the option file."""
-        return self.training.get('facts') or {}
+        return self.training.get('facts', {})
 
     @property
     def teachers(self) -> list[dict]:
@@ -267,12 +267,16 @@ def licence_of(training: Mapping, given: str | None) -> str | None:
         UserError: What is given is none.
     """
     if given is not None:
-        if not all(re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9.+-]*', part) for part in re.split(r'\s+OR\s+', given)):
-            raise UserError(
-                '--license', f'{given!r} is no SPDX name of a licence, such as MIT, CC-BY-4.0 or GPL-3.0-only.'
-            )
+        if not _is_spdx(given):
+            raise UserError('--license', f'{given!r} is no SPDX name of a licence, such as MIT or CC-BY-4.0.')
         return given
-    if own := (training.get('facts') or {}).get('license'):
-        return str(own)
-    found = {teacher.get('license') for teacher in teachers_of(training)}
-    return str(found.pop()) if len(found) == 1 and None not in found else None
+    own = training.get('facts', {}).get('license')
+    found = {own} if own else {teacher.get('license') for teacher in teachers_of(training)}
+    said = found.pop() if len(found) == 1 else None
+    return said if _is_spdx(said) else None
+
+
+def _is_spdx(text: object) -> bool:
+    """Whether a text is the name of a licence, or several of which one may choose."""
+    name = re.compile(r'[A-Za-z0-9][A-Za-z0-9.+-]*')
+    return isinstance(text, str) and all(name.fullmatch(part) for part in re.split(r'\s+OR\s+', text))
