@@ -24,7 +24,8 @@ from sdakd_arch.width import build_told, check_channels, cost, scale_of
 
 BLOCK = 4  # pixels on a side, of what becomes channels in a graph of unknown architecture: RRDBNet's for scale 1
 SMALLEST_FACE = 4  # pixels; less is left by no factor of the training
-METADATA = ('network', 'scale', 'training', 'commit', 'version')  # what an exported file says of itself, as JSON texts
+# what an exported file says of itself, as JSON texts; `quantization` only in int8 files
+METADATA = ('network', 'scale', 'training', 'commit', 'version', 'quantization')
 
 
 @dataclass

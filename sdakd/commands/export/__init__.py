@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import math
 import os
@@ -18,8 +19,9 @@ import torch
 
 from sdakd import __version__, compat, stops
 from sdakd.commands.export import formats as exporters
+from sdakd.commands.export import int8
 from sdakd.commands.export.formats import to_onnx, to_openvino
-from sdakd.commands.interface import Flags, Outcome, one_of
+from sdakd.commands.interface import Flags, Outcome, number, one_of
 from sdakd.compat import UserError
 from sdakd.progress import Progress
 
@@ -48,9 +50,10 @@ class Format:
         check: Refuses a generator that the format is not for.
         any_size: Whether it takes sides that are no multiples of what the generator wants.
         note: What the line about the file says of it.
+        quantiser: Of an int8 format, which is written by it, from photographs, and not by ``write``.
     """
 
-    write: exporters.Writer
+    write: exporters.Writer | None
     read: exporters.Reader
     endings: tuple[str, ...]
     packages: tuple[str, ...] = ()
@@ -58,6 +61,7 @@ class Format:
     check: Callable[[Opened], None] | None = None
     any_size: bool = True
     note: str = ''
+    quantiser: int8.Quantiser | None = None
 
 
 FORMATS = {
@@ -75,6 +79,16 @@ FORMATS = {
     'torchscript': Format(exporters.to_torchscript, exporters.run_torchscript, ('.pt',)),
     'ncnn': Format(exporters.to_ncnn, exporters.run_ncnn, ('.param', '.bin'), ('pnnx', 'ncnn'), any_size=False),
 }
+for _name, _quantiser in int8.QUANTISERS.items():  # as the format that they quantise
+    _float = FORMATS[_name.removesuffix('-int8')]
+    FORMATS[_name] = dataclasses.replace(
+        _float,
+        write=None,
+        packages=_quantiser.packages,
+        mark=f'{_float.mark}_int8',
+        check=_quantiser.check,
+        quantiser=_quantiser,
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +100,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = 'a folder, or for one format a file name (default: the current folder)'
     add('-o', '--output', metavar='OUT', help=where)
     add('--half', action='store_true', help='weights in float16; input and output stay float32')
+    folder = 'for int8: a folder of photographs, at least 4 and better 20 or more; one in four only judges'
+    add('--calibrate', metavar='FOLDER', help=folder)
+    loss = 'for int8: the most that PSNR may fall, in dB on the photographs that judge (default: {default})'
+    add('--max_loss', type=number, metavar='DB', help=loss)
 
 
 @dataclass
@@ -121,6 +139,8 @@ def export(
     output: str | Path = '.',
     *,
     half: bool = False,
+    calibrate: str | Path | None = None,
+    max_loss: float = int8.MAX_LOSS,
 ) -> Exported:
     """Writes a generator as files for other programs, one format after the other.
 
@@ -131,6 +151,8 @@ def export(
         to: Of :data:`FORMATS`; or ``all``, which leaves out those that cannot be had and says why.
         output: A folder, or for one format a file name with the format's ending.
         half: Weights in float16; input and output stay float32.
+        calibrate: A folder of photographs, which the int8 formats need; ``all`` has these only with it.
+        max_loss: The most that an int8 file may lose of its PSNR, in dB (:func:`sdakd.commands.export.int8.export_int8`).
 
     Returns:
         The files.
@@ -146,7 +168,10 @@ def export(
     if model.suffix == '.onnx':
         raise UserError('-m', f'{model} is an exported graph already; give the .pth or .safetensors that it came from.')
     every = ALL in names
-    targets = _targets(list(FORMATS) if every else names, output, model, half)
+    if every:
+        names = [name for name, entry in FORMATS.items() if entry.quantiser is None or calibrate is not None]
+    max_loss = int8.check_arguments([name for name in names if FORMATS[name].quantiser], calibrate, max_loss, half)
+    targets = _targets(names, output, model, half)
     compat.import_basicsr()
     from sdakd.files.generators import open_network
 
@@ -166,6 +191,9 @@ def export(
         except UserError as error:
             leave_out(name, error)
     opened.metadata = _facts(opened)
+    photographs = None
+    if any(FORMATS[name].quantiser for name in targets):
+        photographs = int8.read_photographs(calibrate, opened.scale, opened.multiple)
     mask = os.umask(0)
     os.umask(mask)
     with _folder(output if every else next(iter(targets.values())).parent) as work:
@@ -175,7 +203,7 @@ def export(
             place = work / name
             place.mkdir()
             try:
-                lines[name] = _export(name, opened, place / target.name, half)
+                lines[name] = _export(name, opened, place / target.name, half, photographs, max_loss)
             except UserError as error:
                 leave_out(name, error if error.where.startswith('--to') else error.at(str(target)))
                 continue
@@ -254,9 +282,17 @@ def _folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _export(name: str, opened: Opened, path: Path, half: bool) -> str:
+def _export(
+    name: str, opened: Opened, path: Path, half: bool, photographs: int8.Photographs | None, max_loss: float
+) -> str:
     """Writes one format to ``path`` and checks it; returns what to say about it."""
     entry = FORMATS[name]
+    if entry.quantiser:
+        quality = int8.export_int8(name, entry.quantiser, opened, path, photographs, max_loss)
+        difference, _, sizes = _compare(name, opened, path)
+        if math.isnan(difference):
+            raise UserError(f'--to {name}', f'the file that was written for {opened.path} gives nan and was deleted.')
+        return f'{_size(path)}, {entry.note}{quality}, runs at {sizes} pixels'
     entry.write(opened, path, half)
     difference, psnr, sizes = _compare(name, opened, path)
     if not (psnr >= LOWEST_PSNR if half else difference <= TOLERANCE):  # also where it is nan
@@ -270,11 +306,15 @@ def _export(name: str, opened: Opened, path: Path, half: bool) -> str:
             f'the file that was written for {opened.path} does not give what PyTorch gives ({found}, '
             f'{bound} is wanted) and was deleted; {remedy}.',
         )
-    size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file() and file.suffix != '.json')
     quality = f'largest difference {difference:.1e}' if difference else 'no difference'
     quality += f', {psnr:.1f} dB,' if half and difference else ''
     precision = 'float16' if half else 'float32'
-    return f'{size / 1e6:.2f} MB, {entry.note}{precision}, {quality} at {sizes} pixels'
+    return f'{_size(path)}, {entry.note}{precision}, {quality} at {sizes} pixels'
+
+
+def _size(path: Path) -> str:
+    size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file() and file.suffix != '.json')
+    return f'{size / 1e6:.2f} MB'
 
 
 def _compare(name: str, opened: Opened, path: Path) -> tuple[float, float, str]:

@@ -77,7 +77,8 @@ def texts(opened: Opened) -> dict[str, str]:
     from sdakd.files.generators import METADATA
 
     facts = {**opened.metadata, 'network': opened.network, 'scale': opened.scale}
-    return {key: json.dumps(facts.get(key), default=str) for key in METADATA}
+    keys = [key for key in METADATA if key != 'quantization' or key in facts]  # other files are not quantised
+    return {key: json.dumps(facts.get(key), default=str) for key in keys}
 
 
 def _write_texts(opened: Opened, path: Path) -> None:
@@ -99,8 +100,8 @@ def _trace(opened: Opened, half: bool, pad: bool = True) -> torch.jit.ScriptModu
 # ------------------------------------------------------- ONNX --------------------------------------------------------
 
 
-def _onnx_graph(opened: Opened, half: bool, name: str, runtime: str) -> bytes:
-    """The file of :func:`to_onnx`, for a runtime; errors name the format ``name``."""
+def _onnx_graph(opened: Opened, half: bool, name: str, runtime: str | None) -> bytes:
+    """The file of :func:`to_onnx`, regrouped for a runtime, or for None not; errors name the format ``name``."""
     try:
         import onnx
     except ImportError:
@@ -116,7 +117,8 @@ def _onnx_graph(opened: Opened, half: bool, name: str, runtime: str) -> bytes:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # that there is another exporter
         try:
-            opened = dataclasses.replace(opened, module=opened.family.regrouped(opened.module, runtime))
+            if runtime is not None:
+                opened = dataclasses.replace(opened, module=opened.family.regrouped(opened.module, runtime))
             data = io.BytesIO()
             torch.onnx.export(Portable(opened, half), (torch.zeros(1, 3, *TRACED),), data, opset_version=OPSET, **names)
         except Exception as error:  # exporter and operators each raise their own
