@@ -13,8 +13,12 @@ from sdakd.files.segments import Segments
 from sdakd.files.tracks import told, tracks_of
 from sdakd.files.videos import Pictures, Video, opened
 
-OPTIONS = {'mp4': {'movflags': '+faststart'}, 'mov': {'movflags': '+faststart'}}
+FAST = {'movflags': '+faststart'}
+# Matroska would otherwise put off everything until a sound that begins with its encoder's delay is at 0
+AS_IT_IS = {'avoid_negative_ts': 'disabled'}
+OPTIONS = {'mp4': FAST, 'mov': FAST, 'matroska': AS_IT_IS, 'webm': AS_IT_IS}
 APPLE = {'libx265': 'hvc1'}  # what players of Apple's want HEVC to be called
+SHAPED = ('libx264', 'libx265')  # which store the shape of pixels themselves
 
 
 def join(path: Path, segments: Segments, coding: Coding, source: Video | Pictures, notes: list[str]) -> None:
@@ -58,10 +62,16 @@ def _write(part: Path, container: str, segments: Segments, coding: Coding, sourc
 
     quiet()
     with contextlib.ExitStack() as stack:
-        options = OPTIONS.get(container, {})
-        output = stack.enter_context(av.open(f'file:{part}', 'w', format=container, container_options=options))
+        output = stack.enter_context(
+            av.open(f'file:{part}', 'w', format=container, container_options=OPTIONS[container])
+        )
         stream = output.add_stream(coding.codec, rate=coding.rate, time_base=coding.time_base)
         coding.dress(stream.codec_context)
+        if coding.aspect not in (None, 1) and container in ('matroska', 'webm') and coding.codec not in SHAPED:
+            notes.append(
+                f'{source.name} has pixels of {coding.aspect.numerator}:{coding.aspect.denominator}, which is not '
+                f'stored with {coding.codec} here; players show them square (libx264, libx265 and .mp4 store it)'
+            )
         if coding.codec in APPLE and container in ('mp4', 'mov'):
             stream.codec_context.codec_tag = APPLE[coding.codec]
         tracks, other = {}, None

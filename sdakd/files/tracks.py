@@ -107,7 +107,8 @@ def _track(output, stream, container: str, notes: list[str], name: str) -> Copie
     codec = getattr(stream, 'name', None) if stream.codec_context is None else stream.codec_context.name
     what = f'{name}: {stream.type} stream {stream.index} ({codec or "of an unknown codec"})'
     if stream.type in ('data', 'unknown') or (stream.codec_context is None and stream.type != 'attachment'):
-        notes.append(f'{what} is left out')
+        if codec != 'bin_data':  # the names of chapters, which QuickTime keeps as a stream
+            notes.append(f'{what} is left out')
         return None
     if stream.type == 'attachment':
         if container == 'matroska':

@@ -25,9 +25,9 @@ ENDINGS = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.ts', '.m2ts', '.mt
            '.ogv', '.3gp', '.vob', '.mxf', '.y4m')  # fmt: skip
 STREAMED = ('mpegts', 'mpeg')  # their clocks begin anywhere
 # What a file may be. Play lists are not among them: they name other files and addresses, which would be opened.
-READ = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'avi', 'mpegts', 'mpeg', 'mpegvideo', 'asf', 'flv', 'live_flv', 'ogg',
-        'mxf', 'yuv4mpegpipe', 'nut', 'h264', 'hevc', 'obu', 'ivf', 'm4v', 'vc1', 'gif', 'dv', 'rm', 'wtv', 'swf', 'apng',
-        'dnxhd', 'cavsvideo', 'evc', 'vvc')  # fmt: skip
+READ = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'avi', 'mpegts', 'mpeg', 'mpegvideo', 'asf', 'flv', 'ogg',
+        'mxf', 'yuv4mpegpipe', 'nut', 'h264', 'hevc', 'obu', 'ivf', 'm4v', 'vc1', 'gif', 'dv', 'rm', 'wtv',
+        'dnxhd', 'vvc')  # fmt: skip
 SLACK = 1.0  # seconds by which a file may tell a longer duration than it has frames
 
 

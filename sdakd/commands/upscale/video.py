@@ -51,7 +51,7 @@ class Made:
 
     def __str__(self) -> str:
         rate = (self.frames - self.kept) / self.seconds
-        more = [f'{rate:.2f} frames per second']
+        more = [f'{rate:.2f} frames per second'] * (rate > 0)
         more += [f'{self.kept} were there from an earlier command'] * bool(self.kept)
         more += [f'{self.repeated} equal the one before and were not computed again'] * bool(self.repeated)
         return f'{self.frames} frames in {self.seconds:.1f} s, {", ".join(more)}'
