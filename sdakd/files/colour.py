@@ -17,6 +17,7 @@ RGB, UNTOLD = 0, 2
 MATRICES = {BT709, FCC, BT470BG, SMPTE170M, SMPTE240M, BT2020}
 LIMITED, FULL = 1, 2
 PQ, HLG = 16, 18  # transfer functions of HDR
+WHITE = 255 << 8  # of swscale, which takes 16 bits of RGB for 8 bits and a fraction of them
 TALL = 720  # rows from which on an untagged video is taken for BT.709
 # of swscale: bicubic, the whole of the chroma planes on both sides, rounded exactly
 FLAGS = 0x4 | 0x2000 | 0x4000 | 0x40000
@@ -113,9 +114,14 @@ class Pixels:
 
     def __call__(self, frame) -> np.ndarray:
         """uint8 or uint16 array (h, w, 3), BGR."""
-        if not layout(frame.format.name).rgb:
+        rgb = layout(frame.format.name).rgb
+        if not rgb:
             frame.colorspace, frame.color_range = self.colour.matrix, FULL if self.colour.full else LIMITED
-        return self.scaler.reformat(frame, format=self.format, interpolation=FLAGS, threads=1).to_ndarray()
+        pixels = self.scaler.reformat(frame, format=self.format, interpolation=FLAGS, threads=1).to_ndarray()
+        if rgb or pixels.dtype == np.uint8:
+            return pixels
+        pixels = np.minimum(pixels, WHITE)
+        return pixels + (pixels >> 8)
 
 
 class Frames:
@@ -124,17 +130,46 @@ class Frames:
     def __init__(self, colour: Colour, name: str) -> None:
         from av.video.reformatter import VideoReformatter
 
-        self.colour, self.name, self.scaler = colour, name, VideoReformatter()
+        self.colour, self.name, self.scaler, self.layout = colour, name, VideoReformatter(), layout(name)
+        # swscale rounds chroma of the full range down, which would tint the picture
+        self.stretched = colour.full and not self.layout.rgb and self.layout.bits <= 16 and name.startswith('yuv4')
 
     def __call__(self, pixels: np.ndarray):
         """An ``av.VideoFrame`` of an array (h, w, 3), BGR, uint8 or uint16."""
         import av
 
+        if pixels.dtype == np.uint16 and not self.layout.rgb:
+            pixels = pixels - (pixels >> 8)
+        elif self.stretched:
+            pixels = pixels.astype(np.uint16) << 8
         kind = 'bgr48le' if pixels.dtype == np.uint16 else 'bgr24'
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), kind)
-        frame.colorspace, frame.color_range = self.colour.matrix, FULL if self.colour.full else LIMITED
+        frame.colorspace = self.colour.matrix
+        frame.color_range = FULL if self.colour.full and not self.stretched else LIMITED
         frame.color_primaries, frame.color_trc = self.colour.primaries, self.colour.transfer
-        return self.scaler.reformat(frame, format=self.name, interpolation=FLAGS, threads=1)
+        name = f'{self.name[:7]}16le' if self.stretched else self.name
+        frame = self.scaler.reformat(frame, format=name, interpolation=FLAGS, threads=1)
+        return self._full(frame) if self.stretched else frame
+
+    def _full(self, frame):
+        """A frame of 16 bits and the limited range in the full range and the bits that are wanted."""
+        import av
+
+        result = av.VideoFrame(frame.width, frame.height, self.name)
+        top, half = (1 << self.layout.bits) - 1, 1 << (self.layout.bits - 1)
+        for number, (limited, plane) in enumerate(zip(frame.planes, result.planes, strict=True)):
+            values = lines(limited, 2).astype(np.float32) / 256
+            values = (values - 128) * (top / 224) + half if number else (values - 16) * (top / 219)
+            lines(plane, 1 if self.layout.bits == 8 else 2)[:] = np.rint(values).clip(0, top)
+        result.colorspace, result.color_range = self.colour.matrix, FULL
+        result.color_primaries, result.color_trc = self.colour.primaries, self.colour.transfer
+        return result
+
+
+def lines(plane, size: int) -> np.ndarray:
+    """The samples of a plane of a frame, of so many bytes each, without what pads its lines; a view."""
+    samples = np.frombuffer(plane, np.dtype(f'<u{size}')).reshape(plane.height, -1)
+    return samples[:, : plane.width]
 
 
 def nearest_format(names: list[str], wanted: Layout) -> str:

@@ -13,6 +13,7 @@ OF_FILES = {'encoder', 'major_brand', 'minor_version', 'compatible_brands', 'ven
 SOUND = {'mp4': 'aac', 'mov': 'aac', 'matroska': 'libopus', 'webm': 'libopus'}  # what others become
 TEXT = {'mp4': 'mov_text', 'mov': 'mov_text', 'matroska': 'subrip', 'webm': 'webvtt'}
 NAMES = {'aac': 'AAC', 'libopus': 'Opus'}
+GAP = b'\0\0'  # what QuickTime shows between subtitles, which the container writes by itself
 OPUS_RATE = 48_000
 
 
@@ -26,9 +27,12 @@ class Copied:
 
     def __init__(self, output, stream) -> None:
         self.stream = output.add_stream_from_template(stream, opaque=True)
+        self.gaps = stream.codec_context is not None and stream.codec_context.name == 'mov_text'
 
     def feed(self, packet) -> Iterator:
         """The packets of the result that a packet makes."""
+        if self.gaps and bytes(packet) == GAP:
+            return
         packet.stream = self.stream
         yield packet
 
@@ -86,11 +90,16 @@ class Text:
         """The packets of the result that a packet makes; one that is damaged makes none."""
         import av
 
-        try:
-            found = self.source.decode2(packet)
-            made = self.stream.codec_context.encode_subtitle(found) if found is not None else None
-        except av.error.FFmpegError:
-            return
+        if self.source.name == 'mov_text':  # whose decoder names a font for every line
+            data = bytes(packet)
+            text = data[2 : 2 + int.from_bytes(data[:2], 'big')]
+            made = av.Packet(text) if text else None
+        else:
+            try:
+                found = self.source.decode2(packet)
+                made = self.stream.codec_context.encode_subtitle(found) if found is not None else None
+            except av.error.FFmpegError:
+                return
         if made is not None:
             made.pts = made.dts = packet.pts
             made.duration, made.time_base, made.stream = packet.duration, packet.time_base, self.stream

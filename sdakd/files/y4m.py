@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from sdakd.files.colour import Colour, Frames, Layout, nearest_format
+from sdakd.files.colour import Colour, Frames, Layout, lines, nearest_format
 
 # pixel format -> what a header calls it; more than 8 bits are little-endian
 FORMATS = {'yuv420p': '420mpeg2', 'yuv422p': '422', 'yuv444p': '444'}
@@ -55,6 +55,5 @@ class Writer:
         frame = self.frames(pixels)
         parts = [b'FRAME\n']
         for plane in frame.planes:
-            lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-            parts.append(np.ascontiguousarray(lines[:, : plane.width * self.bytes]).data)
+            parts.append(np.ascontiguousarray(lines(plane, self.bytes)).data)
         self.write(b''.join(parts))

@@ -278,7 +278,7 @@ def upscale(
     known = {'outscale': outscale, 'factor': factor, 'faces': face_enhance, 'alpha': alpha_upsampler}
     known |= settings | {'model': identity(opened), 'version': __version__}
     size = f'x{outscale:g}' if outscale else f'to {upscaler.out_size}x{upscaler.out_size} pixels'
-    done = Upscaled({}, [], plan.folder, folder, '')
+    done = Upscaled({}, [], plan.folder, folder, '', kind='files' if plan.videos else 'images')
     if plan.pictures:
         record = Record(folder, known)
         with_what = f'{size} with {opened.name}'

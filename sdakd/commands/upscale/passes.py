@@ -33,6 +33,7 @@ class Upscaled(Outcome):
         text: For people, with the time.
         kept: Which of the inputs have their result from an earlier run with the same settings.
         damaged: What is damaged in inputs whose result holds the rest, one line each.
+        kind: What the inputs are, for a sentence.
     """
 
     files: dict[Path, Path]
@@ -42,6 +43,7 @@ class Upscaled(Outcome):
     text: str
     kept: list[Path] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    kind: str = 'images'
 
     def __str__(self) -> str:
         return self.text
@@ -51,7 +53,7 @@ class Upscaled(Outcome):
             first = '; '.join(self.failed[:3]) + ('; ...' if len(self.failed) > 3 else '')
             total = len(self.failed) + len(self.files)
             raise UserError(
-                f'{len(self.failed)} of {total} files in {self.folder} could not be upscaled ({first}); '
+                f'{len(self.failed)} of {total} {self.kind} in {self.folder} could not be upscaled ({first}); '
                 f'the others are in {self.output}.'
             )
         if self.damaged:
