@@ -104,7 +104,9 @@ class Video:
         try:
             self.container = opened(self.again or source)
         except (av.error.FFmpegError, ValueError) as error:
-            raise UserError(where, f'{name} is no video that can be read ({_reason(error)}).') from None
+            known = not self.again or Path(name).suffix.lower() in ENDINGS
+            kind = 'no video' if known else f'no image ({", ".join(PICTURES)}) and no video'
+            raise UserError(where, f'{name} is {kind} that can be read ({_reason(error)}).') from None
         streams = [each for each in self.container.streams.video if not each.disposition & _PICTURE]
         if not streams:
             raise UserError(where, f'{name} has no video stream; give a video, or an image under its own ending.')
