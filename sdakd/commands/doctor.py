@@ -55,6 +55,7 @@ EXTRAS = {  # extra -> its packages by import name, what they are for
     'spandrel': (('spandrel',), 'teachers of further architectures; checks of `sdakd export --to padded`'),
     'hub': (('huggingface_hub',), '`sdakd publish`'),
     'plot': (('matplotlib',), 'figures of `sdakd compare`'),
+    'video': (('av',), 'videos in `sdakd upscale`'),
 }
 NEWEST_PYTHON = (3, 12)  # that BasicSR 1.4.2 installs on
 SAFE_TORCH = (2, 6)  # from here on torch.load executes nothing by default

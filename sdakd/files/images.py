@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -41,8 +41,28 @@ def list_images(folder: str, where: str = '-i') -> list[str]:
     return names
 
 
-def find_images(folder: str, where: str = '-i') -> tuple[list[str], str]:
+def _files(folder: str) -> Iterator[str]:
+    """Paths of the files below ``folder``, relative to it, with forward slashes; dot-files are passed over."""
+    seen = set()
+    for at, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(at))
+        # a linked folder may lead back to one of its parents
+        folders[:] = [f for f in folders if f[0] != '.' and os.path.realpath(os.path.join(at, f)) not in seen]
+        yield from (Path(at, file).relative_to(folder).as_posix() for file in files if file[0] != '.')
+
+
+def find_files(folder: str, endings: Collection[str]) -> list[str]:
+    """Paths of the files below ``folder`` that have one of some endings, as :func:`find_images`."""
+    return sorted(name for name in _files(folder) if os.path.splitext(name)[1].lower() in endings)
+
+
+def find_images(folder: str, where: str = '-i', known: Collection[str] = ()) -> tuple[list[str], str]:
     """Paths of the images below ``folder``, relative to it, with forward slashes, sorted; dot-files are passed over.
+
+    Args:
+        folder: Where to look.
+        where: The flag that names it.
+        known: Endings of files that the caller uses, which the note does not count.
 
     Returns:
         The paths, and a line for people about files of other kinds, empty where there are none.
@@ -52,17 +72,13 @@ def find_images(folder: str, where: str = '-i') -> tuple[list[str], str]:
     """
     if not os.path.isdir(folder):
         raise UserError(where, f'{folder} is no folder; give one that holds images.')
-    names, others, seen = [], Counter(), set()
-    for at, folders, files in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(at))
-        # a linked folder may lead back to one of its parents
-        folders[:] = [f for f in folders if f[0] != '.' and os.path.realpath(os.path.join(at, f)) not in seen]
-        for file in files:
-            ending = os.path.splitext(file)[1].lower()
-            if file[0] != '.' and ending in ENDINGS:
-                names.append(Path(at, file).relative_to(folder).as_posix())
-            elif file[0] != '.':
-                others[ending or 'no ending'] += 1
+    names, others = [], Counter()
+    for name in _files(folder):
+        ending = os.path.splitext(name)[1].lower()
+        if ending in ENDINGS:
+            names.append(name)
+        elif ending not in known:
+            others[ending or 'no ending'] += 1
     kinds = ', '.join(sorted(others))
     if not names:
         there = f'only files of other kinds ({kinds})' if others else 'no file'
