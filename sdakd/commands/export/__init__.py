@@ -19,7 +19,7 @@ import torch
 
 from sdakd import __version__, compat, stops
 from sdakd.commands.export import formats as exporters
-from sdakd.commands.export import int8
+from sdakd.commands.export import int8, web
 from sdakd.commands.export.formats import to_onnx, to_openvino
 from sdakd.commands.interface import Flags, Outcome, number, one_of
 from sdakd.compat import UserError
@@ -94,9 +94,11 @@ for _name, _quantiser in int8.QUANTISERS.items():  # as the format that they qua
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = Flags(parser, export)
-    add('-m', '--model', metavar='FILE', help='the generator: .pth, .safetensors or ncnn .param')
-    every = f'{", ".join(FORMATS)}; all (the default): those that the model and this machine allow'
-    add('--to', nargs='+', choices=[*FORMATS, ALL], metavar='FORMAT', help=every)
+    which = 'the generator: .pth, .safetensors or ncnn .param; for web one or several'
+    add('-m', '--model', nargs='+', metavar='FILE', help=which)
+    every = f'{", ".join(FORMATS)}; all (the default): those that the model and this machine allow; '
+    every += 'web, which all leaves out: a folder with an application for browsers, built with npm'
+    add('--to', nargs='+', choices=[*FORMATS, web.NAME, ALL], metavar='FORMAT', help=every)
     where = 'a folder, or for one format a file name (default: the current folder)'
     add('-o', '--output', metavar='OUT', help=where)
     add('--half', action='store_true', help='weights in float16; input and output stay float32')
@@ -134,39 +136,49 @@ class Exported(Outcome):
 
 @stops.leaving('only whole files were written; give the same command again')
 def export(
-    model: str | Path,
+    model: str | Path | Sequence[str | Path],
     to: Sequence[str] = (ALL,),
     output: str | Path = '.',
     *,
     half: bool = False,
     calibrate: str | Path | None = None,
     max_loss: float = int8.MAX_LOSS,
-) -> Exported:
+) -> Exported | web.Site:
     """Writes a generator as files for other programs, one format after the other.
 
     Each file gets its name when its own runtime has read it back and its output was compared with PyTorch's.
 
     Args:
-        model: ``.pth`` or ``.safetensors``.
-        to: Of :data:`FORMATS`; or ``all``, which leaves out those that cannot be had and says why.
+        model: ``.pth`` or ``.safetensors``; for ``web`` one or several.
+        to: Of :data:`FORMATS`; or ``all``, which leaves out those that cannot be had and says why; or ``web`` alone.
         output: A folder, or for one format a file name with the format's ending.
         half: Weights in float16; input and output stay float32.
         calibrate: A folder of photographs, which the int8 formats need; ``all`` has these only with it.
         max_loss: The most that an int8 file may lose of its PSNR, in dB (:func:`sdakd.commands.export.int8.export_int8`).
 
     Returns:
-        The files.
+        The files; of ``web`` the folder.
 
     Raises:
         UserError: A mistake in the arguments, a model that cannot be opened; of a format that was named: a missing
             package, a model that cannot be written in it, or a file that does not give what PyTorch gives. Of ``all``
             the same only where no format is left.
     """
-    names, model, output = list(dict.fromkeys([to] if isinstance(to, str) else to)), Path(model), Path(output)
+    names, output = list(dict.fromkeys([to] if isinstance(to, str) else to)), Path(output)
+    models = list(map(Path, [model] if isinstance(model, str | Path) else model))
     for name in names:
-        one_of(name, [*FORMATS, ALL], '--to')
-    if model.suffix == '.onnx':
-        raise UserError('-m', f'{model} is an exported graph already; give the .pth or .safetensors that it came from.')
+        one_of(name, [*FORMATS, web.NAME, ALL], '--to')
+    for path in models:
+        if path.suffix == '.onnx':
+            raise UserError(
+                '-m', f'{path} is an exported graph already; give the .pth or .safetensors that it came from.'
+            )
+    if web.NAME in names:
+        int8.check_arguments([], calibrate, max_loss, half)
+        return _to_web(names, models, output, half)
+    if len(models) != 1:
+        raise UserError('-m', f'{len(models)} models are given; one, or several with --to {web.NAME}.')
+    model = models[0]
     every = ALL in names
     if every:
         names = [name for name, entry in FORMATS.items() if entry.quantiser is None or calibrate is not None]
@@ -215,6 +227,19 @@ def export(
             reasons = '; '.join(f'{name}: {reason.rstrip(".")}' for name, reason in left_out.items())
             raise UserError('--to all', f'{model} cannot be written in any format ({reasons}).')
     return Exported(targets, lines, opened.describe(), left_out)
+
+
+def _to_web(names: list[str], models: list[Path], output: Path, half: bool) -> web.Site:
+    """The folder of :mod:`sdakd.commands.export.web`."""
+    if len(names) > 1 or half:
+        flag, sentence = ('--half', 'stores weights in float16 by itself') if half else ('--to', 'makes a folder')
+        raise UserError(flag, f'{web.NAME} {sentence}; give {web.NAME} by itself.')
+    web.check(models, output)
+    compat.import_basicsr()
+    from sdakd.files.generators import open_network
+
+    opened = [open_network(path) for path in models]
+    return web.site(opened, output, to_onnx, lambda each, path: _compare('onnx', each, path)[0], _facts)
 
 
 def _check(name: str, target: Path, opened: Opened) -> None:
