@@ -218,9 +218,6 @@ def test_the_command_line_and_a_dry_run(hub, files, tmp_path):
     done = run()
     assert done.returncode == 0 and f'Published: {hub.address}/user/a/commit/1' in done.stdout, done.stderr
     assert hub.repos['user/a']['net.safetensors'] == read(files / 'net.safetensors')
-    refused = run(HF_TOKEN='hf_unknown')
-    assert (refused.returncode, refused.stdout) == (2, '')
-    assert refused.stderr.splitlines()[-1].startswith('Error: HF_TOKEN: the Hub does not know this token')
 
 
 # --------------------------------------------------------------------------------------------------------- refusals
@@ -274,6 +271,14 @@ def test_no_token(hub, files, monkeypatch):
         sdakd.publish(files / 'net.safetensors', repo='user/net', card=files / 'card')
     Path('no token').write_text(TOKEN, encoding='utf-8')  # that of a login
     assert sdakd.publish(files / 'net.safetensors', card=files / 'card').repo == 'user/net'
+
+
+def test_a_token_that_is_none(hub, files, monkeypatch):
+    monkeypatch.setenv('HF_TOKEN', 'hf_unknown')
+    for repo in ('user/net', None):
+        with pytest.raises(UserError, match='HF_TOKEN: the Hub does not know this token; make a new one'):
+            sdakd.publish(files / 'net.safetensors', repo=repo, card=files / 'card')
+    assert not hub.repos
 
 
 def test_nobody_answers(hub, files, monkeypatch):

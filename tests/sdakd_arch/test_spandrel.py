@@ -165,22 +165,10 @@ def test_the_change_for_spandrel_itself(tmp_path):
         save_file(network.state_dict(), tmp_path / f'{name}.safetensors')
         with torch.no_grad():
             torch.save((IMAGE, network(IMAGE).clamp(0, 1)), tmp_path / f'{name}.pt')
-    script = """
-import spandrel
-assert spandrel.__file__.startswith(sys.argv[1] + '/site')
-for name in ('narrow', 'half', 'wide'):
-    image, wanted = torch.load(f'{name}.pt')
-    found = spandrel.ModelLoader('cpu').load_from_file(f'{name}.safetensors')
-    assert found.architecture.id == 'ESRGAN' and torch.allclose(found(image), wanted, atol=1e-6)
-    print(name, *found.tags)
-"""
-    done = run(script, tmp_path, paths=[tmp_path / 'site'])
-    lines = done.stdout.splitlines()
-    assert lines == ['narrow 8nf 2nb 4gc', 'half 16nf 2nb 16gc unshuffle', 'wide 16nf 2nb'], done.stderr[-2000:]
-    # and the lines that its tests need, as the page has them
+    # the lines that its tests need, as the page has them
     test = re.search(r'```python\n(def test_load.*?)```', text, re.DOTALL)[1]
     helper = """
-import inspect
+import sys
 from spandrel.architectures.ESRGAN import ESRGAN, ESRGANArch
 
 def assert_loads_correctly(arch, *models):
@@ -190,7 +178,21 @@ def assert_loads_correctly(arch, *models):
         assert type(loaded) is type(model) and loaded.hyperparameters == model.hyperparameters
 
 """
-    done = run(helper + test + '\ntest_load()\nprint("passed")\n', tmp_path, paths=[tmp_path / 'site'])
-    assert done.stdout == 'passed\n', done.stderr[-2000:]
-    before = run(helper + test + '\ntest_load()\n', tmp_path)
-    assert before.returncode != 0  # without the change
+    script = """
+import spandrel
+assert spandrel.__file__.startswith(sys.argv[1] + '/site')
+for name in ('narrow', 'half', 'wide'):
+    image, wanted = torch.load(f'{name}.pt')
+    found = spandrel.ModelLoader('cpu').load_from_file(f'{name}.safetensors')
+    assert found.architecture.id == 'ESRGAN' and torch.allclose(found(image), wanted, atol=1e-6)
+    print(name, *found.tags)
+test_load()
+print('passed')
+"""
+    done = run(helper + test + script, tmp_path, paths=[tmp_path / 'site'])
+    lines = ['narrow 8nf 2nb 4gc', 'half 16nf 2nb 16gc unshuffle', 'wide 16nf 2nb', 'passed']
+    assert done.stdout.splitlines() == lines, done.stderr[-2000:]
+    names: dict = {}
+    exec(helper + test, names)
+    with pytest.raises(TypeError, match='num_grow_ch'):  # without the change
+        names['test_load']()

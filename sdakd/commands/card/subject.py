@@ -278,5 +278,5 @@ def licence_of(training: Mapping, given: str | None) -> str | None:
 
 def _is_spdx(text: object) -> bool:
     """Whether a text is the name of a licence, or several of which one may choose."""
-    name = re.compile(r'[A-Za-z0-9][A-Za-z0-9.+-]*')
+    name = re.compile(r'[A-Za-z0-9][A-Za-z0-9.+-]{0,63}')
     return isinstance(text, str) and all(name.fullmatch(part) for part in re.split(r'\s+OR\s+', text))
