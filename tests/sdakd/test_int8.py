@@ -60,11 +60,11 @@ def gentle(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def touchy(tmp_path_factory):
-    """The enlarged image, plus a large feature less twice its half: nothing in float32, rounding errors in int8."""
+    """The enlarged image, and a little red and green as a difference of large features: rounding errors in int8."""
     network = SRVGGNetCompact(num_feat=2, num_conv=0, upscale=2)
     for parameter in network.parameters():
         parameter.data.zero_()
-    network.body[0].weight.data[:, :, 1, 1] = torch.tensor([[100.0], [50.0]])
+    network.body[0].weight.data[:, :, 1, 1] = torch.tensor([[200.0, 200.0, 200.0], [101.0, 99.0, 100.0]])
     network.body[1].weight.data.fill_(0.25)
     network.body[2].weight.data[:, :, 1, 1] = torch.tensor([0.1, -0.2])
     return save(network, tmp_path_factory.mktemp('touchy') / 'touchy.pth')

@@ -316,8 +316,8 @@ def quantise_openvino(opened: Opened, path: Path, images: Sequence[torch.Tensor]
         nncf.set_log_level(logging.ERROR)
         model = openvino.Core().read_model(exporters._onnx_graph(opened, False, 'openvino-int8', None))
         own_slopes(model)
-        preset = {'mixed': nncf.QuantizationPreset.MIXED}[method]
         arrays = [image.numpy() for image in images]
+        preset = nncf.QuantizationPreset[method.upper()]
         quantised = nncf.quantize(model, nncf.Dataset(arrays), preset=preset, subset_size=len(arrays))
         openvino.save_model(quantised, str(path), compress_to_fp16=False)
 
