@@ -38,6 +38,7 @@ MAX_LOSS = 0.5  # dB
 PERCENTILE = 99.99  # of ONNX Runtime's calibration by that name
 TOOLS = ('ncnn2table', 'ncnn2int8')
 TOOLS_FOLDER = 'NCNN_TOOLS'  # environment variable
+os.environ.setdefault('NNCF_CI', '1')  # else NNCF, once imported, tells its makers that it was used
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ def read_photographs(folder: str | Path, scale: int, multiple: int = 1) -> Photo
             f'{folder} holds {len(pairs)} different photographs of at least {side}x{side} pixels, and {LEAST} are '
             'needed, three to calibrate on and one to judge by; give more of them, 20 or so.',
         )
-    held_out = pairs[EVERY - 1 :: EVERY]
-    return Photographs([pair for pair in pairs if pair not in held_out], held_out)
+    calibration = [pair for number, pair in enumerate(pairs, 1) if number % EVERY]
+    return Photographs(calibration, pairs[EVERY - 1 :: EVERY])
 
 
 def _tensor(image: np.ndarray) -> torch.Tensor:
@@ -193,8 +194,7 @@ def export_int8(
             place.mkdir()
             try:
                 quantiser.quantise(opened, place / path.name, inputs, method)
-                run = quantiser.read(place / path.name)
-                outputs = [run(image) for image in inputs]
+                outputs = list(map(quantiser.read(place / path.name), inputs))
             except UserError:
                 raise
             except Exception as error:  # every quantiser and runtime raises its own
@@ -392,11 +392,6 @@ def quantise_ncnn(opened: Opened, path: Path, images: Sequence[torch.Tensor], me
         _call(path, programs['ncnn2int8'], *before, str(path), str(path.with_suffix('.bin')), str(table))
 
 
-def sign_ncnn(opened: Opened, path: Path) -> None:
-    """Writes what the file says of itself beside it."""
-    exporters._write_texts(opened, path)
-
-
 QUANTISERS = {
     'onnx-int8': Quantiser(
         ('minmax', 'percentile'), quantise_onnx, sign_onnx, exporters.run_onnx, ('onnx', 'onnxruntime')
@@ -404,5 +399,7 @@ QUANTISERS = {
     'openvino-int8': Quantiser(
         ('mixed',), quantise_openvino, sign_openvino, exporters.run_openvino, ('onnx', 'openvino', 'nncf')
     ),
-    'ncnn-int8': Quantiser(('kl', 'aciq'), quantise_ncnn, sign_ncnn, exporters.run_ncnn, ('pnnx', 'ncnn'), check_tools),
+    'ncnn-int8': Quantiser(
+        ('kl', 'aciq'), quantise_ncnn, exporters._write_texts, exporters.run_ncnn, ('pnnx', 'ncnn'), check_tools
+    ),
 }
