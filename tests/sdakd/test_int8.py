@@ -335,9 +335,9 @@ def test_tools_that_are_missing_or_fail(case, gentle, photographs, tmp_path, mon
             status = 'echo wrong shape >&2; exit 3' if case == 'fails' else 'exit 0'
             (folder / name).write_text(f'#!/bin/sh\n{status}\n')
             (folder / name).chmod(0o755)
-        wanted = r'--to ncnn-int8: .*gentle.pth cannot be written in this format \(ncnn2table ended with status 3: wrong shape'
+        wanted = r'--to ncnn-int8: .*gentle.pth cannot be written .*\(ncnn2table ended with status 3: wrong shape'
         if case == 'silent':
-            wanted = r'--to ncnn-int8: .*gentle.pth cannot be written in this format \(ncnn2table wrote nothing'
+            wanted = r'--to ncnn-int8: .*gentle.pth cannot be written .*\(ncnn2table wrote nothing'
     with pytest.raises(UserError, match=wanted):
         run('-m', gentle, '--to', 'ncnn-int8', '--calibrate', photographs, '-o', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()

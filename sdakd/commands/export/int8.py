@@ -106,9 +106,6 @@ def check_arguments(names: Sequence[str], folder: str | Path | None, max_loss: f
     return max_loss
 
 
-# --------------------------------------------------- the photographs -------------------------------------------------
-
-
 def read_photographs(folder: str | Path, scale: int, multiple: int = 1) -> Photographs:
     """Reads the photographs of a folder, at most :data:`MOST` of them, evenly spread over their sorted names.
 
@@ -157,9 +154,6 @@ def read_photographs(folder: str | Path, scale: int, multiple: int = 1) -> Photo
 def _tensor(image: np.ndarray) -> torch.Tensor:
     """uint8 (H, W, 3), BGR, as float32 (1, 3, H, W), RGB in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float()[None] / 255
-
-
-# ------------------------------------------------------ judging ------------------------------------------------------
 
 
 def psnr(found: torch.Tensor, wanted: torch.Tensor) -> float:
