@@ -128,9 +128,10 @@ class Exported(Outcome):
         folder = next(iter(self.files.values())).parent
         lines = ''.join(f'{path}: {self.lines[name]}\n' for name, path in self.files.items())
         lines += ''.join(f'not {name}: {reason}\n' for name, reason in self.left_out.items())
+        loss = ', int8 but for the loss that its line says' * any(FORMATS[name].quantiser for name in self.files)
         return (
             f'{lines}Wrote {self.network} to {folder} as {", ".join(self.files)}; every file was read back by its own '
-            'runtime and gives what PyTorch gives.\n'
+            f'runtime and gives what PyTorch gives{loss}.\n'
         )
 
 
@@ -154,7 +155,7 @@ def export(
         output: A folder, or for one format a file name with the format's ending.
         half: Weights in float16; input and output stay float32.
         calibrate: A folder of photographs, which the int8 formats need; ``all`` has these only with it.
-        max_loss: The most that an int8 file may lose of its PSNR, in dB (:func:`sdakd.commands.export.int8.export_int8`).
+        max_loss: The most that PSNR may fall in an int8 file, in dB: :func:`sdakd.commands.export.int8.export_int8`.
 
     Returns:
         The files; of ``web`` the folder.

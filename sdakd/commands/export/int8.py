@@ -38,6 +38,7 @@ MAX_LOSS = 0.5  # dB
 PERCENTILE = 99.99  # of ONNX Runtime's calibration by that name
 TOOLS = ('ncnn2table', 'ncnn2int8')
 TOOLS_FOLDER = 'NCNN_TOOLS'  # environment variable
+os.environ.setdefault('NNCF_CI', '1')  # else NNCF, once imported, tells its makers that it was used
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,6 @@ def check_arguments(names: Sequence[str], folder: str | Path | None, max_loss: f
     return max_loss
 
 
-# --------------------------------------------------- the photographs -------------------------------------------------
-
-
 def read_photographs(folder: str | Path, scale: int, multiple: int = 1) -> Photographs:
     """Reads the photographs of a folder, at most :data:`MOST` of them, evenly spread over their sorted names.
 
@@ -149,16 +147,13 @@ def read_photographs(folder: str | Path, scale: int, multiple: int = 1) -> Photo
             f'{folder} holds {len(pairs)} different photographs of at least {side}x{side} pixels, and {LEAST} are '
             'needed, three to calibrate on and one to judge by; give more of them, 20 or so.',
         )
-    held_out = pairs[EVERY - 1 :: EVERY]
-    return Photographs([pair for pair in pairs if pair not in held_out], held_out)
+    calibration = [pair for number, pair in enumerate(pairs, 1) if number % EVERY]
+    return Photographs(calibration, pairs[EVERY - 1 :: EVERY])
 
 
 def _tensor(image: np.ndarray) -> torch.Tensor:
     """uint8 (H, W, 3), BGR, as float32 (1, 3, H, W), RGB in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float()[None] / 255
-
-
-# ------------------------------------------------------ judging ------------------------------------------------------
 
 
 def psnr(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -193,8 +188,7 @@ def export_int8(
             place.mkdir()
             try:
                 quantiser.quantise(opened, place / path.name, inputs, method)
-                run = quantiser.read(place / path.name)
-                outputs = [run(image) for image in inputs]
+                outputs = list(map(quantiser.read(place / path.name), inputs))
             except UserError:
                 raise
             except Exception as error:  # every quantiser and runtime raises its own
@@ -230,6 +224,7 @@ def export_int8(
     }
     signed = dataclasses.replace(opened, metadata={**opened.metadata, 'quantization': facts})
     quantiser.sign(signed, path)
+    loss = round(loss, 2) + 0.0  # not -0
     return f'int8 by {best}, loses {loss:.2f} dB on {held_out}, {close:.1f} dB to float32'
 
 
@@ -305,17 +300,18 @@ def sign_onnx(opened: Opened, path: Path) -> None:
 
 
 def quantise_openvino(opened: Opened, path: Path, images: Sequence[torch.Tensor], method: str) -> None:
-    """NNCF's post-training quantisation of the graph that :func:`sdakd.commands.export.to_openvino` writes."""
+    """NNCF's post-training quantisation, activations asymmetric (its preset ``mixed``); dense blocks as for ONNX."""
     import nncf
     import openvino
 
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
-        graph = Path(folder, 'float.xml')
-        exporters.to_openvino(opened, graph)
+    from sdakd_arch.inference.openvino_graph import own_slopes
+
+    with _quiet():
         nncf.set_log_level(logging.ERROR)
-        preset = {'performance': nncf.QuantizationPreset.PERFORMANCE, 'mixed': nncf.QuantizationPreset.MIXED}[method]
+        model = openvino.Core().read_model(exporters._onnx_graph(opened, False, 'openvino-int8', None))
+        own_slopes(model)
         arrays = [image.numpy() for image in images]
-        model = openvino.Core().read_model(graph)
+        preset = nncf.QuantizationPreset[method.upper()]
         quantised = nncf.quantize(model, nncf.Dataset(arrays), preset=preset, subset_size=len(arrays))
         openvino.save_model(quantised, str(path), compress_to_fp16=False)
 
@@ -360,13 +356,15 @@ def check_tools(opened: Opened) -> None:
     tools()
 
 
-def _call(program: str, *words: str) -> None:
-    """Runs one of the tools; they tell of failures by their exit status or in words alone."""
+def _call(result: Path, program: str, *words: str) -> None:
+    """Runs one of the tools, which is to write ``result``; not every failure is told by an exit status."""
     pipes = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'encoding': 'utf-8', 'errors': 'replace'}
     done = subprocess.run([program, *words], check=False, **pipes)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ['without a word'])[-1]
         raise RuntimeError(f'{Path(program).name} ended with status {done.returncode}: {last}')
+    if not result.is_file() or not result.stat().st_size:
+        raise RuntimeError(f'{Path(program).name} wrote nothing')
 
 
 def quantise_ncnn(opened: Opened, path: Path, images: Sequence[torch.Tensor], method: str) -> None:
@@ -382,15 +380,10 @@ def quantise_ncnn(opened: Opened, path: Path, images: Sequence[torch.Tensor], me
         (folder / 'list.txt').write_text('\n'.join(names) + '\n', encoding='utf-8')
         height, width = images[0].shape[-2:]
         before = str(folder / 'float.param'), str(folder / 'float.bin')
-        table = str(folder / 'scales.table')
+        table = folder / 'scales.table'
         words = [f'shape=[{width},{height},3]', f'method={method}', 'type=1', f'thread={torch.get_num_threads()}']
-        _call(programs['ncnn2table'], *before, str(folder / 'list.txt'), table, *words)
-        _call(programs['ncnn2int8'], *before, str(path), str(path.with_suffix('.bin')), table)
-
-
-def sign_ncnn(opened: Opened, path: Path) -> None:
-    """Writes what the file says of itself beside it."""
-    exporters._write_texts(opened, path)
+        _call(table, programs['ncnn2table'], *before, str(folder / 'list.txt'), str(table), *words)
+        _call(path, programs['ncnn2int8'], *before, str(path), str(path.with_suffix('.bin')), str(table))
 
 
 QUANTISERS = {
@@ -398,7 +391,9 @@ QUANTISERS = {
         ('minmax', 'percentile'), quantise_onnx, sign_onnx, exporters.run_onnx, ('onnx', 'onnxruntime')
     ),
     'openvino-int8': Quantiser(
-        ('performance', 'mixed'), quantise_openvino, sign_openvino, exporters.run_openvino, ('onnx', 'openvino', 'nncf')
+        ('mixed',), quantise_openvino, sign_openvino, exporters.run_openvino, ('onnx', 'openvino', 'nncf')
     ),
-    'ncnn-int8': Quantiser(('kl', 'aciq'), quantise_ncnn, sign_ncnn, exporters.run_ncnn, ('pnnx', 'ncnn'), check_tools),
+    'ncnn-int8': Quantiser(
+        ('kl', 'aciq'), quantise_ncnn, exporters._write_texts, exporters.run_ncnn, ('pnnx', 'ncnn'), check_tools
+    ),
 }
