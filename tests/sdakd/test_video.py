@@ -531,10 +531,13 @@ def slow(tmp_path):
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs SIGKILL')
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT] if hasattr(os, 'fork') else [])
 def test_a_stopped_video_goes_on_to_the_same_file(tmp_path, number):
-    """Equal in every packet and every time to one that is made in one go; uneven times, reordered frames, a sound."""
+    """Equal in every packet and every time to one that is made in one go; uneven times, reordered frames.
+
+    Frames are 256 pixels wide: libx264 gives one of several results by chance where they are less than 16 blocks.
+    """
     count = 2 * LENGTH + 30
     step = np.cumsum(np.random.default_rng(0).integers(100, 3000, count)).tolist()
-    make(tmp_path / 'silent.mp4', list(moving(count, 24, 40)), 'libx264', 'yuv420p', step, Fraction(1, 90000))
+    make(tmp_path / 'silent.mp4', list(moving(count, 36, 64)), 'libx264', 'yuv420p', step, Fraction(1, 90000))
     network = slow(tmp_path)
     words = ('-i', 'silent.mp4', '-m', network, '--preset', 'fast')
     whole = Started(tmp_path, *words, '-o', 'whole.mp4')
@@ -809,7 +812,7 @@ def things(run):
         (
             '-i text.txt -o out.mp4',
             '-i',
-            'text.txt is no image (.png, .jpg, .jpeg, .bmp, .tif, .tiff, .webp) and no video that can be',
+            '.webp) and no video that can be read',
         ),
         ('-i none.mp4 -o out.mp4', '-i', 'none.mp4 does not exist'),
         ('-i in.mkv -o out.avi', '-o', 'out.avi is no video that is written here'),
