@@ -281,7 +281,9 @@ def build() -> Path:
     from sdakd_data.remembered import cache_folder
 
     files = sources()
-    key = hashlib.sha256(b''.join(name.encode() + b'\0' + hashlib.sha256(data).digest() for name, data in files.items()))
+    key = hashlib.sha256(
+        b''.join(name.encode() + b'\0' + hashlib.sha256(data).digest() for name, data in files.items())
+    )
     folder = cache_folder() / 'web' / key.hexdigest()[:16]
     if folder.is_dir():
         return folder
@@ -352,4 +354,3 @@ def _run(command: list[str], folder: Path, what: str) -> None:
     offline = re.search(r'ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT|ENETUNREACH|ENOTCACHED|ERR_SOCKET', done.stdout)
     remedy = 'it fetches packages from npm once, which needs the network' if offline else 'see `npm doctor`'
     raise UserError(f'--to {NAME}', f'{what} failed while the application was built ({told[0][:200]}); {remedy}.')
-

@@ -1,8 +1,8 @@
 /**
  * Writes PNG files (ISO/IEC 15948) while their rows are computed: straight alpha, 8 or 16 bits, with a colour profile.
  *
- * Encoders from npm want the whole picture at once, and either premultiply nothing but filter nothing, or know no grey.
- * The compression is the browser's own.
+ * Packages of npm want the whole picture at once, and filter no rows, or know no grey, 16 bits or profiles. Packing is the
+ * browser's own.
  */
 
 const SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
@@ -14,9 +14,10 @@ const TABLE = Uint32Array.from({ length: 256 }, (_, value) => {
   return value;
 });
 
-function checksum(bytes, from) {
+/** The CRC-32 of a part of an array (annex D of the standard). */
+export function checksum(bytes, from, end = bytes.length) {
   let value = 0xffffffff;
-  for (let at = from; at < bytes.length; at++) value = TABLE[(value ^ bytes[at]) & 255] ^ (value >>> 8);
+  for (let at = from; at < end; at++) value = TABLE[(value ^ bytes[at]) & 255] ^ (value >>> 8);
   return (value ^ 0xffffffff) >>> 0;
 }
 
