@@ -1,6 +1,6 @@
 """`sdakd export --to web`: a folder that any static server serves, in which a browser enlarges pictures by itself.
 
-The application lies in ``sdakd/web`` as sources. npm builds it once into the user's cache folder; then it is copied beside
+The application lies in ``sdakd/web`` as sources. npm builds it once into the user's cache folder; it is copied beside
 the models. A model's graph is run by ONNX Runtime here and compared with PyTorch before the folder gets its name.
 """
 
@@ -175,7 +175,7 @@ def _model(
 
 
 def compact(graph: bytes, half: bool = True) -> bytes:
-    """An ONNX graph in less bytes: equal constants once, short names, weights in float16 that are cast when it is opened.
+    """An ONNX graph in less bytes: equal constants once, short names, weights in float16, to be cast when it is opened.
 
     Args:
         graph: It computes in float32, and still does so afterwards.
