@@ -1,6 +1,6 @@
 """`sdakd export --to web`: a folder that any static server serves, in which a browser enlarges pictures by itself.
 
-The application lies in ``sdakd/web`` as sources. npm builds it once into the user's cache folder; then it is copied beside
+The application lies in ``sdakd/web`` as sources. npm builds it once into the user's cache folder; it is copied beside
 the models. A model's graph is run by ONNX Runtime here and compared with PyTorch before the folder gets its name.
 """
 
@@ -175,7 +175,7 @@ def _model(
 
 
 def compact(graph: bytes, half: bool = True) -> bytes:
-    """An ONNX graph in less bytes: equal constants once, short names, weights in float16 that are cast when it is opened.
+    """An ONNX graph in less bytes: equal constants once, short names, weights in float16, to be cast when it is opened.
 
     Args:
         graph: It computes in float32, and still does so afterwards.
@@ -281,7 +281,9 @@ def build() -> Path:
     from sdakd_data.remembered import cache_folder
 
     files = sources()
-    key = hashlib.sha256(b''.join(name.encode() + b'\0' + hashlib.sha256(data).digest() for name, data in files.items()))
+    key = hashlib.sha256(
+        b''.join(name.encode() + b'\0' + hashlib.sha256(data).digest() for name, data in files.items())
+    )
     folder = cache_folder() / 'web' / key.hexdigest()[:16]
     if folder.is_dir():
         return folder
@@ -352,4 +354,3 @@ def _run(command: list[str], folder: Path, what: str) -> None:
     offline = re.search(r'ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT|ENETUNREACH|ENOTCACHED|ERR_SOCKET', done.stdout)
     remedy = 'it fetches packages from npm once, which needs the network' if offline else 'see `npm doctor`'
     raise UserError(f'--to {NAME}', f'{what} failed while the application was built ({told[0][:200]}); {remedy}.')
-

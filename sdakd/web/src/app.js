@@ -148,9 +148,10 @@ function finish(job, state, words) {
 /** The worker is ended, for a tile may take long, and a new one begins with the next picture. */
 function cancel(job) {
   const working = job.state === 'working';
+  job.state = 'cancelled';
+  if (working) openWorker();
   finish(job, 'cancelled', 'Cancelled');
   job.row.remove.focus();
-  if (working) openWorker();
 }
 
 // --------------------------------------------------------- queue ---------------------------------------------------------

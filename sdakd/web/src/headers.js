@@ -1,5 +1,7 @@
 /** What the bytes of a picture file say before it is decoded; files that are not taken are refused in one sentence. */
 
+import { checksum } from './png.js';
+
 /** Why a picture is not enlarged: a sentence for people that goes on after its name. */
 export class Refusal extends Error {}
 
@@ -53,10 +55,14 @@ function stranger(bytes) {
 }
 
 function readPng(bytes, view, found) {
-  for (let at = 8; ; ) {
+  let name;
+  for (let at = 8; name !== 'IEND'; ) {
+    if (at + 12 > bytes.length) throw new Refusal(found.width ? CUT_OFF : DAMAGED);
     const length = view.getUint32(at);
-    const name = text(bytes, at + 4, 4);
+    if (at + 12 + length > bytes.length) throw new Refusal(found.width ? CUT_OFF : DAMAGED);
+    name = text(bytes, at + 4, 4);
     const data = bytes.subarray(at + 8, at + 8 + length);
+    if (view.getUint32(at + 8 + length) !== checksum(bytes, at + 4, at + 8 + length)) throw new Refusal(DAMAGED);
     if (name === 'IHDR') {
       found.width = view.getUint32(at + 8);
       found.height = view.getUint32(at + 12);
@@ -67,7 +73,6 @@ function readPng(bytes, view, found) {
     else if (name === 'tRNS') [found.grey, found.alpha] = [false, true]; // with alpha, grey is written as colours
     else if (name === 'eXIf') found.turn = orientation(data);
     else if (name === 'iCCP') [found.profile, found.packed] = [data.subarray(data.indexOf(0) + 2), true];
-    else if (name === 'IDAT') break;
     at += length + 12;
   }
   if (!found.width) throw new Refusal(DAMAGED);

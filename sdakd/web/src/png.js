@@ -1,8 +1,8 @@
 /**
  * Writes PNG files (ISO/IEC 15948) while their rows are computed: straight alpha, 8 or 16 bits, with a colour profile.
  *
- * Encoders from npm want the whole picture at once, and either premultiply nothing but filter nothing, or know no grey.
- * The compression is the browser's own.
+ * Packages of npm want the whole picture at once, and filter no rows, or know no grey, 16 bits or profiles. Packing is the
+ * browser's own.
  */
 
 const SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
@@ -14,9 +14,10 @@ const TABLE = Uint32Array.from({ length: 256 }, (_, value) => {
   return value;
 });
 
-function checksum(bytes, from) {
+/** The CRC-32 of a part of an array (annex D of the standard). */
+export function checksum(bytes, from, end = bytes.length) {
   let value = 0xffffffff;
-  for (let at = from; at < bytes.length; at++) value = TABLE[(value ^ bytes[at]) & 255] ^ (value >>> 8);
+  for (let at = from; at < end; at++) value = TABLE[(value ^ bytes[at]) & 255] ^ (value >>> 8);
   return (value ^ 0xffffffff) >>> 0;
 }
 
@@ -111,24 +112,32 @@ export class PngWriter {
 
 /** Of the filters None, Sub and Up the one that leaves the smallest numbers (12.8 of the standard). */
 function filter(line, above, step, to) {
-  let [none, sub, up] = [0, 0, 0];
+  let none = 0;
+  let sub = 0;
+  let up = 0;
   for (let at = 0; at < line.length; at++) {
     const value = line[at];
-    const left = at < step ? 0 : line[at - step];
     none += value < 128 ? value : 256 - value;
-    sub += Math.abs(((value - left) << 24) >> 24);
-    up += Math.abs(((value - above[at]) << 24) >> 24);
+    up += size(value - above[at]);
+    if (at >= step) sub += size(value - line[at - step]);
   }
+  for (let at = 0; at < step; at++) sub += size(line[at]);
   if (none <= sub && none <= up) {
     to[0] = 0;
     to.set(line, 1);
   } else if (sub <= up) {
     to[0] = 1;
-    for (let at = 0; at < line.length; at++) to[at + 1] = at < step ? line[at] : line[at] - line[at - step];
+    to.set(line.subarray(0, step), 1);
+    for (let at = step; at < line.length; at++) to[at + 1] = line[at] - line[at - step];
   } else {
     to[0] = 2;
     for (let at = 0; at < line.length; at++) to[at + 1] = line[at] - above[at];
   }
+}
+
+/** A difference of bytes, which wraps around, without its sign. */
+function size(difference) {
+  return Math.abs((difference << 24) >> 24);
 }
 
 function bigEndian(samples) {

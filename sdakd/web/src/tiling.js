@@ -73,7 +73,7 @@ export function cut(picture, rows, columns, multiple, channels) {
 /** Whether all values are numbers. */
 export function finite(values) {
   let sum = 0;
-  for (const value of values) sum += value * 0; // 0 for a number, else NaN
+  for (let at = 0; at < values.length; at++) sum += values[at] * 0; // 0 for a number, else NaN
   return sum === 0;
 }
 
@@ -84,36 +84,43 @@ export function finite(values) {
  * @param {Span} rows
  * @param {Span} columns
  * @param {number} scale
- * @param {{width: number, channels: number, depth: number, data: Uint8ClampedArray | Uint16Array}} band
+ * @param {{width: number, channels: number, data: Uint8ClampedArray | Uint16Array}} band
  * @param {number} first channel of the band to write to.
  * @param {boolean} grey one channel, by the weights of red, green and blue; else three.
  */
 export function place(output, rows, columns, scale, band, first, grey) {
+  const { data, channels } = band;
+  const deep = data.BYTES_PER_ELEMENT === 2;
   const width = (columns.end - columns.x) * scale;
   const plane = (rows.end - rows.x) * scale * width;
-  const top = band.depth === 16 ? 65535 : 255;
   const left = columns.left * scale;
-  const right = Math.min(columns.right * scale, band.width);
-  const count = band.data.length / band.channels / band.width;
-  const unit = (value) => Math.fround(Math.min(Math.max(value, 0), 1));
+  const length = Math.min(columns.right * scale, band.width) - left;
+  const count = data.length / channels / band.width;
   for (let row = 0; row < count; row++) {
-    let from = (row + (rows.left - rows.x) * scale) * width + left - columns.x * scale;
-    let to = (row * band.width + left) * band.channels + first;
-    for (let column = left; column < right; column++, from++, to += band.channels) {
-      const [r, g, b] = [unit(output[from]), unit(output[from + plane]), unit(output[from + 2 * plane])];
-      if (grey) {
-        band.data[to] = level((0.299 * r + 0.587 * g + 0.114 * b) * top);
-      } else {
-        band.data[to] = level(r * top);
-        band.data[to + 1] = level(g * top);
-        band.data[to + 2] = level(b * top);
+    const from = (row + (rows.left - rows.x) * scale) * width + left - columns.x * scale;
+    const to = (row * band.width + left) * channels + first;
+    if (grey) {
+      for (let at = 0; at < length; at++) {
+        const sum = 0.299 * unit(output[from + at]) + 0.587 * unit(output[from + at + plane]);
+        const value = sum + 0.114 * unit(output[from + at + 2 * plane]);
+        data[to + at * channels] = deep ? level(value) : value * 255; // such an array rounds by itself
       }
+      continue;
+    }
+    for (let colour = 0; colour < 3; colour++) {
+      const [start, goal] = [from + colour * plane, to + colour];
+      if (deep) for (let at = 0; at < length; at++) data[goal + at * channels] = level(unit(output[start + at]));
+      else for (let at = 0; at < length; at++) data[goal + at * channels] = output[start + at] * 255;
     }
   }
 }
 
-/** The nearest whole number, of two the even one. */
+function unit(value) {
+  return value < 0 ? 0 : value > 1 ? 1 : value;
+}
+
+/** The nearest of 65536 levels, of two the even one, as arrays of 8 bits round. */
 function level(value) {
-  const rounded = Math.round(value);
-  return rounded - value === 0.5 && rounded % 2 ? rounded - 1 : rounded;
+  const rounded = Math.round(value * 65535);
+  return rounded - value * 65535 === 0.5 && rounded % 2 ? rounded - 1 : rounded;
 }

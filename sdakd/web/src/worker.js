@@ -65,8 +65,8 @@ async function run(picture, model, progress) {
   progress(0, total, null);
   for (const row of rows) {
     const count = (Math.min(row.right, height) - row.left) * scale;
-    const kind = depth === 16 ? Uint16Array : Uint8Array;
-    const band = { width: width * scale, channels: picture.channels, depth };
+    const kind = depth === 16 ? Uint16Array : Uint8ClampedArray;
+    const band = { width: width * scale, channels: picture.channels };
     band.data = new kind(count * band.width * band.channels);
     if (constant !== null) for (let at = 3; at < band.data.length; at += 4) band.data[at] = constant;
     for (const column of columns) {
