@@ -99,7 +99,7 @@ def site(
         output: The folder.
         to_onnx: Writes a generator's graph in float32.
         compare: The largest difference of a graph, run by its runtime, from PyTorch; NaN where it has such values.
-        facts: What a generator's file tells of itself: ``training`` is its option file, or None.
+        facts: What a generator's file tells of itself; ``training`` is as :mod:`sdakd.files.training` says.
 
     Returns:
         The folder.
@@ -114,7 +114,7 @@ def site(
         entries = []
         for opened in Progress('export', len(models), 'models').over(models):
             entry, line = _model(opened, work, to_onnx, compare)
-            entry['facts'] |= _told(facts(opened).get('training')) | {'SHA-256': entry['sha256']}
+            entry['facts'] |= _told(facts(opened)['training']) | {'SHA-256': entry['sha256']}
             entries.append(entry)
             lines[output / entry['file']] = line
         write(work / LIST, (json.dumps(entries, indent=1) + '\n').encode())
@@ -122,15 +122,16 @@ def site(
     return Site(output, lines)
 
 
-def _told(training: Mapping | None) -> dict[str, str]:
+def _told(training: Mapping) -> dict[str, str]:
     """What the page says of where a model comes from, by term."""
-    from sdakd_arch.zoo import LICENCE, MODELS
+    from sdakd.commands.card.subject import licence_of
+    from sdakd.files.training import teachers_of
 
-    teacher = (training or {}).get('teacher')
-    weights = teacher.get('weights') if isinstance(teacher, Mapping) else None
-    name = re.split(r'[\\/]', weights)[-1] if isinstance(weights, str) else 'its file does not tell'
-    licence = f' ({LICENCE})' if name.rsplit('.', 1)[0].removesuffix('_fp16') in MODELS else ''
-    return {'Teacher': name + licence, 'Licence': 'its file does not tell'}
+    names = [str(teacher.get('official') or teacher.get('file')) for teacher in teachers_of(training)]
+    return {
+        'Teacher': ' and '.join(names) or 'its file does not tell',
+        'Licence': licence_of(training, None) or 'its file does not tell',
+    }
 
 
 def _stem(path: Path) -> str:
