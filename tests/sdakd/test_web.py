@@ -101,7 +101,7 @@ def test_graphs_are_small_and_give_what_pytorch_gives(site):
         assert np.abs(found - opened.module(image).numpy()).max() < 0.5 / 255
     eighth = next(entry for entry in entries if entry['name'] == EIGHTH.stem)
     assert eighth['bytes'] < 0.65 * 4 * eighth['parameters']  # weights in float16, and little beside them
-    assert eighth['facts']['Teacher'] == 'RealESRGAN_x4plus.pth (BSD-3-Clause)'
+    assert (eighth['facts']['Teacher'], eighth['facts']['Licence']) == ('RealESRGAN_x4plus', 'BSD-3-Clause')
 
 
 def test_folder_holds_what_it_names_and_nothing_of_this_machine(site):
