@@ -1,5 +1,6 @@
 """`sdakd distill` and `sdakd demo`: real processes on small photographs and a small teacher."""
 
+import hashlib
 import json
 import os
 import re
@@ -130,6 +131,21 @@ def test_the_plan_is_shown_before_the_training_and_the_table_after_it(made):
     assert re.search(rf'^student +{mean:.2f} ', printed, re.MULTILINE)
     assert f"Its images are {mean:.1f} dB from the teacher's" in printed
     assert f"Its images are {mean:.1f} dB from the teacher's" in (out / 'card/README.md').read_text()
+
+
+def test_what_was_made_says_how(made, world):
+    out, printed, first, _ = made
+    beside = json.loads((out / 'student.json').read_text())['training']
+    for name in ('student.safetensors', 'student.onnx'):
+        assert open_network(out / 'export' / name).metadata['training'] == beside
+    assert beside['train']['stages'] == first['train']['stages'] and beside['source'] == 'option file'
+    facts = beside['facts']
+    assert (facts['iterations'], facts['degradation']) == (80, 'none') and 'photographs' in facts['data']
+    digest = hashlib.sha256((world / 'teacher_x2.pth').read_bytes()).hexdigest()
+    assert [(each['file'], each['sha256']) for each in facts['teachers']] == [('teacher_x2.pth', digest)]
+    assert str(world) not in (out / 'student.json').read_text() + (out / 'card/README.md').read_text()
+    assert "other: the teacher's licence is not known" in (out / 'card/README.md').read_text()
+    assert "The teacher's licence is not known" in printed
 
 
 def test_given_again_when_all_is_done_nothing_is_trained(made):
