@@ -60,13 +60,18 @@ def gentle(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def touchy(tmp_path_factory):
-    """The enlarged image, and a little red and green as a difference of large features: rounding errors in int8."""
-    network = SRVGGNetCompact(num_feat=2, num_conv=0, upscale=2)
+    """The enlarged image, plus a large feature less twice its half: nothing in float32, rounding errors in int8.
+
+    Two of the twelve values of a pixel get more and less of the image, so that the errors are not clipped away.
+    """
+    network = SRVGGNetCompact(num_feat=3, num_conv=0, upscale=2)
     for parameter in network.parameters():
         parameter.data.zero_()
-    network.body[0].weight.data[:, :, 1, 1] = torch.tensor([[200.0, 200.0, 200.0], [105.0, 95.0, 100.0]])
+    network.body[0].weight.data[:, :, 1, 1] = torch.tensor([[200.0], [100.0], [200.0]])
     network.body[1].weight.data.fill_(0.25)
-    network.body[2].weight.data[:, :, 1, 1] = torch.tensor([0.1, -0.2])
+    last = network.body[2].weight.data[:, :, 1, 1]
+    last[:] = torch.tensor([0.1, -0.2, 0.0])
+    last[:2, 2] = torch.tensor([0.002, -0.002])
     return save(network, tmp_path_factory.mktemp('touchy') / 'touchy.pth')
 
 
@@ -137,7 +142,7 @@ def test_a_file_says_what_it_loses(name, model, photographs, request, tmp_path, 
     assert told['loss_db'] == pytest.approx(loss, abs=2e-3) and told['psnr_to_float_db'] == pytest.approx(
         close, abs=0.02
     )
-    assert (loss > 1) == (model == 'touchy') and 15 < close < 70
+    assert (loss > 1) == (model == 'touchy') and 8 < close < 70
     line = capsys.readouterr().out.splitlines()[0]
     assert f'loses {round(loss, 2) + 0.0:.2f} dB on 2 photographs held out, {close:.1f} dB to float32' in line
 
@@ -191,9 +196,7 @@ def test_a_dense_block_is_quantised_as_the_network_has_it(photographs, tmp_path)
 
 def test_what_loses_too_much_is_refused(touchy, photographs, tmp_path, capsys):
     words = '-m', touchy, '--calibrate', photographs, '-o', tmp_path / 'out'
-    with pytest.raises(
-        UserError, match=r'touchy_int8.onnx: the int8 file of .*touchy.pth loses (\d+\.\d\d) dB'
-    ) as error:
+    with pytest.raises(UserError, match=r'--to onnx-int8: the int8 file of .*touchy.pth loses (\d+\.\d\d) dB') as error:
         run(*words, '--to', 'onnx-int8')
     loss = float(str(error.value).partition('loses ')[2].split()[0])
     assert loss > 1 and 'more than --max_loss 0.5' in str(error.value) and not (tmp_path / 'out').exists()
