@@ -2,14 +2,17 @@ r"""What the page of `sdakd export --to web` costs: time and memory beside ONNX 
 
     python test_scripts/web_speed.py [-m MODEL] [--threads 2]
 
-Two pictures, 256x256 and 1280x800 pixels, of a photograph in scikit-image. The page is served by a plain server here and
-opened in headless Chromium, in WebAssembly with as many threads as the machine has cores; its time is from choosing the
-file to the result, so with decoding and the PNG. ONNX Runtime computes the site's own graph on the whole picture, with as
-many threads, and reads and writes no file. `sdakd upscale` tells its own time, from the file read to the file written.
-Times are medians of three after one that is not counted (`sdakd upscale`: of three commands). Memory is the peak, in MiB: of the page the
-sum over all processes of the browser of what is theirs alone and their shares of what they have in common (PSS, Linux),
-and of it what the open page takes before a picture is added; of the others the resident memory of the process.
+Two pictures of a photograph in scikit-image, 256x256 and 1280x800 pixels. The page is served by a plain server and
+opened in headless Chromium, in WebAssembly with as many threads as the machine has cores; its time is from choosing
+the file to the result, with decoding and the PNG. ONNX Runtime computes the site's own graph on the whole picture, with
+as many threads, and reads and writes no file. `sdakd upscale` tells its own time, from reading the file to writing it.
+Times are medians of ``--rounds`` after one that is not counted (`sdakd upscale`: of as many commands). Memory is the
+peak, in MiB: of the page the sum over all processes of the browser of what is theirs alone and of their shares of what
+they have in common (PSS, Linux), in a further round, and of it what the open page takes before a picture is added; of
+the others the resident memory of the process.
 """
+
+from __future__ import annotations
 
 import argparse
 import functools
@@ -32,7 +35,6 @@ from skimage import data
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / 'sdakd/pretrained/x4plus_rrdbnet_1_8.safetensors'
-ROUNDS = 3
 PICTURES = {'256x256': (256, 256), '1280x800': (800, 1280)}
 ORT = """import json, sys, time
 import cv2, numpy, onnxruntime
@@ -70,10 +72,10 @@ class Peak:
         return total / 2**20
 
     def watch(self) -> None:
-        while not self.ended.wait(0.05):
+        while not self.ended.wait(0.2):
             self.most = max(self.most, self.now())
 
-    def __enter__(self) -> 'Peak':
+    def __enter__(self) -> Peak:
         self.thread.start()
         return self
 
@@ -87,7 +89,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def page(site: Path, pictures: dict[str, Path], work: Path) -> dict[str, tuple[float, float, float]]:
+def page(site: Path, pictures: dict[str, Path], work: Path, rounds: int) -> dict[str, tuple[float, float, float]]:
     """Seconds, peak and what the idle page takes, by picture; a browser each."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
@@ -113,14 +115,20 @@ def page(site: Path, pictures: dict[str, Path], work: Path) -> dict[str, tuple[f
             print(f'page: {threads} threads', file=sys.stderr)
             time.sleep(1)
             times = []
-            with Peak(driver.service.process.pid) as peak:
-                idle = peak.now()
-                for number in range(ROUNDS + 1):
-                    begun = time.perf_counter()
-                    driver.find_element('id', 'files').send_keys(str(picture))
-                    until(f"document.querySelectorAll('#queue [data-state=done]').length === {number + 1}")
-                    times.append(time.perf_counter() - begun)
-            found[name] = statistics.median(times[1:]), peak.most, idle
+
+            def enlarge(driver=driver, picture=picture, until=until, times=times) -> None:
+                begun = time.perf_counter()
+                driver.find_element('id', 'files').send_keys(str(picture))
+                until(f"document.querySelectorAll('#queue [data-state=done]').length === {len(times) + 1}")
+                times.append(time.perf_counter() - begun)
+
+            peak = Peak(driver.service.process.pid)
+            idle = peak.now()
+            for _ in range(rounds + 1):
+                enlarge()
+            with peak:
+                enlarge()
+            found[name] = statistics.median(times[1 : rounds + 1]), peak.most, idle
         finally:
             driver.quit()
     server.shutdown()
@@ -130,7 +138,7 @@ def page(site: Path, pictures: dict[str, Path], work: Path) -> dict[str, tuple[f
 def process(command: list[str], threads: int) -> tuple[str, float]:
     """What a command printed, and its peak of resident memory in MiB."""
     environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
-    with tempfile.TemporaryFile('w+') as out:
+    with tempfile.TemporaryFile('w+', encoding='utf-8') as out:
         started = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL, env=environment)
         _, status, usage = os.wait4(started.pid, 0)
         started.returncode = os.waitstatus_to_exitcode(status)
@@ -144,11 +152,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('-m', '--model', type=Path, default=MODEL)
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='of ONNX Runtime and sdakd upscale')
+    parser.add_argument('--pictures', nargs='+', choices=PICTURES, default=list(PICTURES))
+    parser.add_argument('--rounds', type=int, default=3)
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp())
     pictures = {}
     photo = cv2.cvtColor(data.astronaut(), cv2.COLOR_RGB2BGR)
-    for name, (height, width) in PICTURES.items():
+    for name in arguments.pictures:
+        height, width = PICTURES[name]
         pictures[name] = work / name / 'photo.png'
         pictures[name].parent.mkdir()
         large = photo if height <= 512 else cv2.resize(photo, (1280, 1280), interpolation=cv2.INTER_CUBIC)
@@ -157,16 +168,16 @@ def main() -> None:
     process([*sdakd, 'export', '--to', 'web', '-m', str(arguments.model), '-o', str(work / 'site')], arguments.threads)
     (entry,) = json.loads((work / 'site/models.json').read_text(encoding='utf-8'))
     print('| picture | what computes | s | ratio | peak memory, MiB |\n|---|---|--:|--:|--:|')
-    of_page = page(work / 'site', pictures, work)
+    of_page = page(work / 'site', pictures, work, arguments.rounds)
     for name, picture in pictures.items():
-        graph, rounds = str(work / 'site' / entry['file']), str(ROUNDS + 1)
+        graph, rounds = str(work / 'site' / entry['file']), str(arguments.rounds + 1)
         printed, memory = process([sys.executable, '-c', ORT, graph, str(picture), str(arguments.threads), rounds], 1)
         reference = statistics.median(json.loads(printed)[1:])
         print(f'| {name} | ONNX Runtime | {reference:.2f} | 1.0 | {memory:.0f} |')
         seconds, peak, idle = of_page[name]
         print(f'| | the page | {seconds:.2f} | {seconds / reference:.1f} | {peak:.0f}, idle {idle:.0f} |')
         command = [*sdakd, 'upscale', '-i', str(picture), '-o', str(work / 'out'), '-m', str(arguments.model)]
-        runs = [process([*command, '--overwrite'], arguments.threads) for _ in range(ROUNDS)]
+        runs = [process([*command, '--overwrite'], arguments.threads) for _ in range(arguments.rounds)]
         seconds = statistics.median(float(re.search(r': ([\d.]+) s,', printed)[1]) for printed, _ in runs)
         memory = max(memory for _, memory in runs)
         print(f'| | sdakd upscale | {seconds:.1f} | {seconds / reference:.1f} | {memory:.0f} |', flush=True)

@@ -25,7 +25,7 @@ class Installed:
     def __init__(self, folder):
         source, environment = folder / 'source', folder / 'environment'
         for name in PARTS:
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__', 'node_modules'))
         for name in ('pyproject.toml', 'setup.py', 'README.md'):
             shutil.copy(ROOT / name, source)
         (source / 'options/sub').mkdir()
@@ -127,6 +127,15 @@ def test_the_other_commands(sdakd, empty, photographs):
     arguments = '-i', 'in', '-o', 'pairs', '--degradation', 'realesrgan', '-opt', 'sdakd_realesrgan_x2'
     status, out = sdakd(empty, 'prepare', 'pairs', *arguments)
     assert status == 0 and cv2.imread(str(empty / 'pairs/lq/coffee.png')).shape == (40, 40, 3), out
+
+
+def test_sources_of_the_page(sdakd):
+    from sdakd.commands.export import web
+
+    installed = sdakd.packages / 'sdakd/web'
+    assert {'package-lock.json', '.npmrc', 'build.mjs', 'src/app.js', 'src/index.html'} < set(web.sources())
+    for name, data in web.sources().items():
+        assert (installed / name).read_bytes() == data
 
 
 def test_linking(sdakd, empty):
