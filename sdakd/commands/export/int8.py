@@ -157,9 +157,9 @@ def _tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def psnr(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, peak 1, over all values of two images, which are clipped to [0, 1]."""
+    """Peak signal-to-noise ratio in dB, peak 1, over all values of two images, clipped to [0, 1]; 120 if equal."""
     error = (found.double().clamp(0, 1) - wanted.double().clamp(0, 1)).square().mean().item()
-    return -10 * math.log10(error) if error else math.inf
+    return -10 * math.log10(max(error, 1e-12))
 
 
 def export_int8(
