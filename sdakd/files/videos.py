@@ -85,6 +85,7 @@ class Video:
         time_base: Unit of times, in seconds.
         rate: Frames per second on average.
         count: How many frames its header tells; None: none.
+        expected: About how many there are; None: unknown.
         aspect: Width of a pixel over its height; None: not told.
         shift: Units of ``time_base`` that are taken off all times.
         notes: What users should know, in sentences.
@@ -99,7 +100,7 @@ class Video:
         import av
 
         self.where, self.name, self.notes, self.fault = where, name, [], ''
-        self.damaged = self.packets = self.read = 0
+        self.damaged = self.packets = self.read = self.widest = 0
         self.again = None if hasattr(source, 'read') else f'file:{os.fspath(source)}'
         try:
             self.container = opened(self.again or source)
@@ -121,6 +122,8 @@ class Video:
         self.time_base = self.stream.time_base
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
         self.count = self.stream.frames or None
+        length = Fraction(self.container.duration or 0, 1_000_000)
+        self.expected = self.count or round(length * self.rate) or None
         self.shift = 0
         if self.container.format.name in STREAMED and self.container.start_time:
             self.shift = round(self.container.start_time / (1_000_000 * self.time_base))
@@ -200,6 +203,7 @@ class Video:
             if last is not None and pts <= last:
                 pts = last + 1  # two frames cannot be shown at once
             duration = frame.duration or 0
+            self.widest = max(self.widest, pts - last if last is not None else 0)
             last, ended = pts, pts + (duration or max(round(1 / (self.rate * self.time_base)), 1))
             self.read = number = number + 1
             if number > start:
@@ -218,16 +222,18 @@ class Video:
             told = Fraction(self.container.duration, 1_000_000)
         start = (self.stream.start_time or 0) - self.shift
         missing = (self.count or 0) - self.packets
+        slack = max(SLACK, 2 * self.widest * self.time_base)  # Matroska does not tell how long the last frame is shown
         if self.damaged:
             self.fault = f'has {self.damaged} damaged frame{"s" * (self.damaged > 1)} of {self.read}'
-        elif self.fault or missing > 0 or (told and told - (ended - start) * self.time_base > SLACK):
+        elif self.fault or missing > 0 or (told and told - (ended - start) * self.time_base > slack):
             total = f' of {self.count}' if self.count and self.count > self.read else ''
             self.fault = f'{self.fault or "ends early"}: {self.read}{total} frames are good'
 
     def close(self) -> None:
-        """Closes the file."""
-        self._frames = iter(())
-        self.container.close()
+        """Closes the file; a stream may still be waited for in a thread, and is left to the process's end."""
+        if self.again:
+            self._frames = iter(())
+            self.container.close()
 
 
 _PICTURE = 1 << 10  # of FFmpeg: a stream that is a picture of the cover
@@ -286,7 +292,8 @@ class Pictures:
     def __init__(self, pattern: str, where: str, rate: Fraction) -> None:
         self.where, self.name, self.rate, self.time_base = where, pattern, rate, 1 / rate
         self.files = _numbered(pattern, where)
-        self.count, self.read = len(self.files), 0
+        self.count = self.expected = len(self.files)
+        self.read = 0
         self.height, self.width, channels, bits = self._load(self.files[0])[1]
         self.layout = Layout(True, bits, 1, 1, channels == 4)
         self.deep = bits > 8

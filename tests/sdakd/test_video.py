@@ -6,7 +6,6 @@ what a video must hold is known without any network, and colours are compared by
 
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -530,7 +529,7 @@ def slow(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs SIGKILL')
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT] if hasattr(os, 'fork') else [])
-def test_a_stopped_video_goes_on_to_the_same_file(tmp_path, number):
+def test_a_stopped_video_goes_on_to_the_same_file(tmp_path, monkeypatch, number):
     """Equal in every packet and every time to one that is made in one go; uneven times, reordered frames.
 
     Frames are 256 pixels wide: libx264 gives one of several results by chance where they are less than 16 blocks.
@@ -540,8 +539,8 @@ def test_a_stopped_video_goes_on_to_the_same_file(tmp_path, number):
     make(tmp_path / 'silent.mp4', list(moving(count, 36, 64)), 'libx264', 'yuv420p', step, Fraction(1, 90000))
     network = slow(tmp_path)
     words = ('-i', 'silent.mp4', '-m', network, '--preset', 'fast')
-    whole = Started(tmp_path, *words, '-o', 'whole.mp4')
-    assert whole.wait() == 0, whole.said
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(['upscale', *map(str, words), '-o', 'whole.mp4']) == 0
     stopped = Started(tmp_path, *words, '-o', 'parts.mp4')
     parts = tmp_path / '.parts.mp4.parts'
     until = time.monotonic() + 60
@@ -555,12 +554,11 @@ def test_a_stopped_video_goes_on_to_the_same_file(tmp_path, number):
     pieces = sorted(parts.glob('*.piece'))
     assert 1 <= len(pieces) <= 2
     (parts / f'{len(pieces):06d}.piece').write_bytes(pieces[0].read_bytes()[:-5])  # as a crash of the machine leaves it
-    stamp = pieces[0].stat().st_mtime_ns
     again = Started(tmp_path, *words, '-o', 'parts.mp4')
     assert again.wait() == 0, again.said
     assert f'{len(pieces) * LENGTH} frames are there from an earlier command' in again.said
     assert f', {len(pieces) * LENGTH} were there from an earlier command' in again.output.decode()
-    assert stamp and not parts.exists()
+    assert not parts.exists()
     for name in ('whole', 'parts'):
         assert times_of(tmp_path / f'{name}.mp4') == times_of(tmp_path / 'silent.mp4')
     assert packets_of(tmp_path / 'parts.mp4', 'video') == packets_of(tmp_path / 'whole.mp4', 'video')
@@ -610,10 +608,10 @@ def test_two_commands_do_not_make_the_same_file(run, tmp_path):
         run('-i', 'in.mkv', '-o', 'out.mkv')
 
 
-@pytest.mark.skipif(not hasattr(resource, 'RLIMIT_FSIZE'), reason='needs limits of a process')
 @pytest.mark.parametrize(('share', 'pieces'), [(0.1, 0), (0.95, 2)])
 def test_a_disk_without_room_is_one_sentence(run, share, pieces):
     """In a piece, and in the file that they become; with room the command goes on."""
+    resource = pytest.importorskip('resource')
     make('in.mkv', list(moving(LENGTH + 20, 18, 32)))
     assert run('-i', 'in.mkv', '-o', 'whole.mkv', '--crf', '20') == 0
     limit = int(os.path.getsize('whole.mkv') * share)
@@ -635,7 +633,7 @@ def test_a_disk_without_room_is_one_sentence(run, share, pieces):
 
 
 @ffmpeg
-@pytest.mark.parametrize('pix_fmt', ['yuv420p', 'yuv444p', 'yuv420p10le'])
+@pytest.mark.parametrize('pix_fmt', ['yuv420p', 'yuv420p10le'])
 def test_pipes(tmp_path, model, pix_fmt):
     """Between two ffmpegs; nothing but frames comes out, in as many bits as go in."""
     make(tmp_path / 'in.mkv', [frame.reformat(format=pix_fmt) for frame in map(

@@ -158,14 +158,14 @@ def enlarge(source: Video | Pictures, target: str, work: Work) -> Made:
 def _flow(source: Video | Pictures, sink: File | Numbered | Pipe, size: tuple[int, int], work: Work) -> int:
     """Enlarges all frames that are not there yet; returns how many equal the one before."""
     repeated, result, unsettled = 0, None, True
-    progress = Progress('upscale', source.count, 'frames')
+    progress = Progress('upscale', source.expected, 'frames')
     progress.count = sink.done
 
     def left() -> str:
         done = progress.count - sink.done
-        if not source.count or not done:
+        if not source.expected or not done:
             return 'time left unknown'
-        return f'{duration((time.monotonic() - progress.begun) / done * (source.count - progress.count))} left'
+        return f'{duration((time.monotonic() - progress.begun) / done * (source.expected - progress.count))} left'
 
     progress.left = left
 
@@ -176,7 +176,7 @@ def _flow(source: Video | Pictures, sink: File | Numbered | Pipe, size: tuple[in
         for frame in frames:
             if unsettled:
                 unsettled = False
-                work.settle(frame.pixels, (source.count or MANY) - sink.done)
+                work.settle(frame.pixels, (source.expected or MANY) - sink.done)
             if frame.same and result is not None:
                 repeated += 1
             else:
