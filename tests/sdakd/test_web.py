@@ -702,6 +702,24 @@ def test_works_without_the_server_after_the_first_visit(site, tmp_path):
         page.driver.quit()
 
 
+def test_a_newer_site_is_used_at_the_second_visit(site, page, changed):
+    folder = site.root / 'renewed'
+    changed('renewed', lambda folder: None)
+    address = page.driver.current_url
+    assert len(page.driver.find_elements('css selector', '.card')) == 4
+    entries = json.loads((folder / 'models.json').read_text())
+    (folder / 'models.json').write_text(json.dumps(entries[:1]))
+    (folder / 'sw.js').write_text((folder / 'sw.js').read_text().replace('"version": "', '"version": "new'))
+    page.open(address)
+    assert len(page.driver.find_elements('css selector', '.card')) == 4
+    waits = 'navigator.serviceWorker.getRegistration().then((r) => arguments[0](Boolean(r.waiting)))'
+    end = time.monotonic() + 30
+    while not page.driver.execute_async_script(waits):
+        assert time.monotonic() < end
+    page.open(address)
+    page.wait("return document.querySelectorAll('.card').length === 1")
+
+
 # ------------------------------------------------- parts without a browser -----------------------------------------
 
 

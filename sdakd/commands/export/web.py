@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sdakd.commands.interface import Outcome
-from sdakd.compat import UserError
+from sdakd.compat import UserError, one_line
 from sdakd.files.images import write
 from sdakd.lock import waiting_for
 from sdakd.progress import Progress
@@ -113,7 +113,10 @@ def site(
         shutil.copytree(application, work, dirs_exist_ok=True)
         entries = []
         for opened in Progress('export', len(models), 'models').over(models):
-            entry, line = _model(opened, work, to_onnx, compare)
+            try:
+                entry, line = _model(opened, work, to_onnx, compare)
+            except UserError as error:
+                raise error.at(f'--to {NAME}') if error.where.startswith('--to') else error from None
             entry['facts'] |= _told(facts(opened)['training']) | {'SHA-256': entry['sha256']}
             entries.append(entry)
             lines[output / entry['file']] = line
@@ -234,18 +237,21 @@ def _finish(work: Path) -> None:
 def _replaced(output: Path) -> Iterator[Path]:
     """A hidden folder beside ``output``, which takes its place when the block has ended well."""
     output = Path(os.path.abspath(output))
-    work, old = (output.with_name(f'.{output.name}.{end}_{os.getpid()}') for end in ('part', 'old'))
+    work, old = (output.with_name(f'.{output.name}.{end}') for end in ('part', 'old'))
     made = [parent for parent in output.parents if not parent.exists()]
     try:
         shutil.rmtree(work, ignore_errors=True)
         try:
+            if old.exists() and not output.exists():  # a process was killed between two names
+                os.rename(old, output)
+            shutil.rmtree(old, ignore_errors=True)
             work.mkdir(parents=True)
             yield work
             if output.exists():
                 os.rename(output, old)
             os.rename(work, output)
         except OSError as error:
-            raise UserError('-o', f'{output} cannot be written ({error.strerror or error}).') from None
+            raise UserError('-o', f'{output} cannot be written ({error.strerror or one_line(error)}).') from None
     except BaseException:
         if old.exists() and not output.exists():
             os.rename(old, output)
@@ -300,7 +306,11 @@ def build() -> Path:
                 for name, data in files.items():
                     write(work / 'web' / name, data)
                 with Progress('building the web application', 2, 'steps') as progress:
-                    _run([*npm, 'ci', '--ignore-scripts', '--no-audit', '--no-fund'], work / 'web', 'npm ci')
+                    _run(
+                        [*npm, 'ci', '--ignore-scripts', '--include=dev', '--no-audit', '--no-fund'],
+                        work / 'web',
+                        'npm ci',
+                    )
                     progress.step()
                     _run([*_node(), 'build.mjs', str(work / 'built')], work / 'web', 'the bundler')
                 os.rename(work / 'built', folder)
@@ -308,7 +318,7 @@ def build() -> Path:
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f'--to {NAME}', f'the application cannot be built in {folder.parent} ({error.strerror or error}).'
+            f'--to {NAME}', f'the application cannot be built in {folder.parent} ({error.strerror or one_line(error)}).'
         ) from None
     return folder
 

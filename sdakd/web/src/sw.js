@@ -54,6 +54,7 @@ async function answer(request) {
   }
   const headers = new Headers(response.headers);
   for (const [name, value] of Object.entries(HEADERS)) headers.set(name, value);
+  for (const name of ['Content-Encoding', 'Content-Length']) headers.delete(name); // of what came, not of what goes on
   return new Response(response.body, { status: response.status, statusText: response.statusText, headers });
 }
 

@@ -11,6 +11,7 @@ const MEMORY = 2 ** 29; // bytes of a tile's feature maps
 const RGB = [0, 1, 2];
 
 let runtime;
+const pace = new Map(); // ms for a pixel of a tile, by model
 
 self.onmessage = ({ data }) => (data.type === 'open' ? open(data) : enlarge(data));
 
@@ -60,9 +61,12 @@ async function run(picture, model, progress) {
   const columns = spans(width, most, overlap, multiple);
   const png = new PngWriter(width * scale, height * scale, picture.channels, depth, picture.profile);
   const total = rows.length * columns.length * passes.length;
+  const area = (row, column) => (row.end - row.x) * (column.end - column.x);
+  const work = rows.flatMap((row) => columns.map((column) => area(row, column))).reduce((a, b) => a + b) * passes.length;
   const begun = performance.now();
   let done = 0;
-  progress(0, total, null);
+  let pixels = 0;
+  progress(0, total, pace.has(model.file) ? pace.get(model.file) * work : null);
   for (const row of rows) {
     const count = (Math.min(row.right, height) - row.left) * scale;
     const kind = depth === 16 ? Uint16Array : Uint8ClampedArray;
@@ -79,7 +83,9 @@ async function run(picture, model, progress) {
         }
         place(output, row, column, scale, band, first, asGrey);
         done++;
-        progress(done, total, ((performance.now() - begun) / done) * (total - done));
+        pixels += area(row, column);
+        pace.set(model.file, (performance.now() - begun) / pixels);
+        progress(done, total, pace.get(model.file) * (work - pixels));
       }
     }
     await png.add(band.data);
