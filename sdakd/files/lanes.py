@@ -23,8 +23,8 @@ PARTING = 10.0  # seconds that a thread gets to end when everything is given up
 def _give_way() -> None:
     """Lets other threads go first, where threads have a priority each; those that this one starts inherit it.
 
-    The threads of a network wait for each other in every layer: one that shares its core with an encoder would keep all of
-    them waiting. Who writes gets its turn when the queue is full.
+    The threads of a network wait for each other in every layer: one that shares its core with an encoder would keep all
+    of them waiting. Who writes gets its turn when the queue is full.
     """
     if sys.platform == 'linux':
         with contextlib.suppress(OSError):
