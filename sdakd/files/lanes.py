@@ -7,14 +7,28 @@ are taken or its work is given.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar('T')
 MOMENT = 0.1  # seconds between two looks at whether everything is given up
+LAST = 19  # the lowest priority of Linux
 PARTING = 10.0  # seconds that a thread gets to end when everything is given up
+
+
+def _give_way() -> None:
+    """Lets other threads go first, where threads have a priority each; those that this one starts inherit it.
+
+    The threads of a network wait for each other in every layer: one that shares its core with an encoder would keep all
+    of them waiting. Who writes gets its turn when the queue is full.
+    """
+    if sys.platform == 'linux':
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAST)
 
 
 class _Lane:
@@ -23,7 +37,11 @@ class _Lane:
     def __init__(self, name: str, room: int) -> None:
         self.queue: queue.Queue = queue.Queue(room)
         self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def _run(self) -> None:
+        _give_way()
+        self._work()
 
     def _work(self) -> None:
         raise NotImplementedError
