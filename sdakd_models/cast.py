@@ -16,6 +16,7 @@ from sdakd.compat import Mistakes, UserError
 from sdakd_arch.backbones import PerceptualBackbone
 from sdakd_arch.families import family_of, untold
 from sdakd_arch.foreign import Foreign, needs_spandrel, open_foreign
+from sdakd_arch.placebo import shuffle
 from sdakd_arch.shared_norm import share_statistics
 from sdakd_arch.taps import FeatureTaps
 from sdakd_arch.weights import fingerprint, infer_network, load_into
@@ -244,11 +245,18 @@ def student_network(options: Mapping, path: Mapping | None) -> nn.Module:
 
 
 def teacher_network(teacher: TeacherBlock) -> nn.Module:
-    """A teacher with its weights, on the CPU.
+    """A teacher with its weights, on the CPU; with ``shuffle``, a placebo of it.
 
     Raises:
         UserError: Its file cannot be read, or does not fit the architecture given.
     """
+    network = _trained(teacher)
+    if teacher.shuffle is not None:
+        shuffle(network, teacher.shuffle)
+    return network
+
+
+def _trained(teacher: TeacherBlock) -> nn.Module:
     if teacher.weights is None:
         if teacher.network is None or teacher.cotrain is None:
             raise teacher.error(

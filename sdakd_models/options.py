@@ -79,6 +79,13 @@ class TeacherBlock(Block):
             'instead of running it; for paired data.'
         ),
     ] = None
+    shuffle: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(
+            description='A placebo: the numbers of every tensor in the random order of this seed, with layers as large '
+            'as before. What a student gains from it, it does not owe to what the teacher knows.',
+        ),
+    ] = None
 
 
 class DiscriminatorBlock(Block):

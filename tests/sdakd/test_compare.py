@@ -121,8 +121,8 @@ def test_a_killed_comparison_goes_on(finished):
     output, between, students, taken, third = finished
     assert taken.startswith('-o: ') and '(process ' in taken
     after = records(output)
-    assert len(after) == 6 and all(record['state'] == 'done' for record in after.values())
-    assert students and len(students) < 6
+    assert len(after) == 7 and all(record['state'] == 'done' for record in after.values())
+    assert students and len(students) < 7
     for name, changed in students.items():  # done before the kill: not trained again
         assert after[name] == between[name]
         assert (output / f'experiments/{name}/models/net_g_latest.pth').stat().st_mtime_ns == changed
@@ -130,7 +130,7 @@ def test_a_killed_comparison_goes_on(finished):
     begun = [name for name, record in between.items() if record['state'] == 'begun']
     assert begun and all(after[name]['starts'] == 2 for name in begun)
     assert all(record['seconds'] > 0 and record['peak_mib'] > 50 for record in after.values())
-    assert '[6/6] ' in third.stderr
+    assert '[7/7] ' in third.stderr
 
 
 def test_everything_is_written_and_says_what_was_equal(finished):
@@ -163,8 +163,9 @@ def test_weights_are_chosen_on_the_validation_split(finished):
     validation = json.loads((output / 'validation/results.json').read_text())['evaluate']
     assert [s['name'] for s in validation['sets']] == ['validation'] and validation['sets'][0]['images'] == 2
     scores = {s['model']: s['mean'] for s in validation['scores'] if s['reference'] == 'gt'}
-    assert len(scores) == len(found['search']) == 4
-    for row in ('none_student_d', 'sdakd'):
+    assert len(scores) == len(found['search']) == 3
+    assert [t['factor'] for t in found['search'] if t['row'] == 'none_student_d'] == [1]  # it has no weight of its own
+    for row in ('sdakd',):
         of_factor = {1: scores[f'{row}_w1-2_s0'], 3: scores[f'{row}_w1-2_s0_x3']}
         best = max(of_factor, key=of_factor.get)
         assert {t['factor']: t['value'] for t in found['search'] if t['row'] == row} == of_factor
@@ -252,7 +253,7 @@ def test_a_broken_cell_is_reported_and_the_rest_goes_on(finished, here, capsys):
         'from basicsr.utils.registry import LOSS_REGISTRY\n\n'
         "@LOSS_REGISTRY.register()\nclass OverflowingLoss(LOSS_REGISTRY.get('L1Loss')):\n    calls = 0\n\n"
         '    def forward(self, *images):\n        self.calls += 1\n'
-        "        return super().forward(*images) * (float('inf') if self.calls > 8 else 1)\n"
+        "        return super().forward(*images) * (float('inf') if self.calls > 6 else 1)\n"
     )
     base = os.path.relpath(ROOT / 'options/methods/sdakd.yml', here)
     own = {'extends': base, 'imports': ['worse_loss'], 'train': {'pixel_opt': {'type': 'OverflowingLoss'}}}
@@ -260,9 +261,9 @@ def test_a_broken_cell_is_reported_and_the_rest_goes_on(finished, here, capsys):
     options = shipped()
     options['methods']['worse'] = {'file': 'worse.yml', 'weight': 'train:feature_opt:share'}
     before = records(here / 'OUT')
-    with pytest.raises(UserError, match='2 of 8 cells broke .no trial of worse was finished.') as error:
+    with pytest.raises(UserError, match='2 of 10 cells broke .no trial of worse was finished.') as error:
         compare('-opt', write(here, options), '-o', 'OUT', '--jobs', '2')
-    assert 'the loss l_g_pix became inf at iteration 9' in str(error.value)
+    assert 'the loss l_g_pix became inf at iteration 7' in str(error.value)
     after = records(here / 'OUT')
     assert {name: record for name, record in after.items() if 'worse' not in name} == before
     assert all(record['state'] == 'broken' for name, record in after.items() if 'worse' in name)
@@ -284,8 +285,7 @@ def test_a_method_of_ones_own_extends_and_imports(here, capsys):
     for length in options['budget']['stages'].values():
         length['iters'] = 1
     assert compare('-opt', write(here, options), '-o', 'OWN') == 0, capsys.readouterr().out
-    (cell,) = (here / 'OWN/cells').glob('*.yml')
-    content = read_run(cell)
+    content = read_run(here / 'OWN/cells/own_w1-2_s0.yml')
     assert content['imports'] == ['my_loss'] and content['train']['pixel_opt'] == {'type': 'MyComparedLoss'}
 
 
@@ -293,10 +293,14 @@ def test_dry_run_shows_the_matrix_and_writes_nothing(here, capsys):
     before = sorted(here.rglob('*'))
     assert compare('-opt', SMOKE, '-o', 'NEW', '--dry_run') == 0
     lines = capsys.readouterr().out.splitlines()
-    for row in ('none_student_d', 'sdakd'):
+    for row, expected in {
+        'first_stage': ['1/2', '2', '4'],
+        'none_student_d': ['1/2', '2', '8'],
+        'sdakd': ['1/2', '3', '8'],
+    }.items():
         (line,) = (line.split() for line in lines if line.startswith(f'{row} '))
-        assert line[1:4] == ['1/2', '3', '12']
-    assert any(line.startswith('6 cells, about ') for line in lines)
+        assert line[1:4] == expected
+    assert any(line.startswith('7 cells, about ') for line in lines)
     assert sorted(here.rglob('*')) == before
 
 
@@ -364,13 +368,14 @@ def matrix(here):
 
 METHODS = {
     'l1': {'weight': 'train:pixel_opt:loss_weight'},
-    'none_student_d': {'weight': 'train:gan_opt:loss_weight'},
-    'none_teacher_d': {'weight': 'train:gan_opt:loss_weight'},
+    'none_student_d': {'weight': []},
+    'none_teacher_d': {'weight': []},
     'sdakd': {'weight': 'train:feature_opt:share'},
     'crd': {'weight': ['train:crd_opt:share', 'train:imitation_opt:loss_weight']},
     'omgd': {'weight': ['train:omgd_opt:ssim_weight', 'train:omgd_opt:channel_weight']},
     'akdg': {'weight': 'discriminators:distillation:gan_opt:share'},
 }
+ALONE = {'l1'}
 MAY_DIFFER = {'network_d', 'discriminators', 'teachers'}
 
 
@@ -379,17 +384,23 @@ def test_option_files_differ_only_in_the_method(matrix):
     for ratio in (Fraction(1, 2), Fraction(1, 4)):
         files = {row.name: made.options(row, ratio, 1, 1) for row in made.rows}
         base = files['sdakd']
-        for name, options in files.items():
-            for key in (options.keys() | base.keys()) - MAY_DIFFER - {'train'}:
+        for row in made.rows:
+            name, options = row.name, files[row.name]
+            first = made.first_run(row, ratio, 1)
+            # of l1, the weight that is searched is that of its first stage
+            assert (first is None) == (name in ALONE), name
+            may = MAY_DIFFER | ({'path', 'logger'} if first is None else set())
+            for key in (options.keys() | base.keys()) - may - {'train'}:
                 assert options.get(key) == base.get(key), (name, key)
             assert options['network_g']['num_feat'] == 8 * ratio
             train, wanted = options['train'], base['train']
             shared = ('ema_decay', 'precision', 'optim_g', 'optim_d')
-            assert {k for k in train if not k.endswith('_opt')} == {*shared, 'stages'}
+            assert {k for k in train if not k.endswith('_opt')} == {*shared, 'stages', 'share_freq'}
             for key in shared:
                 assert train[key] == wanted[key]
+            stages = {**(first.options['train']['stages'] if first else {}), **train['stages']}
             for stage, length in smoke()['budget']['stages'].items():
-                mine = {k: v for k, v in train['stages'][stage].items() if k != 'terms'}
+                mine = {k: v for k, v in stages[stage].items() if k != 'terms'}
                 assert mine == length, (name, stage)
             assert train['stages']['adversarial']['terms'] == made_terms(name)
         widths = {name: options['network_d']['num_feat'] for name, options in files.items() if 'network_d' in options}
@@ -445,8 +456,82 @@ def test_students_of_a_seed_start_equal(matrix):
         made.make_start(Fraction(1, 2), seed)
     states = [torch.load(made.start(Fraction(1, 2), seed), weights_only=True)['params'] for seed in (0, 1)]
     assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0])
+    firsts = {made.first_run(row, Fraction(1, 2), 0).name: made.first_run(row, Fraction(1, 2), 0) for row in made.rows}
     paths = {made.options(row, Fraction(1, 2), 0, 1)['path']['pretrain_network_g'] for row in made.rows}
-    assert paths == {str(made.start(Fraction(1, 2), 0))}
+    (first,) = firsts.values()
+    assert paths == {str(first.result)}
+    assert first.options['path']['pretrain_network_g'] == str(made.start(Fraction(1, 2), 0))
+
+
+def test_a_first_stage_is_shared_by_rows_that_begin_alike(matrix):
+    """One run for a seed and width; who begins otherwise trains it alone, and keys follow what cells begin with."""
+    ratio = Fraction(1, 2)
+    methods = {
+        'none_student_d': METHODS['none_student_d'],
+        'sdakd': METHODS['sdakd'],
+        'l1': {'weight': []},
+        'heavier': {'file': 'methods/sdakd.yml', 'weight': [], 'options': {'train:pixel_opt:loss_weight': 3.0}},
+        'no_stage1': {'file': 'methods/sdakd_no_stage1.yml', 'weight': []},
+        'early': {'file': 'methods/sdakd_feature_in_stage1.yml', 'weight': []},
+    }
+    made = matrix(methods=methods, perceptual='none')
+    firsts = {row.name: made.first_run(row, ratio, 0) for row in made.rows}
+    assert firsts['no_stage1'] is firsts['early'] is None  # adapters begin in it, and their state is no student's
+    # without perceptual terms l1 begins as the others do
+    assert firsts['none_student_d'].key == firsts['sdakd'].key == firsts['l1'].key != firsts['heavier'].key
+    assert firsts['sdakd'].name == 'first_stage_w1-2_s0' and firsts['heavier'].name == 'first_stage2_w1-2_s0'
+    assert len(made.first_runs(ratio, 0)) == 2
+    cell = made.run(made.rows[1], ratio, 0, 1)
+    begun = made.options(made.rows[1], ratio, 0, 1)
+    assert list(begun['train']['stages']) == ['distillation', 'adversarial'] and cell.iterations == 8
+    whole = made.options(made.rows[4], ratio, 0, 1)['train']['stages']
+    assert sum(stage['iters'] for stage in whole.values()) == 12
+    # l1 has one term throughout: what is left of it is as long as the others'
+    rest = made.options(made.rows[2], ratio, 0, 1)['train']['stages'].values()
+    assert sum(stage['iters'] for stage in rest) == 8
+    budget = smoke()['budget']
+    longer = {**budget['stages'], 'supervised': {**budget['stages']['supervised'], 'lr_g': 2e-3}}
+    other = matrix(methods=methods, perceptual='none', budget={**budget, 'stages': longer})
+    assert other.run(other.rows[1], ratio, 0, 1).key != cell.key  # another beginning is another cell
+
+
+def test_a_placebo_is_a_row_with_a_shuffled_teacher(matrix):
+    method = {'file': 'methods/sdakd.yml', 'weight': 'train:feature_opt:share', 'options': {'teacher:shuffle': 7}}
+    made = matrix(methods={**METHODS, 'placebo': method}, teacher_cache='answers')
+    rows = {row.name: row for row in made.rows}
+    plain, placebo = (made.options(rows[name], Fraction(1, 2), 0, 1) for name in ('sdakd', 'placebo'))
+    different = set(leaves(plain).items() ^ leaves(placebo).items())
+    assert {key for key, _ in different} == {'teacher:shuffle', 'teacher:cache'}  # other answers, in another folder
+    assert placebo['teacher']['shuffle'] == 7 and plain['teacher'].get('shuffle') is None
+    assert rows['placebo'].placebo == 7 and rows['sdakd'].placebo is None
+    first = made.first_run(rows['placebo'], Fraction(1, 2), 0)
+    assert first.key == made.first_run(rows['sdakd'], Fraction(1, 2), 0).key
+
+
+def test_the_best_factor_must_not_lie_at_the_edge(matrix, monkeypatch):
+    """Of three or more; what the trials score is given."""
+    from types import SimpleNamespace
+
+    from sdakd.commands.compare import search
+    from sdakd.commands.compare.summary import Cell
+
+    def found(factors, psnr):
+        made = matrix(search={'factors': factors})
+        run = {factor: SimpleNamespace(name=f'x{factor:g}', done=True, record=SimpleNamespace(state='done'))
+               for factor in factors}  # fmt: skip
+        cells = [Cell(made.rows[1], Fraction(1, 2), 0, factor, run[factor]) for factor in factors]
+        scores = [
+            {'model': f'x{f:g}', 'reference': 'gt', 'mean': value} for f, value in zip(factors, psnr, strict=True)
+        ]
+        section = {'scores': scores, 'metrics': [{'higher_is_better': True}]}
+        monkeypatch.setattr(search, 'measure', lambda *_, **__: section)
+        made.rows = made.rows[1:]
+        return search.choose(made.config, made, cells)
+
+    assert found([1, 3, 9], [28, 30, 29]).edge == [] and found([1, 3, 9], [28, 30, 29]).best == {'sdakd': 3}
+    assert found([1, 3, 9], [31, 30, 29]).edge == found([1, 3, 9], [28, 29, 30]).edge == ['sdakd']
+    assert found([9, 1, 3], [29, 28, 30]).edge == []  # their order in the file does not matter
+    assert found([1, 3], [31, 30]).edge == []  # of two, each is an edge
 
 
 def test_factors_scale_the_searched_weights_alone(matrix):
@@ -648,6 +733,9 @@ MISTAKES = [
     (['methods', 'sdakd', 'file'], 'nowhere.yml', 'nowhere.yml does not exist'),
     (['reference'], 'sdkd', "reference: no method is called 'sdkd'; did you mean sdakd"),
     (['metrics'], ['psnr', 'ssmi'], "metrics: there is no metric 'ssmi'; did you mean ssim"),
+    (['methods', 'sdakd', 'weight'], 'train:gan_opt:loss_weight', 'the weight of the discriminator that all methods'),
+    (['methods', 'first_stage'], {'weight': []}, 'first_stage is the name of what methods share'),
+    (['primary', 'margin'], -1, 'primary:margin'),
     (['primary', 'metric'], 'psn', "primary:metric: there is no metric 'psn'; did you mean psnr"),
     (['primary', 'metric'], 'niqe', 'niqe is not among the metrics'),
     (['primary', 'against'], 'student', 'primary:against'),
@@ -712,6 +800,19 @@ def test_mistakes_are_one_sentence(here, path, value, sentence, capsys):
     assert not list((here / 'BAD').rglob('*.json')) and not (here / 'BAD/experiments').exists()
 
 
+def test_students_are_not_judged_by_what_has_trained_them(here):
+    (here / 'one.pth').write_bytes(b'same')
+    (here / 'other.pth').write_bytes(b'same')  # a copy is the same network
+    options = {**smoke(), 'perceptual': 'squeezenet:one.pth', 'metrics': ['psnr', 'fd'], 'output': 'BAD'}
+    options['fd_backbone'] = 'squeezenet:other.pth'
+    from sdakd.commands.compare import measuring
+    from sdakd.commands.compare.config import read_config
+
+    config = read_config(str(write(here, options, 'bad.yml')))
+    with pytest.raises(UserError, match='fd_backbone: other.pth is also what trains students'):
+        measuring.check_judge(config)
+
+
 @pytest.mark.parametrize('kind', ['squeezenett', 'squeezenet'])
 def test_the_backbone_of_fd_is_named_by_its_key(here, kind):
     """And not by the flag of `sdakd evaluate`: an unknown kind, and weights of another network."""
@@ -746,7 +847,9 @@ def test_the_real_comparison_names_what_there_is():
     wanted = {'none_student_d', 'none_teacher_d', 'sdakd', 'dcd', 'dcd_modified', 'crd', 'omgd', 'dgl_gan', 'akdg'}
     assert wanted <= {row.name for row in rows}
     assert len({row.iterations for row in rows if not row.own_schedule}) == 1
-    assert all(row.weights for row in rows if row.name != 'l1') and config.reference in {row.name for row in rows}
+    assert all(bool(row.weights) != (row.name == 'l1' or row.name.startswith('none_')) for row in rows)
+    assert config.reference in {row.name for row in rows} and len(config.search.factors) == 3
+    assert [row.name for row in rows if row.placebo is not None] == ['placebo']
     assert set(config.data.test) == {'Set5', 'Set14'}
 
 

@@ -17,9 +17,10 @@ from sdakd.progress import Progress
 from sdakd.shipped import option_file
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
-    from sdakd.commands.compare.config import Config
+    from sdakd.commands.compare.config import Config as Config
     from sdakd.commands.compare.matrix import Matrix
     from sdakd.commands.compare.rows import Row
+    from sdakd.commands.compare.search import Search
     from sdakd.commands.compare.summary import Cell
     from sdakd.files.runs import Run
 
@@ -58,101 +59,11 @@ class Compared(Outcome):
 # ----------------------------------------------------- the parts -----------------------------------------------------
 
 
-def _check_measures(config: Config, matrix: Matrix) -> None:
-    """Opens metrics and test sets before any training."""
-    from sdakd.files.testsets import open_sets
-    from sdakd_metrics.metrics import Settings, open_metrics
-
-    try:
-        open_metrics(config.metrics, Settings(matrix.scale, backbone=_fd_backbone(config)))
-    except UserError as error:
-        raise error.at({'--backbone': 'fd_backbone'}.get(error.where, error.where.removeprefix('--'))) from None
-    for name, source in matrix.images.test.items():
-        try:
-            open_sets([f'{name}={source}'], matrix.scale)
-        except UserError as error:
-            raise error.at(f'data:test:{name}') from None
-
-
-def _fd_backbone(config: Config) -> str | None:
-    from sdakd.commands.compare.config import locate
-
-    if config.fd_backbone is None or ':' not in config.fd_backbone:
-        return config.fd_backbone
-    kind, _, file = config.fd_backbone.partition(':')
-    return f'{kind}:{locate(file, "fd_backbone")}'
-
-
-def _measure(
-    config: Config, matrix: Matrix, folder: Path, cells: Sequence[Cell], sets: dict[str, str], metrics: Sequence[str],
-    others: Sequence[str], images: bool,
-) -> dict:  # fmt: skip
-    """`sdakd evaluate` on the cells' students; kept where the same files were measured before.
-
-    Returns:
-        The section ``evaluate`` of the folder's results.json.
-    """
-    from sdakd.commands.evaluate import evaluate
-    from sdakd.files.results import read_results
-    from sdakd.files.runs import digest
-
-    plain = {'teacher': str(matrix.teacher), 'bicubic': 'bicubic'}
-    models = {name: plain[name] for name in others} | {cell.run.name: str(cell.run.result) for cell in cells}
-    sources = {name: f'{name}={source}' for name, source in sets.items()}
-    known = read_results(folder).get('evaluate') or {}
-    wanted = {name: None if path == 'bicubic' else digest(path) for name, path in models.items()}
-    same = {model['name']: model['sha256'] for model in known.get('models', ())} == wanted
-    same = same and {s['name']: s['source'] for s in known['sets']} == sources
-    if same and [metric['name'] for metric in known['metrics']] == list(dict.fromkeys(metrics)):
-        return known
-    evaluate(
-        [f'{name}={path}' for name, path in models.items()],
-        list(sources.values()),
-        folder,
-        scale=matrix.scale,
-        metrics=metrics,
-        backbone=_fd_backbone(config) if 'fd' in metrics else None,
-        teacher='teacher' if 'teacher' in others else None,
-        images=images,
-    ).check()
-    return read_results(folder)['evaluate']
-
-
-def _choose(config: Config, matrix: Matrix, cells: Sequence[Cell]) -> tuple[dict[str, float], list[dict]]:
-    """The factor of every row that has a finished trial: the best by the primary metric on the validation split."""
-    done = [cell for cell in cells if cell.run.done]
-    primary, scores = config.primary, {}
-    trials = [
-        {'row': cell.row.name, 'factor': cell.factor, 'value': None, 'state': cell.run.record.state} for cell in cells
-    ]
-    if done and len(config.search.factors) > 1:
-        gt, lq = matrix.images.validation
-        others = ['teacher'] if primary.against == 'teacher' else []
-        section = _measure(config, matrix, matrix.output / 'validation', done, {'validation': f'{gt}:{lq}'},
-                           [primary.metric], others, images=False)  # fmt: skip
-        scores = {s['model']: s['mean'] for s in section['scores'] if s['reference'] in (primary.against, None)}
-        sign = -1 if section['metrics'][0]['higher_is_better'] else 1
-        for cell, trial in zip(cells, trials, strict=True):
-            trial['value'] = scores.get(cell.run.name)
-    best: dict[str, float] = {}
-    for row in matrix.rows:
-        tried = [c for c in done if c.row is row]
-        if len(config.search.factors) > 1:
-            tried = sorted((c for c in tried if scores.get(c.run.name) is not None),
-                          key=lambda c: sign * scores[c.run.name])  # fmt: skip
-        if tried:
-            best[row.name] = tried[0].factor
-    return best, trials
-
-
-def _factors(config: Config, row: Row) -> list[float]:
-    return list(config.search.factors) if row.weights else [1.0]
-
-
 def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
     """The matrix for people, with the time of every cell as a few of its steps foretell it."""
     from sdakd.commands.compare import rehearsal
     from sdakd.commands.compare.progress import duration
+    from sdakd.commands.compare.search import factors_of
     from sdakd.commands.compare.summary import budget_line
     from sdakd.files import results
 
@@ -160,13 +71,15 @@ def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
     discriminator, rows, total, count = matrix.discriminator_run(), [], 0.0, 0
     with tempfile.TemporaryDirectory() as place:
         parsed = rehearsal.check_rows(matrix, Path(place), real_data=False)
-        for row in Progress('timing', len(matrix.rows), 'methods').over(matrix.rows):
-            for number, ratio in enumerate(config.ratios()):
-                seconds = rehearsal.time_row(parsed[row.name, ratio], row, threads)
-                cells = len(config.seeds) + (len(_factors(config, row)) - 1 if number == 0 else 0)
-                total, count = total + cells * seconds, count + cells
-                times = [duration(seconds), duration(cells * seconds)]
-                rows.append([row.name, str(ratio), str(cells), f'{row.iterations:,d}', *times])
+        for name, ratio in Progress('timing', len(parsed), 'runs').over(parsed):
+            seconds = rehearsal.time_row(parsed[name, ratio], threads)
+            row = next((row for row in matrix.rows if row.name == name), None)
+            searched = len(factors_of(config, row)) - 1 if row and ratio == config.ratios()[0] else 0
+            cells = len(config.seeds) + searched
+            total, count = total + cells * seconds, count + cells
+            stages = parsed[name, ratio]['train']['stages'].values()
+            times = [duration(seconds), duration(cells * seconds)]
+            rows.append([name, str(ratio), str(cells), f'{sum(stage["iters"] for stage in stages):,d}', *times])
     text = results.table(['Method', 'Width', 'Cells', 'Iterations', 'One cell', 'All'], rows)
     text += f'{budget_line(config.budget)}\n'
     if discriminator is not None:
@@ -177,13 +90,14 @@ def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
     )
 
 
-def _train(matrix: Matrix, jobs: int, threads: int) -> tuple[list[Cell], list[Cell], list[dict], list[str]]:
-    """Trains trials and cells.
+def _train(matrix: Matrix, jobs: int, threads: int) -> tuple[list[Cell], list[Cell], Search]:
+    """Trains what rows share, trials and cells.
 
     Returns:
-        The cells of the tables, all cells, the trials of the search, and rows without any finished trial.
+        The cells of the tables, all cells, and what the search found.
     """
     from sdakd.commands.compare.progress import Progress
+    from sdakd.commands.compare.search import choose, factors_of
     from sdakd.commands.compare.summary import Cell
     from sdakd.files.runs import train_all
 
@@ -193,46 +107,72 @@ def _train(matrix: Matrix, jobs: int, threads: int) -> tuple[list[Cell], list[Ce
         return Cell(row, ratio, seed, factor, matrix.run(row, ratio, seed, factor))
 
     discriminator = matrix.discriminator_run()
-    counts = {row.name: len(_factors(config, row)) + len(ratios) * len(seeds) - 1 for row in matrix.rows}
-    iterations = sum(counts[row.name] * row.iterations for row in matrix.rows)
-    iterations += discriminator.iterations if discriminator else 0
-    progress = Progress(sum(counts.values()) + (discriminator is not None), iterations)
+    firsts = {(ratio, seed): matrix.first_runs(ratio, seed) for seed in seeds for ratio in ratios}
+    trials = [cell(row, ratios[0], seeds[0], f) for row in matrix.rows for f in factors_of(config, row)]
+    shared = [*([discriminator] if discriminator else []), *(run for runs in firsts.values() for run in runs)]
+    others = len(ratios) * len(seeds) - 1  # of a row, beyond the one whose trial is chosen
+    iterations = sum(run.iterations for run in (*shared, *(trial.run for trial in trials)))
+    iterations += others * sum(cell(row, ratios[0], seeds[0], 1).run.iterations for row in matrix.rows)
+    progress = Progress(len(shared) + len(trials) + others * len(matrix.rows), iterations)
+
+    begun: set[str] = set()
+
+    def train(cells: Sequence[Cell]) -> None:
+        """What cells begin with, and then those of them whose beginning there is."""
+        begin = [matrix.first_run(each.row, each.ratio, each.seed) for each in cells]
+        begin = {run.name: run for run in begin if run is not None and run.name not in begun}
+        begun.update(begin)
+        train_all(begin.values(), jobs, threads, progress)
+        ready = []
+        for each in cells:
+            first = matrix.first_run(each.row, each.ratio, each.seed)
+            if first is None or first.done:
+                ready.append(each.run)
+            else:
+                record = each.run.record
+                record.state, record.reason = 'broken', f'its first stage, {first.name}, broke: {first.record.reason}'
+        train_all(ready, jobs, threads, progress)
+
     try:
         train_all([discriminator] if discriminator else [], 1, threads * jobs, progress)
-        trials = [cell(row, ratios[0], seeds[0], f) for row in matrix.rows for f in _factors(config, row)]
-        train_all([trial.run for trial in trials], jobs, threads, progress)
-        best, tried = _choose(config, matrix, trials)
+        train(trials)
+        search = choose(config, matrix, trials)
         every = {trial.run.name: trial for trial in trials}
         final = []
         for seed in seeds:  # seed by seed: a comparison that is stopped early is one of all methods
             for ratio in ratios:
                 for row in matrix.rows:
-                    if row.name in best:
-                        one = cell(row, ratio, seed, best[row.name])
+                    if row.name in search.best:
+                        one = cell(row, ratio, seed, search.best[row.name])
                         final.append(every.setdefault(one.run.name, one))
-        train_all([one.run for one in final if one not in trials], jobs, threads, progress)
+            train([one for one in final if one.seed == seed and one not in trials])
     finally:
         progress.progress.close()
-    return final, list(every.values()), tried, [row.name for row in matrix.rows if row.name not in best]
+    return final, list(every.values()), search
 
 
-def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], tried: list[dict], jobs: int) -> str:
+def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], search: Search, jobs: int) -> str:
     """Measures the students, writes tables, figures, results.json and the page, and returns what people see of it."""
     from sdakd import __version__
-    from sdakd.commands.compare import summary
+    from sdakd.commands.compare import gates, summary
     from sdakd.commands.compare.figures import draw_all
+    from sdakd.commands.compare.measuring import measure
     from sdakd.commands.report import report
     from sdakd.files import results
     from sdakd.files.images import write
 
     config, output = matrix.config, matrix.output
     done, broken = [c for c in final if c.run.done], [c for c in every if not c.run.done]
-    section = _measure(config, matrix, output, done, matrix.images.test, config.metrics, ['bicubic', 'teacher'], True)
+    section = measure(config, matrix, output, done, matrix.images.test, config.metrics, ['bicubic', 'teacher'], True)
     scores, differences = summary.over_seeds(section, done, config.reference)
     spent = summary.costs(done)
     named = {model['name']: model for model in section['models']}
     models = {(c.row.name, str(c.ratio)): named[c.run.name] for c in done}
-    notes = summary.notes(matrix, section, done, broken, jobs)
+    reference = next(row for row in matrix.rows if row.name == config.reference)
+    looked = gates.look(config.primary, reference, done, section, differences)
+    label = summary.label_of(config)
+    says = [gates.verdict(config.primary, label, looked, search.edge, section, differences), *map(str, looked)]
+    notes = summary.notes(matrix, section, done, broken, search.edge, jobs)
     content = {
         'version': __version__,
         'options': name,
@@ -241,7 +181,10 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
         'primary': {'metric': config.primary.metric, 'against': config.primary.against},
         'reference': config.reference,
         'perceptual': stand_in.backbone if (stand_in := config.stand_in()) else config.perceptual,
-        'search': tried,
+        'verdict': says[0],
+        'gates': [{'name': gate.name, 'open': gate.open, 'text': gate.text} for gate in looked],
+        'search': search.trials,
+        'edge': search.edge,
         'cells': [
             {'name': c.run.name, 'row': c.row.name, 'width': str(c.ratio), 'seed': c.seed, 'factor': c.factor}
             | {key: getattr(c.run.record, key) for key in c.run.record.__dataclass_fields__}
@@ -259,7 +202,8 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
         'compare_differences': (f'Differences to {config.reference}:', *summary.difference_table(section, differences)),
         'compare_cost': ('Training and network:', *summary.cost_table(spent, models)),
     }  # fmt: skip
-    text, page = '', '# Comparison\n\n' + ''.join(f'- {line}\n' for line in notes)
+    text = '\n'.join(['', *says, ''])
+    page = f'# Comparison\n\n**{says[0]}**\n\n' + ''.join(f'- {line}\n' for line in (*says[1:], *notes))
     for table, (title, header, rows) in tables.items():
         if not rows:
             for kind in ('md', 'csv', 'tex'):
@@ -298,7 +242,7 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
     threads = max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // jobs)
     compat.import_basicsr()
     import sdakd_models  # noqa: F401  registers models and terms
-    from sdakd.commands.compare import data, rehearsal
+    from sdakd.commands.compare import data, measuring, rehearsal
     from sdakd.commands.compare.config import read_config
     from sdakd.commands.compare.matrix import Matrix
     from sdakd.commands.compare.rows import read_rows
@@ -314,7 +258,7 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
         rows = read_rows(config, Path(file).parent)
         images, splits = data.open_images(config)
         matrix = Matrix(config, rows, images, place)
-        _check_measures(config, matrix)
+        measuring.check_measures(config, matrix)
         if dry_run:
             return Compared(_dry_run(matrix, jobs, threads), '', file)
         read_results(place)
@@ -326,15 +270,17 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
             for ratio in config.ratios():
                 for seed in config.seeds:
                     matrix.make_start(ratio, seed)
-            final, every, tried, lost = _train(matrix, jobs, threads)
+            final, every, search = _train(matrix, jobs, threads)
             if any(cell.run.done for cell in final):
-                text = _summarise(Path(file).name, matrix, final, every, tried, jobs)
+                text = _summarise(Path(file).name, matrix, final, every, search, jobs)
                 text += f'Written to {folder}: comparison.md, tables, figures, results.json, report.html\n'
     except UserError as error:
         raise error.within(file) from None
-    discriminator = matrix.discriminator_run()
-    broken = [run for run in [discriminator, *(cell.run for cell in every)] if run is not None and not run.done]
-    return Compared(text, _broken(broken, len(every) + (discriminator is not None), lost), file)
+    shared = [run for ratio in config.ratios() for seed in config.seeds for run in matrix.first_runs(ratio, seed)]
+    shared += [run] if (run := matrix.discriminator_run()) else []
+    shared = [run for run in shared if run.record.state != 'new']  # of a row that is lost, other seeds are not begun
+    broken = [run for run in [*shared, *(cell.run for cell in every)] if not run.done]
+    return Compared(text, _broken(broken, len(every) + len(shared), search.lost), file)
 
 
 def _broken(runs: Sequence[Run], total: int, lost: Sequence[str]) -> str:

@@ -93,10 +93,11 @@ class DiscriminatorTraining(Struct, forbid_unknown_fields=True):
 
 
 class Primary(Struct, forbid_unknown_fields=True):
-    """The metric that chooses weights on the validation split."""
+    """The metric that chooses weights on the validation split, and that the verdict is about."""
 
     metric: str
     against: Literal['gt', 'teacher'] = 'gt'
+    margin: Positive | None = None  # within which two methods are called equal, in the metric's units
 
 
 class Search(Struct, forbid_unknown_fields=True):
@@ -227,6 +228,8 @@ def _check(config: Config) -> None:
             raise UserError(
                 'methods', f'{name!r} cannot name files; write letters, digits, dots, hyphens, underscores.'
             )
+        if name.startswith(('first_stage', 'teacher_discriminator')):
+            raise UserError('methods', f'{name} is the name of what methods share; choose another one.')
     for name, schedule in config.schedules.items():
         if name in config.methods:
             raise UserError(f'schedules:{name}', 'a method has this name; choose another one.')

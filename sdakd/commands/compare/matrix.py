@@ -23,6 +23,8 @@ from sdakd_arch.families import family_of
 from sdakd_arch.weights import save_whole
 from sdakd_arch.width import build, build_on_meta, initialise, student_of
 
+SUPERVISED = frozenset({'pixel', 'perceptual'})  # terms of a first stage that rows may share
+MEASURED = 30  # times in a cell that the shares of the gradient are measured
 OPTIMIZER = {'type': 'Adam', 'weight_decay': 0, 'betas': [0.9, 0.99]}
 
 
@@ -42,6 +44,7 @@ class Matrix:
     images: Images
     output: Path
     stand_ins: dict[str, str] = field(default_factory=dict)
+    firsts: dict[str, str] = field(default_factory=dict)  # keys of shared first stages, by their students
 
     def __post_init__(self) -> None:
         self.teacher = locate(self.config.teacher, 'teacher')
@@ -112,9 +115,78 @@ class Matrix:
         return Run('teacher_discriminator', options, self.output / 'cells', self.output, wanted.iters, key,
                    'net_d_teacher_latest.pth')  # fmt: skip
 
+    def _student(self, network: dict, start: Path, stages: dict, terms: dict) -> dict:
+        """What all option files have that train a student."""
+        budget = self.config.budget
+        return {
+            'network_g': network,
+            'path': {'pretrain_network_g': str(start), 'param_key_g': 'params', 'resume_state': None},
+            'train': {
+                'ema_decay': budget.ema_decay,
+                'precision': budget.precision,
+                'optim_g': deepcopy(OPTIMIZER),
+                'share_freq': max(1, sum(stage['iters'] for stage in stages.values()) // MEASURED),
+                'stages': stages,
+                **terms,
+            },
+        }
+
+    def _first(self, row: Row) -> dict | None:
+        """What decides a row's first stage, where other rows may share it; None where it is the row's alone.
+
+        It is shared if it is the budget's first stage, holds nothing that is searched, and is not all there is.
+        """
+        name, length = next(iter(self.config.budget.stages.items()))
+        own, stage = next(iter(row.stages.items()))
+        if row.own_schedule or own != name or row.iterations == length.iters or stage['iters'] < length.iters:
+            return None
+        if not SUPERVISED.issuperset(stage['terms']):  # adapters and discriminators have a state of their own
+            return None
+        # a term without a block is one that the comparison goes without
+        terms = [term for term in stage['terms'] if row.options['train'].get(f'{term}_opt') is not None]
+        blocks = {f'{term}_opt': row.options['train'][f'{term}_opt'] for term in terms}
+        if any(key.split(':')[1] in blocks for key in row.weights if key.startswith('train:')):
+            return None
+        stage = {**stage, 'iters': length.iters, 'terms': terms}
+        return {'stages': {name: stage}, 'terms': blocks, 'imports': row.options.get('imports')}
+
+    def _after_first(self, row: Row) -> dict:
+        """A row's stages without the one that it shares."""
+        stages = deepcopy(row.stages)
+        name = next(iter(stages))
+        stages[name]['iters'] -= next(iter(self.config.budget.stages.values())).iters
+        stages[name].pop('warmup_iter', None)
+        return stages if stages[name]['iters'] else {key: stage for key, stage in stages.items() if key != name}
+
+    def first_run(self, row: Row, ratio: Fraction, seed: int) -> Run | None:
+        """The training of the first stage, once for a seed and for all rows that begin alike."""
+        wanted = self._first(row)
+        if wanted is None:
+            return None
+        kinds = []
+        for each in self.rows:
+            if (found := self._first(each)) is not None and found not in kinds:
+                kinds.append(found)
+        number = kinds.index(wanted) + 1
+        name = f'first_stage{number if number > 1 else ""}_w{_text(ratio)}_s{seed}'
+        stages, terms = deepcopy(wanted['stages']), deepcopy(wanted['terms'])
+        iterations = sum(stage['iters'] for stage in stages.values())
+        student = student_of(self.network, float(ratio))
+        options = self._shared(iterations, seed) | self._student(student, self.start(ratio, seed), stages, terms)
+        if wanted['imports']:
+            options['imports'] = deepcopy(wanted['imports'])
+        self._absolute(options, f'methods:{row.method}')
+        key = key_of(options, self._digests(options), (__version__, self.images.identity))
+        return Run(name, options, self.output / 'cells', self.output, iterations, key)
+
+    def first_runs(self, ratio: Fraction, seed: int) -> list[Run]:
+        """:meth:`first_run` of all rows, each once."""
+        found = (self.first_run(row, ratio, seed) for row in self.rows)
+        return list({run.name: run for run in found if run is not None}.values())
+
     def options(self, row: Row, ratio: Fraction, seed: int, factor: float) -> dict:
         """The option file of a cell without its name: terms and discriminators are the row's, all else is shared."""
-        method, budget = deepcopy(row.options), self.config.budget
+        method = deepcopy(row.options)
         for key in row.weights if factor != 1 else ():
             block, last = look_up(method, key, f'methods:{row.method}:weight')
             block[last] = float(f'{_scaled(block[last], factor, last == "share"):.6g}')
@@ -124,22 +196,18 @@ class Matrix:
             for block in terms.values():  # layers of a network of another depth: the terms know good ones themselves
                 if isinstance(block, dict):
                     block.pop('layers', None)
-        options = self._shared(row.iterations, seed) | {
-            'network_g': student,
-            'path': {
-                'pretrain_network_g': str(self.start(ratio, seed)),
-                'param_key_g': 'params',
-                'resume_state': None,
-            },
-            'train': {
-                'ema_decay': budget.ema_decay,
-                'precision': budget.precision,
-                'optim_g': deepcopy(OPTIMIZER),
-                'optim_d': deepcopy(OPTIMIZER),
-                'stages': deepcopy(row.stages),
-                **terms,
-            },
-        }
+        first = self.first_run(row, ratio, seed)
+        stages = deepcopy(row.stages) if first is None else self._after_first(row)
+        iterations = sum(stage['iters'] for stage in stages.values())
+        start = self.start(ratio, seed) if first is None else first.result
+        if first is not None:
+            self.firsts[str(start)] = first.key
+        options = self._shared(iterations, seed) | self._student(student, start, stages, terms)
+        options['train']['optim_d'] = deepcopy(OPTIMIZER)
+        if row.placebo is not None:
+            options['teacher']['shuffle'] = row.placebo
+            if 'cache' in options['teacher']:  # its answers are others
+                options['teacher']['cache'] += f'_shuffled_{row.placebo}'
         if method.get('network_d'):
             own = method.get('path') or {}
             options['network_d'] = dict(method['network_d'])
@@ -202,7 +270,8 @@ class Matrix:
         changed = '' if factor == 1 else f'_x{factor:g}'
         name = f'{row.name}_w{_text(ratio)}_s{seed}{changed}'
         key = key_of(options, self._digests(options), (__version__, self.images.identity))
-        return Run(name, options, self.output / 'cells', self.output, row.iterations, key)
+        iterations = sum(stage['iters'] for stage in options['train']['stages'].values())
+        return Run(name, options, self.output / 'cells', self.output, iterations, key)
 
     def _digests(self, options: Mapping) -> dict[str, str]:
         """What stands for each path in a key: the content."""
@@ -211,7 +280,8 @@ class Matrix:
                 self.stand_ins[text] = digest(text)
         found = {str(folder): side for folder, side in zip(self.images.train, ('gt', 'lq'), strict=True)}
         found |= {folder: 'cache' for folder in self.cache.values()}
-        return {**self.stand_ins, **found, options['path'].get('pretrain_network_g', ''): 'start'}
+        start = options['path'].get('pretrain_network_g', '')
+        return {**self.stand_ins, **found, start: self.firsts.get(start, 'start')}
 
 
 def _trunk(network: Mapping) -> tuple[str, list[str] | None]:

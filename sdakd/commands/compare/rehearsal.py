@@ -12,7 +12,7 @@ import torch
 import yaml
 from basicsr.models import build_model
 
-from sdakd.commands.compare.matrix import Matrix, Row
+from sdakd.commands.compare.matrix import Matrix
 from sdakd.compat import Mistakes, UserError
 from sdakd.files.images import write_png
 from sdakd_arch.width import build
@@ -57,7 +57,10 @@ def _stand_in(options: dict, matrix: Matrix, folder: Path) -> None:
 
 
 def check_rows(matrix: Matrix, folder: Path, real_data: bool) -> dict[tuple[str, Fraction], dict]:
-    """Checks the options of every row and width; returns what training makes of them.
+    """Checks the options of every row and width, and of the first stages that rows share.
+
+    Returns:
+        What training makes of them, by row and width, and by ``first_stage...`` and width.
 
     Args:
         folder: A folder for what the checks need, empty and the caller's to remove.
@@ -68,21 +71,28 @@ def check_rows(matrix: Matrix, folder: Path, real_data: bool) -> dict[tuple[str,
     """
     found = {}
     pairs = None if real_data else _pairs(folder, matrix.config.budget.crop, matrix.scale)
-    for row in matrix.rows:
-        for ratio in matrix.config.ratios():
-            options = matrix.options(row, ratio, matrix.config.seeds[0], 1)
+    seed = matrix.config.seeds[0]
+    for ratio in matrix.config.ratios():
+        wanted = {row.name: matrix.options(row, ratio, seed, 1) for row in matrix.rows}
+        wanted |= {run.name.partition('_w')[0]: deepcopy(run.options) for run in matrix.first_runs(ratio, seed)}
+        for name, options in wanted.items():
             options['path']['pretrain_network_g'] = None
             _stand_in(options, matrix, folder)
             if pairs:
                 options['datasets']['train'].update(dataroot_gt=str(pairs[0]), dataroot_lq=str(pairs[1]))
                 if 'cache' in options['teacher']:
                     options['teacher']['cache'] = str(folder / 'cache')  # it has no answers to grey images
-            found[row.name, ratio] = parse(options, row.name, folder)
+            found[name, ratio] = parse(options, name, folder)
     return found
 
 
-def time_row(options: dict, row: Row, threads: int) -> float:
-    """Seconds that a run of the row takes: a few steps of every stage on random images, times its iterations."""
+def time_row(options: dict, threads: int) -> float:
+    """Seconds that a run takes: a few steps of every stage on random images, times its iterations.
+
+    Args:
+        options: What :func:`check_rows` has made of a row.
+        threads: Of the run.
+    """
     # one thread's processor time is its time on an idle machine; of several threads it would be the sum
     clock = time.perf_counter if threads > 1 or torch.cuda.is_available() else time.process_time
     before = torch.get_num_threads()
@@ -96,7 +106,7 @@ def time_row(options: dict, row: Row, threads: int) -> float:
             gt = torch.rand(batch, 3, crop, crop)
             lq = torch.nn.functional.avg_pool2d(gt, options['scale'])
             seconds, first = START, 1
-            for stage in row.stages.values():
+            for stage in options['train']['stages'].values():
                 times = []
                 last = first + stage['iters']  # a stage's first steps also calibrate shares
                 for iteration in range(max(first, last - STEPS), last):

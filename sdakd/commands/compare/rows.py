@@ -13,6 +13,7 @@ from sdakd.compat import UserError, near
 from sdakd_models.reader import read_run
 
 FREE = ('train:', 'discriminators:', 'teachers:', 'network_d:', 'path:pretrain_network_d')  # a method's own keys
+PLACEBO = 'teacher:shuffle'  # what a row may change of the teacher that all share
 
 
 @dataclass
@@ -40,6 +41,18 @@ class Row:
     @property
     def iterations(self) -> int:
         return sum(stage['iters'] for stage in self.stages.values())
+
+    @property
+    def placebo(self) -> int | None:
+        """The seed of the teacher's shuffled weights; None where the teacher is as it is."""
+        return self.options['teacher'].get('shuffle')
+
+    def own_terms(self, reference: Row) -> set[str]:
+        """The terms that this row has in some stage and the reference in none."""
+        return self._terms() - reference._terms()
+
+    def _terms(self) -> set[str]:
+        return {term for stage in self.stages.values() for term in stage['terms']}
 
 
 def look_up(options: Mapping, key: str, where: str) -> tuple[dict, str]:
@@ -133,7 +146,10 @@ def read_rows(config: Config, base: Path) -> list[Row]:
                 f'{file} trains its teacher along (teacher:cotrain), but all methods of a comparison share '
                 'one that is finished; leave the method out.',
             )
+        options['teacher']['shuffle'] = method.options.get(PLACEBO)
         for key, value in method.options.items():
+            if key == PLACEBO:
+                continue
             if not key.startswith(FREE) or key.startswith('train:') and not key.split(':')[1].endswith('_opt'):
                 raise UserError(
                     f'{where}:options',
@@ -146,6 +162,12 @@ def read_rows(config: Config, base: Path) -> list[Row]:
         # a block that the comparison goes without is null
         weights = [key for key in weights if options['train'].get(key.split(':')[1], '') is not None]
         for key in weights:
+            if key.startswith('train:gan_opt:'):
+                raise UserError(
+                    f'{where}:weight',
+                    f'{key} is the weight of the discriminator that all methods have, equal for all: search what the '
+                    'method adds to it, or write [].',
+                )
             block, last = look_up(options, key, f'{where}:weight')
             if isinstance(block[last], bool) or not isinstance(block[last], int | float):
                 raise UserError(f'{where}:weight', f'{key} of {file} is {block[last]!r}, no number to search around.')

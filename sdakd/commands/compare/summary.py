@@ -247,7 +247,9 @@ def perceptual_line(config: Config) -> str:
     return f'Perceptual terms: {stand_in.backbone} ({facts}) stands in for VGG, for all methods alike.'
 
 
-def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Sequence[Cell], jobs: int) -> list[str]:
+def notes(
+    matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Sequence[Cell], edge: Sequence[str], jobs: int
+) -> list[str]:
     """What was equal and what was not, a sentence each."""
     config = matrix.config
     why = [config.exploratory.rstrip('.')] if config.exploratory else []
@@ -270,6 +272,8 @@ def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Seque
         )
     else:
         found.append(f"Weights: those of the methods' files, times {factors}; none were searched.")
+    if edge:
+        found.append(f'Void: {", ".join(edge)}. The best factor is the first or the last one; search further.')
     free = [row.name for row in matrix.rows if not row.weights]
     if free and len(config.search.factors) > 1:
         found.append(f'Without a weight of its own to search: {", ".join(free)}.')
@@ -278,6 +282,7 @@ def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Seque
         if row.own_schedule:
             stages = ', '.join(f'{name} {stage["iters"]:,d}' for name, stage in row.stages.items())
             found.append(f'{row.name}: {row.method} with a schedule of its own ({stages}).')
+    found += _first_stages(matrix)
     found += _files(matrix)
     again = [cell.run.name for cell in cells if cell.run.record.starts > 1]
     if again:
@@ -307,6 +312,26 @@ def notes(matrix: Matrix, section: Mapping, cells: Sequence[Cell], broken: Seque
             'not what chance in training does.'
         )
     return found
+
+
+def _first_stages(matrix: Matrix) -> list[str]:
+    """What rows share of their first stage, and what it cost."""
+    config, found = matrix.config, {}
+    for row in matrix.rows:
+        for ratio in config.ratios():
+            for seed in config.seeds:
+                if run := matrix.first_run(row, ratio, seed):
+                    rows, runs = found.setdefault(run.name.partition('_w')[0], ({}, {}))
+                    rows[row.name] = runs[run.name] = run
+    lines = []
+    for rows, runs in found.values():
+        iterations = next(iter(runs.values())).iterations
+        minutes = statistics.fmean(run.record.seconds for run in runs.values()) / 60
+        lines.append(
+            f'The first stage, {iterations:,d} iterations, was trained once for a seed and width and is shared by '
+            f'{", ".join(rows)} (on average {minutes:.1f} minutes, on top of those below).'
+        )
+    return lines
 
 
 def _files(matrix: Matrix) -> list[str]:
