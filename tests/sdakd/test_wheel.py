@@ -45,18 +45,18 @@ class Installed:
         (packages / 'others.pth').write_text(''.join(f'{path}\n' for path in others))
         self.packages = packages
 
-    def python(self, folder, *arguments):
-        """Returns the status and all that was printed."""
+    def python(self, folder, *arguments, stderr=subprocess.STDOUT):
+        """Returns the status and what was printed, signs of life included unless ``stderr`` goes elsewhere."""
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONWARNINGS': 'ignore'}
         environment.pop('PYTHONPATH', None)
         process = subprocess.run(
             list(map(str, arguments)), cwd=folder, env=environment, timeout=300, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
         )  # fmt: skip
         return process.returncode, process.stdout
 
-    def __call__(self, folder, *arguments):
-        return self.python(folder, self.bin / 'sdakd', *arguments)
+    def __call__(self, folder, *arguments, **options):
+        return self.python(folder, self.bin / 'sdakd', *arguments, **options)
 
 
 @pytest.fixture(scope='module')
@@ -85,7 +85,8 @@ def test_option_files(sdakd, empty):
     assert '\nsub/one ' in out
     status, out = sdakd(empty, 'options', 'fakd')
     assert status == 0 and yaml.safe_load(out)['train']['fakd_opt']['type'] == 'FeatureAffinityLoss'
-    assert sdakd(empty, 'options', '--schema') == (0, (ROOT / 'options/schema.json').read_text())
+    schema = (ROOT / 'options/schema.json').read_text()
+    assert sdakd(empty, 'options', '--schema', stderr=subprocess.DEVNULL) == (0, schema)
     assert (sdakd.packages / 'sdakd/options/schema.json').read_bytes() == (ROOT / 'options/schema.json').read_bytes()
 
 
