@@ -263,8 +263,7 @@ def _quiet() -> Iterator[None]:
 def quantise_onnx(opened: Opened, path: Path, images: Sequence[torch.Tensor], method: str) -> None:
     """ONNX Runtime's static quantisation: weights int8 per output channel, activations uint8, as QDQ nodes.
 
-    Dense blocks stay as the network has them: sums of shares (:mod:`sdakd_arch.inference.regroup`) lose six times as
-    much.
+    Dense blocks stay as the network has them: sums of shares (:mod:`sdakd_arch.inference.regroup`) lose much more.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -300,19 +299,21 @@ def sign_onnx(opened: Opened, path: Path) -> None:
 
 
 def quantise_openvino(opened: Opened, path: Path, images: Sequence[torch.Tensor], method: str) -> None:
-    """NNCF's post-training quantisation, activations asymmetric (its preset ``mixed``); dense blocks as for ONNX."""
+    """NNCF's post-training quantisation by its preset ``performance``; regrouped but for sums of shares."""
     import nncf
     import openvino
 
     from sdakd_arch.inference.openvino_graph import own_slopes
+    from sdakd_arch.inference.regroup import Shares
 
+    parts = opened.family.regrouped(opened.module, 'openvino').modules()
+    runtime = None if any(isinstance(part, Shares) for part in parts) else 'openvino'
     with _quiet():
         nncf.set_log_level(logging.ERROR)
-        model = openvino.Core().read_model(exporters._onnx_graph(opened, False, 'openvino-int8', None))
+        model = openvino.Core().read_model(exporters._onnx_graph(opened, False, 'openvino-int8', runtime))
         own_slopes(model)
-        arrays = [image.numpy() for image in images]
-        preset = nncf.QuantizationPreset[method.upper()]
-        quantised = nncf.quantize(model, nncf.Dataset(arrays), preset=preset, subset_size=len(arrays))
+        data, preset = nncf.Dataset([image.numpy() for image in images]), nncf.QuantizationPreset[method.upper()]
+        quantised = nncf.quantize(model, data, preset=preset, subset_size=len(images))
         openvino.save_model(quantised, str(path), compress_to_fp16=False)
 
 
@@ -358,8 +359,7 @@ def check_tools(opened: Opened) -> None:
 
 def _call(result: Path, program: str, *words: str) -> None:
     """Runs one of the tools, which is to write ``result``; not every failure is told by an exit status."""
-    pipes = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'encoding': 'utf-8', 'errors': 'replace'}
-    done = subprocess.run([program, *words], check=False, **pipes)
+    done = subprocess.run([program, *words], check=False, capture_output=True, encoding='utf-8', errors='replace')
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ['without a word'])[-1]
         raise RuntimeError(f'{Path(program).name} ended with status {done.returncode}: {last}')
@@ -391,7 +391,7 @@ QUANTISERS = {
         ('minmax', 'percentile'), quantise_onnx, sign_onnx, exporters.run_onnx, ('onnx', 'onnxruntime')
     ),
     'openvino-int8': Quantiser(
-        ('mixed',), quantise_openvino, sign_openvino, exporters.run_openvino, ('onnx', 'openvino', 'nncf')
+        ('performance',), quantise_openvino, sign_openvino, exporters.run_openvino, ('onnx', 'openvino', 'nncf')
     ),
     'ncnn-int8': Quantiser(
         ('kl', 'aciq'), quantise_ncnn, exporters._write_texts, exporters.run_ncnn, ('pnnx', 'ncnn'), check_tools
