@@ -920,3 +920,78 @@ def test_writing_behind_does_all_or_raises():
     with pytest.raises(ValueError, match='three'), Behind(fail, 9) as behind:
         behind.give(3)
     assert not [thread for thread in threading.enumerate() if thread.name == 'writing']
+
+
+def test_reading_ends_while_frames_are_passed_over():
+    """As a video that goes on and is stopped again: nothing is taken for a long time."""
+    passed = []
+
+    def items():
+        while True:
+            passed.append(1)
+            yield None
+            time.sleep(0.01)
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Ahead(items(), 3, parting=30) as ahead:
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+    assert not ahead.thread.is_alive() and time.monotonic() - begun < 10
+    with Ahead(iter([None, 1, None, 2, None]), 3) as ahead:
+        assert list(ahead) == [1, 2]
+
+
+def test_frames_that_are_there_are_passed_over_one_by_one(tmp_path):
+    from sdakd.files.videos import Video
+
+    frames = moving(6)
+    video = Video(make(tmp_path / 'in.mkv', list(frames)), '-i', 'in.mkv')
+    found = list(video.frames(4))
+    video.close()
+    assert found[:4] == [None] * 4 and [(part.pixels[..., ::-1] == frames[4 + n]).all() for n, part in enumerate(
+        each for each in found if each is not None)] == [True, True]  # fmt: skip
+
+
+def test_a_video_is_not_closed_while_a_thread_reads_it(tmp_path, monkeypatch):
+    from sdakd.files.videos import Video
+
+    video = Video(make(tmp_path / 'in.mkv', list(moving(6))), '-i', 'in.mkv')
+    within, go_on, pixels = threading.Event(), threading.Event(), video._pixels
+
+    def waiting(frame):
+        within.set()
+        go_on.wait(30)
+        return pixels(frame)
+
+    monkeypatch.setattr(video, '_pixels', waiting)
+    with Ahead(video.frames(), 9, parting=0) as ahead:
+        assert within.wait(30)
+    video.close()
+    assert next(video.container.demux(video.stream)).size > 0  # a closed one raises
+    go_on.set()
+    ahead.thread.join(30)
+    video.close()
+    with pytest.raises(AssertionError):
+        next(video.container.demux(video.stream))
+
+
+def test_writing_ends_when_it_is_stopped_at_the_end(monkeypatch):
+    done, begun = [], threading.Event()
+
+    def work(number):
+        begun.set()
+        time.sleep(0.02)
+        done.append(number)
+
+    join = threading.Thread.join
+
+    def interrupted(thread, timeout=None):
+        monkeypatch.setattr(threading.Thread, 'join', join)
+        assert begun.wait(30)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Behind(work, 500) as behind:
+        for number in range(500):
+            behind.give(number)
+        monkeypatch.setattr(threading.Thread, 'join', interrupted)
+    assert not behind.thread.is_alive() and len(done) < 500
