@@ -227,13 +227,15 @@ class Video:
 
     def _judge(self, ended: int) -> None:
         """Sets :attr:`fault` where frames were damaged or are missing at the end."""
-        told = _seconds(self.stream.metadata.get('DURATION', ''))
+        start = (self.stream.start_time or 0) - self.shift
+        told, own = _seconds(self.stream.metadata.get('DURATION', '')), False
         if told is None and self.stream.duration:
-            told = self.stream.duration * self.time_base
+            told, own = self.stream.duration * self.time_base, True
         if told is None and len(self.container.streams) == 1 and self.container.duration:
             told = Fraction(self.container.duration, 1_000_000)
-        start = (self.stream.start_time or 0) - self.shift
-        missing = (self.count or 0) - self.packets
+        start = start if own else min(start, 0)  # what others tell may count from 0, as Matroska does
+        # AVI counts frames that are empty and only keep the time, too
+        missing = (self.count or 0) - self.packets if self.container.format.name != 'avi' else 0
         slack = max(SLACK, 2 * self.widest * self.time_base)  # Matroska does not tell how long the last frame is shown
         if self.damaged:
             self.fault = f'has {self.damaged} damaged frame{"s" * (self.damaged > 1)} of {self.read}'
@@ -350,7 +352,12 @@ class Pictures:
 
 
 def is_pattern(path: str | os.PathLike) -> bool:
-    """Whether a path stands for numbered pictures, such as ``frames/%05d.png``."""
+    """Whether a path stands for numbered pictures, such as ``frames/%05d.png``; other files have %20d in a name, too."""
+    return has_number(path) and Path(path).suffix.lower() in PICTURES
+
+
+def has_number(path: str | os.PathLike) -> bool:
+    """Whether a number such as ``%05d`` is in the name."""
     return re.search(r'%0?\d*d', os.path.basename(path)) is not None
 
 

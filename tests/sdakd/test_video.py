@@ -655,6 +655,29 @@ def test_pipes(tmp_path, model, pix_fmt):
     assert re.search(r'upscale: standard output, x4 with repeats: 5 frames in ', command.said)
 
 
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs signals')
+def test_a_pipe_that_gives_nothing_is_stopped_at_once(tmp_path, model):
+    """While it is waited for, without an abort of Python's; nothing stays, for nothing can go on with it."""
+    make(tmp_path / 'in.mkv', list(moving(LENGTH + 20, 18, 32)), options={'g': '1'})
+    data = (tmp_path / 'in.mkv').read_bytes()
+    command = Started(tmp_path, '-i', '-', '-o', 'out.mkv', '-m', model, '--vcodec', 'ffv1', stdin=subprocess.PIPE)
+    command.process.stdin.write(data[: len(data) - 1000])
+    command.process.stdin.flush()
+    until = time.monotonic() + 100
+    while not (tmp_path / '.out.mkv.parts/000000.piece').exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(1)
+    begun = time.monotonic()
+    command.process.send_signal(signal.SIGINT)
+    assert command.process.wait(60) == 130, command.said
+    assert time.monotonic() - begun < 7
+    assert command.said.splitlines()[-1] == (
+        'Interrupted: what goes through a pipe begins anew; give both ends of it again.'
+    )
+    assert sorted(os.listdir(tmp_path)) == ['in.mkv', 'said']
+    command.process.stdin.close()
+
+
 def test_a_pipe_that_nobody_reads(tmp_path, model):
     make(tmp_path / 'in.mkv', list(moving(40, 72, 128)))
     command = Started(tmp_path, '-i', 'in.mkv', '-o', '-', '-m', model)
@@ -694,6 +717,53 @@ def test_pictures_and_back(run, capsys):
     assert [round(time * 1000) for time in times_of('back.mkv')] == [0, 42, 83, 125]
     found = np.stack([frame.to_ndarray(format='rgb48le') for frame in frames_of('back.mkv')]).astype(int)
     assert found.shape == frames.shape
+
+
+def test_pictures_of_a_longer_video_are_named(run, capsys):
+    make('long.mkv', list(moving(5)))
+    make('short.mkv', list(moving(3, seed=1)))
+    assert run('-i', 'long.mkv', '-o', 'f%d.png') == 0
+    assert 'were there' not in capsys.readouterr().err
+    assert run('-i', 'short.mkv', '-o', 'f%d.png') == 0
+    assert 'f4.png to f5.png were there before and are not of this video; remove them' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['my%20dog.mp4', 'my%20dog.film', 'my%d.mkv'])
+def test_a_video_whose_name_looks_numbered(run, name):
+    frames = moving(2)
+    make('in.mkv', list(frames))
+    os.mkdir('in')
+    shutil.copy('in.mkv', name)
+    shutil.move('in.mkv', f'in/{name}')
+    assert run('-i', name, '-o', 'out%20d.mkv', '--vcodec', 'ffv1') == 0
+    assert (rgb_of('out%20d.mkv') == times_four(frames)).all()
+    with pytest.raises(UserError, match='--fps: it is about numbered pictures'):
+        run('-i', name, '-o', 'out.mkv', '--fps', '5')
+    if not name.endswith('film'):  # an ending by which no folder is searched
+        assert run('-i', 'in', '-o', 'out') == 0
+        assert len(list(Path('out').glob('my%*_out.m*'))) == 1
+    with pytest.raises(UserError, match='none%d.mp4 does not exist'):
+        run('-i', 'none%d.mp4', '-o', 'out.mkv')
+
+
+def test_any_error_of_a_video_leaves_the_others(run, tmp_path, monkeypatch):
+    """Such as one of a library."""
+    from sdakd.commands.upscale import video
+
+    os.mkdir('in')
+    for name in 'abc':
+        make(f'in/{name}.mkv', list(moving(2)))
+    opened = video.opened
+
+    def fails(path, rate):
+        if Path(path).name == 'b.mkv':
+            raise ValueError('a codec fails')
+        return opened(path, rate)
+
+    monkeypatch.setattr(video, 'opened', fails)
+    with pytest.raises(UserError, match=r'1 of 3 files in in could .* \(b.mkv cannot be upscaled \(a codec fails\)'):
+        run('-i', 'in', '-o', 'out')
+    assert sorted(path.name for path in Path('out').glob('*.mkv')) == ['a_out.mkv', 'c_out.mkv']
 
 
 def test_a_folder_of_images_and_videos(run, tmp_path, capsys):
@@ -765,6 +835,25 @@ def test_a_whole_video_is_not_called_damaged(run):
         assert run('-i', name, '-o', 'out.mkv') == 0
 
 
+@ffmpeg
+def test_a_whole_video_that_begins_late_or_has_empty_frames(run):
+    """Matroska counts its length from 0; AVI keeps the time by frames that are empty."""
+    make('in.mkv', list(moving(30)))
+    make('in.avi', list(moving(96, 36, 64)), 'mpeg4', 'yuv420p', pts=[n + 20 * (n > 9) for n in range(96)])
+    with av.open('in.avi') as source:
+        assert source.streams.video[0].frames > 96
+    late = ['-itsoffset', '3', '-i', 'in.mkv', '-c', 'copy', '-avoid_negative_ts', 'disabled']
+    subprocess.run(['ffmpeg', '-v', 'error', *late, 'late.mkv'], check=True)
+    assert times_of('late.mkv')[0] == 3
+    assert run('-i', 'late.mkv', '-o', 'out.mkv') == 0
+    assert run('-i', 'in.avi', '-o', 'out.mkv') == 0
+    assert len(frames_of('out.mkv')) == 96
+    data = Path('in.avi').read_bytes()  # what is cut off is found by the time
+    Path('cut.avi').write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match='cut.avi (ends early|has . damaged)'):
+        run('-i', 'cut.avi', '-o', 'cut.mkv')
+
+
 def test_interlaced_video_is_named(run):
     grey = np.full((32, 32), 128)
     frames = [frame_of([grey, grey[::2, ::2], grey[::2, ::2]], 'yuv420p') for _ in range(3)]
@@ -822,6 +911,8 @@ def things(run):
         ('-i in.mkv -o out.mp4 --vcodec prores_ks', '--vcodec', '.mp4 files do not hold prores_ks'),
         ('-i in.mkv -o out.mp4 --crf 52', '--crf', '52 is none of libx264; give a number from 0 '),
         ('-i in.mkv -o out.mp4 --crf many', '--crf', 'many is none of libx264'),
+        ('-i in.mkv -o out.webm --crf many', '--crf', 'many is none of libvpx-vp9'),
+        ('-i in.mkv -o out.webm --crf 20.5', '--crf', '20.5 is none of libvpx-vp9'),
         ('-i in.mkv -o out.mkv --vcodec ffv1 --crf 1', '--crf', 'ffv1 has no such setting'),
         ('-i in.mkv -o out.mkv --vcodec ffv1 --preset fast', '--preset', 'ffv1 has no such setting'),
         ('-i in.mkv -o out.mp4 --preset quick', '--preset', 'quick is unknown'),
@@ -858,6 +949,14 @@ def test_mistakes(things, line, where, sentence):
     after = {path: path.is_dir() or path.read_bytes() for path in Path().rglob('*')}
     left = {str(path) for path in after.keys() - before.keys()} - {'out'}
     assert {**after, **before} == after and all('.parts' in path for path in left)
+
+
+@pytest.mark.parametrize('crf', [float('nan'), float('inf'), -float('inf'), '20', 'abc'])
+@pytest.mark.parametrize('name', ['out.webm', 'out.mp4'])
+def test_a_quality_that_is_no_number(run, model, name, crf):
+    make('in.mkv', list(moving(2)))
+    with pytest.raises(UserError, match=f'--crf: {crf} is none of lib.*; give a number from 0'):
+        upscale('in.mkv', name, model=model, crf=crf)
 
 
 def test_an_encoder_that_is_missing(run, monkeypatch):

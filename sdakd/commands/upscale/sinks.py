@@ -30,18 +30,19 @@ class File:
         coding: How frames are encoded.
         facts: What decides what the frames look like, as JSON holds it.
         overwrite: Whether pieces of an earlier command are removed.
+        lasting: Whether a stopped command leaves its pieces; a pipe cannot be gone on with.
 
     Attributes:
         done: How many frames are there from an earlier command.
     """
 
-    def __init__(self, path: Path, coding: Coding, facts: dict, overwrite: bool) -> None:
-        self.path, self.coding = path, coding
+    def __init__(self, path: Path, coding: Coding, facts: dict, overwrite: bool, lasting: bool) -> None:
+        self.path, self.coding, self.lasting = path, coding, lasting
         self._stack = contextlib.ExitStack()
         folder = make_folder(path, '-o')
         self._stack.callback(_remove_empty, folder)
         self._stack.enter_context(alone_in(folder, '-o'))
-        self.segments = Segments(folder, facts, overwrite)
+        self.segments = Segments(folder, facts, overwrite or not lasting)
         self.done = self.segments.frames
         self._begin()
 
@@ -72,7 +73,9 @@ class File:
         self.segments.remove()
 
     def close(self) -> None:
-        """Lets others work on the file."""
+        """Lets others work on the file; what no command can go on with is removed."""
+        if not (self.lasting and self.segments.counts):
+            self.segments.remove()
         self._stack.close()
 
 
@@ -110,8 +113,14 @@ class Numbered:
         if self.source:
             self.record.add(name, self.source)
 
-    def finish(self, _source: Video | Pictures, _notes: list[str]) -> None:
-        """All is there."""
+    def finish(self, _source: Video | Pictures, notes: list[str]) -> None:
+        """Sees whether others follow, which who reads the pictures would take for its end."""
+        last = self.count
+        while (self.folder / (self.name % (last + 1))).exists():
+            last += 1
+        if last > self.count:
+            these = ' to '.join(sorted({str(self.folder / (self.name % each)) for each in (self.count + 1, last)}))
+            notes.append(f'{these} were there before and are not of this video; remove them')
 
     def close(self) -> None:
         """Nothing is open."""
