@@ -352,7 +352,7 @@ class Pictures:
 
 
 def is_pattern(path: str | os.PathLike) -> bool:
-    """Whether a path stands for numbered pictures, such as ``frames/%05d.png``; other files have %20d in a name, too."""
+    """Whether a path stands for numbered pictures, such as ``frames/%05d.png``; a video may be called my%20dog.mp4."""
     return has_number(path) and Path(path).suffix.lower() in PICTURES
 
 

@@ -480,6 +480,28 @@ def test_a_sound_that_the_container_does_not_hold_is_encoded(run, capsys):
     assert max(shifts.values()) > 0.99
 
 
+@ffmpeg
+def test_a_sound_that_changes_on_the_way(run):
+    """From stereo at 48 kHz to mono at 44.1 kHz, as in joined broadcasts: tones stay where they were."""
+    for number, (tone, more) in enumerate([(440, '-ac 2 -ar 48000'), (880, '-ac 1 -ar 44100')]):
+        video, sound = f'testsrc=s=32x18:r=10:d=2 -output_ts_offset {2 * number}', f'sine=f={tone}:d=2:r=48000'
+        source, offset = video.split(' ', 1)
+        command = f'ffmpeg -v error -f lavfi -i {source} -f lavfi -i {sound} -pix_fmt yuv420p -c:v libx264 -c:a ac3'
+        subprocess.run([*f'{command} {more} {offset}'.split(), f'{number}.ts'], check=True)
+    Path('in.ts').write_bytes(Path('0.ts').read_bytes() + Path('1.ts').read_bytes())
+    with pytest.raises(UserError, match='in.ts has 1 damaged frame of 40; what could be read'):  # a gap, where joined
+        run('-i', 'in.ts', '-o', 'out.webm', '--preset', '8')
+    assert len(frames_of('out.webm')) == 40
+    with av.open('out.webm') as source:
+        (stream,) = source.streams.audio
+        parts = [(float(frame.time), frame.to_ndarray()[0]) for frame in source.decode(stream)]
+        assert stream.codec_context.layout.name == 'stereo'
+    for start, stop, tone in ((0.3, 1.7, 440), (2.3, 3.7, 880)):
+        heard = np.concatenate([part for time, part in parts if start < time < stop])
+        assert len(heard) > 48000
+        assert abs(np.abs(np.fft.rfft(heard)).argmax() * 48000 / len(heard) - tone) < 2
+
+
 def test_rows_of_codecs(run):
     """Every encoder that is installed gives what decodes to about the same frames."""
     from sdakd.files.encoding import encoders

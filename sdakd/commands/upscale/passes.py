@@ -91,11 +91,8 @@ def left_behind(plan: Plan) -> str:
     """What a command leaves behind that is stopped, and how to go on."""
     if PIPE in (*plan.videos, *plan.videos.values()):
         return 'what goes through a pipe begins anew; give both ends of it again'
-    what = (
-        'the finished images stay'
-        if not plan.videos
-        else f'what is finished stays, of a video in pieces of {LENGTH} frames'
-    )
+    whole = f'what is finished stays, of a video in pieces of {LENGTH} frames'
+    what = whole if plan.videos else 'the finished images stay'
     return f'{what}; give the same command again to go on'
 
 
