@@ -24,16 +24,27 @@ def told(metadata: dict[str, str]) -> dict[str, str]:
 
 
 class Copied:
-    """A stream whose packets stay as they are."""
+    """A stream whose packets stay as they are.
+
+    Attributes:
+        passed: How many are left out because their times go back, as where broadcasts were joined; no container holds
+            them.
+    """
 
     def __init__(self, output, stream) -> None:
         self.stream = output.add_stream_from_template(stream, opaque=True)
         self.gaps = stream.codec_context is not None and stream.codec_context.name == 'mov_text'
+        self.passed, self.last = 0, None
 
     def feed(self, packet) -> Iterator:
         """The packets of the result that a packet makes."""
         if self.gaps and bytes(packet) == GAP:
             return
+        at = packet.dts if packet.dts is not None else packet.pts
+        if at is not None and self.last is not None and at < self.last:
+            self.passed += 1
+            return
+        self.last = at if at is not None else self.last
         packet.stream = self.stream
         yield packet
 

@@ -481,7 +481,7 @@ def test_a_sound_that_the_container_does_not_hold_is_encoded(run, capsys):
 
 
 @ffmpeg
-def test_a_sound_that_changes_on_the_way(run):
+def test_a_sound_that_changes_on_the_way(run, capsys):
     """From stereo at 48 kHz to mono at 44.1 kHz, as in joined broadcasts: tones stay where they were."""
     for number, (tone, more) in enumerate([(440, '-ac 2 -ar 48000'), (880, '-ac 1 -ar 44100')]):
         video, sound = f'testsrc=s=32x18:r=10:d=2 -output_ts_offset {2 * number}', f'sine=f={tone}:d=2:r=48000'
@@ -500,6 +500,12 @@ def test_a_sound_that_changes_on_the_way(run):
         heard = np.concatenate([part for time, part in parts if start < time < stop])
         assert len(heard) > 48000
         assert abs(np.abs(np.fft.rfft(heard)).argmax() * 48000 / len(heard) - tone) < 2
+    with pytest.raises(UserError, match='in.ts has 1 damaged frame of 40; what could be read'):
+        run('-i', 'in.ts', '-o', 'out.mkv')
+    left = int(re.search(r'in.ts: (\d+) packets of stream 1 are left out, for their', capsys.readouterr().err)[1])
+    before, after = packets_of('in.ts', 'audio'), packets_of('out.mkv', 'audio')
+    times = [time for _, time in after]
+    assert times == sorted(times) and len(after) == len(before) - left and 0 < left < 10
 
 
 def test_rows_of_codecs(run):
