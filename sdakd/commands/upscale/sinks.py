@@ -62,6 +62,11 @@ class File:
 
     def _end_piece(self) -> None:
         packets = [*self.packets, *self.encoder.end()]
+        if len(packets) != self.count:  # a piece that lacks frames would look complete
+            raise UserError(
+                '--vcodec',
+                f'{self.coding.codec} gave {len(packets)} packets for {self.count} frames; choose another encoder.',
+            )
         self.segments.add(self.count, [(pts, self.durations.get(pts, 0), key, data) for pts, key, data in packets])
         self._begin()
 
