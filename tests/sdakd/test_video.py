@@ -626,14 +626,16 @@ def test_other_settings_begin_anew(run, monkeypatch, capsys):
     assert (rgb_of('out.mkv') == times_four(moving(LENGTH + 5, 4, 6, seed=1))).all()
 
 
-def test_two_commands_do_not_make_the_same_file(run, tmp_path):
+@pytest.mark.parametrize('name', ['out.mkv', 'f%d.png'])
+def test_two_commands_do_not_make_the_same_file(run, tmp_path, name):
     from sdakd.lock import alone_in
 
     make('in.mkv', list(moving(2)))
-    parts = tmp_path / '.out.mkv.parts'
+    parts = tmp_path / f'.{name}.parts'
     parts.mkdir()
     with alone_in(parts, '-o'), pytest.raises(UserError, match='another command works in'):
-        run('-i', 'in.mkv', '-o', 'out.mkv')
+        run('-i', 'in.mkv', '-o', name)
+    assert run('-i', 'in.mkv', '-o', name) == 0 and not parts.exists()
 
 
 @pytest.mark.parametrize(('share', 'pieces'), [(0.1, 0), (0.95, 2)])

@@ -39,9 +39,7 @@ class File:
     def __init__(self, path: Path, coding: Coding, facts: dict, overwrite: bool, lasting: bool) -> None:
         self.path, self.coding, self.lasting = path, coding, lasting
         self._stack = contextlib.ExitStack()
-        folder = make_folder(path, '-o')
-        self._stack.callback(_remove_empty, folder)
-        self._stack.enter_context(alone_in(folder, '-o'))
+        folder = _alone_with(path, self._stack)
         self.segments = Segments(folder, facts, overwrite or not lasting)
         self.done = self.segments.frames
         self._begin()
@@ -84,6 +82,14 @@ class File:
         self._stack.close()
 
 
+def _alone_with(path: Path, stack: contextlib.ExitStack) -> Path:
+    """Locks a result against other commands until a stack is closed; returns the folder of its parts."""
+    folder = make_folder(path, '-o')
+    stack.callback(_remove_empty, folder)
+    stack.enter_context(alone_in(folder, '-o'))
+    return folder
+
+
 def _remove_empty(folder: Path) -> None:
     """Removes a folder in which nothing but its lock is left."""
     with contextlib.suppress(OSError):
@@ -104,6 +110,8 @@ class Numbered:
 
     def __init__(self, pattern: str, source: Path | None, facts: dict, overwrite: bool) -> None:
         self.folder, self.name, self.source = Path(pattern).parent, Path(pattern).name, source
+        self._stack = contextlib.ExitStack()
+        _alone_with(Path(pattern), self._stack)
         self.record = Record(self.folder, facts)
         self.done = 0
         while source and not overwrite and self.record.holds(self.name % (self.done + 1), source):
@@ -128,7 +136,8 @@ class Numbered:
             notes.append(f'{these} were there before and are not of this video; remove them')
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Lets others work on the pictures."""
+        self._stack.close()
 
 
 class Pipe:
