@@ -168,8 +168,8 @@ def choose(wanted: Wanted, path: Path, where: str) -> tuple[str, dict[str, str]]
     if kind.crf:
         default, worst = kind.crf
         crf = default if wanted.crf is None else wanted.crf
-        whole = codec in ('libx264', 'libx265') or crf == int(crf)
-        if not (isinstance(crf, int | float) and 0 <= crf <= worst and whole):
+        there = isinstance(crf, int | float) and 0 <= crf <= worst  # not a number is neither
+        if not (there and (codec in ('libx264', 'libx265') or crf == int(crf))):
             raise UserError('--crf', f'{crf} is none of {codec}; give a number from 0 (the best) to {worst}.')
         options['crf'] = f'{crf:g}'
     if kind.preset:

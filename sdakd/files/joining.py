@@ -112,9 +112,13 @@ def _write(part: Path, container: str, segments: Segments, coding: Coding, sourc
                     pictures(at * packet.time_base)
                 for made in track.feed(packet):
                     output.mux(made)
-            for track in tracks.values():
+            for index, track in tracks.items():
                 for made in track.end():
                     output.mux(made)
+                if passed := getattr(track, 'passed', 0):
+                    notes.append(
+                        f'{source.name}: {passed} packets of stream {index} are left out, for their times go back'
+                    )
         pictures(float('inf'))
 
 

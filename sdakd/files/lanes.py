@@ -61,16 +61,22 @@ class _Lane:
 
 
 class Ahead(_Lane, Generic[T]):
-    """Iterates in a thread of its own, at most ``room`` items ahead of who takes them; used in a ``with``."""
+    """Iterates in a thread of its own, at most ``room`` items ahead of who takes them; used in a ``with``.
 
-    def __init__(self, items: Iterable[T], room: int) -> None:
+    Args:
+        items: What is taken, and None wherever there is nothing to take but the thread may end.
+        room: Most items that wait.
+        parting: Seconds that the thread gets to end when everything is given up.
+    """
+
+    def __init__(self, items: Iterable[T | None], room: int, parting: float = PARTING) -> None:
         super().__init__('reading', room)
-        self.items = items
+        self.items, self.parting = items, parting
 
     def _work(self) -> None:
         try:
             for item in self.items:
-                if not self._put((item, None)):
+                if self.stopped.is_set() or (item is not None and not self._put((item, None))):
                     return
             self._put((None, None))
         except BaseException as error:
@@ -91,7 +97,7 @@ class Ahead(_Lane, Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
-        self.thread.join(PARTING)  # it may wait for a pipe without end
+        self.thread.join(self.parting)  # it may wait for a pipe without end
 
 
 class Behind(_Lane, Generic[T]):
@@ -122,11 +128,13 @@ class Behind(_Lane, Generic[T]):
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            self._put(None)
-            while self.thread.is_alive():
-                self.thread.join(MOMENT)  # a signal is heard meanwhile
-            if self.error is not None:
-                raise self.error
-        self.stopped.set()
-        self.thread.join(PARTING)
+        try:
+            if kind is None:
+                self._put(None)
+                while self.thread.is_alive():
+                    self.thread.join(MOMENT)  # a signal is heard meanwhile
+                if self.error is not None:
+                    raise self.error
+        finally:
+            self.stopped.set()
+            self.thread.join(PARTING)

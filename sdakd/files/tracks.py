@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 
 from sdakd.decoding import first_line
 
@@ -23,16 +24,27 @@ def told(metadata: dict[str, str]) -> dict[str, str]:
 
 
 class Copied:
-    """A stream whose packets stay as they are."""
+    """A stream whose packets stay as they are.
+
+    Attributes:
+        passed: How many are left out because their times go back, as where broadcasts were joined; no container holds
+            them.
+    """
 
     def __init__(self, output, stream) -> None:
         self.stream = output.add_stream_from_template(stream, opaque=True)
         self.gaps = stream.codec_context is not None and stream.codec_context.name == 'mov_text'
+        self.passed, self.last = 0, None
 
     def feed(self, packet) -> Iterator:
         """The packets of the result that a packet makes."""
         if self.gaps and bytes(packet) == GAP:
             return
+        at = packet.dts if packet.dts is not None else packet.pts
+        if at is not None and self.last is not None and at < self.last:
+            self.passed += 1
+            return
+        self.last = at if at is not None else self.last
         packet.stream = self.stream
         yield packet
 
@@ -42,11 +54,9 @@ class Copied:
 
 
 class Sound:
-    """A sound that is encoded anew."""
+    """A sound that is encoded anew; its layout, rate and format may change on the way, as in joined broadcasts."""
 
     def __init__(self, output, stream, codec: str) -> None:
-        import av
-
         context = stream.codec_context
         rate = OPUS_RATE if codec == 'libopus' else context.sample_rate
         self.stream = output.add_stream(codec, rate=rate)
@@ -54,7 +64,25 @@ class Sound:
         target.layout = context.layout if context.layout.nb_channels <= 2 else 'stereo'
         target.bit_rate = 128_000 if codec == 'libopus' else 192_000
         target.open()
-        self.resampler = av.AudioResampler(target.format, target.layout, rate, frame_size=target.frame_size or None)
+        self.target, self.resampler, self.heard, self.ended = target, None, None, None
+        self.portions = self._resampler(target.frame_size or None)  # of as many samples as the encoder wants
+
+    def _resampler(self, frame_size: int | None = None):
+        import av
+
+        return av.AudioResampler(self.target.format, self.target.layout, self.target.sample_rate, frame_size)
+
+    def _encoded(self, frames: list) -> Iterator:
+        rate = self.target.sample_rate
+        for frame in frames:
+            at = self.ended or 0 if frame.pts is None else round(frame.pts * frame.time_base * rate)
+            if self.ended is not None and at + frame.samples <= self.ended:
+                continue  # joined parts may overlap
+            frame.pts = at if self.ended is None else max(at, self.ended)
+            frame.time_base = Fraction(1, rate)  # the same for all resamplers
+            self.ended = frame.pts + frame.samples
+            for piece in self.portions.resample(frame):
+                yield from self.stream.encode(piece)
 
     def feed(self, packet) -> Iterator:
         """The packets of the result that a packet makes; one that is damaged makes none."""
@@ -65,12 +93,18 @@ class Sound:
         except av.error.FFmpegError:
             return
         for frame in frames:
-            for piece in self.resampler.resample(frame):
-                yield from self.stream.encode(piece)
+            heard = frame.format.name, frame.layout.name, frame.sample_rate
+            if heard != self.heard:
+                if self.resampler:
+                    yield from self._encoded(self.resampler.resample(None))
+                self.resampler, self.heard = self._resampler(), heard
+            yield from self._encoded(self.resampler.resample(frame))
 
     def end(self) -> Iterator:
         """What is left at the end."""
-        for piece in self.resampler.resample(None):
+        if self.resampler:
+            yield from self._encoded(self.resampler.resample(None))
+        for piece in self.portions.resample(None):
             yield from self.stream.encode(piece)
         yield from self.stream.encode(None)
 

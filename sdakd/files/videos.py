@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -128,7 +129,7 @@ class Video:
         if self.container.format.name in STREAMED and self.container.start_time:
             self.shift = round(self.container.start_time / (1_000_000 * self.time_base))
         self._frames = self._decoded()
-        self._first = next(self._frames, None)
+        self._first = next((frame for frame in self._frames if frame is not None), None)
         if self._first is None:
             raise UserError(where, f'{name} has no frame that can be decoded; it is damaged or of another kind.')
         self._look(self._first)
@@ -165,7 +166,7 @@ class Video:
         return self.layout.bits > 8
 
     def _decoded(self) -> Iterator:
-        """Frames of PyAV, as far as the file can be read; what is damaged is counted."""
+        """Frames of PyAV, as far as the file can be read, and None for a packet that gives none; damage is counted."""
         import av
 
         packets = self.container.demux(self.stream)
@@ -182,21 +183,30 @@ class Video:
             try:
                 frames = packet.decode()
             except av.error.EOFError:
-                continue
+                frames = ()
             except av.error.FFmpegError:
                 self.damaged += not packet.is_corrupt
-                continue
-            yield from frames
+                frames = ()
+            yield from frames or (None,)
 
-    def frames(self, start: int = 0) -> Iterator[Frame]:
+    def frames(self, start: int = 0) -> Iterator[Frame | None]:
         """All frames from number ``start`` on, once; earlier ones are decoded and passed over.
+
+        None stands for each that is passed over and for what gives no frame, so that who iterates can stop meanwhile.
 
         Raises:
             UserError: Its frames change their size on the way.
         """
+        self._frames = self._timed(chain([self._first], self._frames), start)
+        self._first = None
+        return self._frames
+
+    def _timed(self, frames: Iterator, start: int) -> Iterator[Frame | None]:
         before, last, number, ended = None, None, 0, 0
-        first, self._first = self._first, None
-        for frame in _chain(first, self._frames):
+        for frame in frames:
+            if frame is None:
+                yield None
+                continue
             if (frame.height, frame.width) != self._size:
                 raise UserError(self.where, f'{self.name} changes its size at frame {number}; cut it there first.')
             pts = frame.pts - self.shift if frame.pts is not None else ended
@@ -206,22 +216,26 @@ class Video:
             self.widest = max(self.widest, pts - last if last is not None else 0)
             last, ended = pts, pts + (duration or max(round(1 / (self.rate * self.time_base)), 1))
             self.read = number = number + 1
-            if number > start:
-                pixels = self._turn(self._pixels(frame))
-                same = before is not None and np.array_equal(pixels, before)
-                before = pixels
-                yield Frame(pts, duration, pixels, same)
+            if number <= start:
+                yield None
+                continue
+            pixels = self._turn(self._pixels(frame))
+            same = before is not None and np.array_equal(pixels, before)
+            before = pixels
+            yield Frame(pts, duration, pixels, same)
         self._judge(ended)
 
     def _judge(self, ended: int) -> None:
         """Sets :attr:`fault` where frames were damaged or are missing at the end."""
-        told = _seconds(self.stream.metadata.get('DURATION', ''))
+        start = (self.stream.start_time or 0) - self.shift
+        told, own = _seconds(self.stream.metadata.get('DURATION', '')), False
         if told is None and self.stream.duration:
-            told = self.stream.duration * self.time_base
+            told, own = self.stream.duration * self.time_base, True
         if told is None and len(self.container.streams) == 1 and self.container.duration:
             told = Fraction(self.container.duration, 1_000_000)
-        start = (self.stream.start_time or 0) - self.shift
-        missing = (self.count or 0) - self.packets
+        start = start if own else min(start, 0)  # what others tell may count from 0, as Matroska does
+        # AVI counts frames that are empty and only keep the time, too
+        missing = (self.count or 0) - self.packets if self.container.format.name != 'avi' else 0
         slack = max(SLACK, 2 * self.widest * self.time_base)  # Matroska does not tell how long the last frame is shown
         if self.damaged:
             self.fault = f'has {self.damaged} damaged frame{"s" * (self.damaged > 1)} of {self.read}'
@@ -230,19 +244,17 @@ class Video:
             self.fault = f'{self.fault or "ends early"}: {self.read}{total} frames are good'
 
     def close(self) -> None:
-        """Closes the file; a stream may still be waited for in a thread, and is left to the process's end."""
-        if self.again:
-            self._frames = iter(())
-            self.container.close()
+        """Closes the file; what a thread still reads, as it may a stream, is left to the process's end."""
+        if not self.again:
+            return
+        try:
+            self._frames.close()
+        except ValueError:  # a thread is in it
+            return
+        self.container.close()
 
 
 _PICTURE = 1 << 10  # of FFmpeg: a stream that is a picture of the cover
-
-
-def _chain(first, others: Iterator) -> Iterator:
-    if first is not None:
-        yield first
-    yield from others
 
 
 def _reason(error: BaseException) -> str:
@@ -340,7 +352,12 @@ class Pictures:
 
 
 def is_pattern(path: str | os.PathLike) -> bool:
-    """Whether a path stands for numbered pictures, such as ``frames/%05d.png``."""
+    """Whether a path stands for numbered pictures, such as ``frames/%05d.png``; a video may be called my%20dog.mp4."""
+    return has_number(path) and Path(path).suffix.lower() in PICTURES
+
+
+def has_number(path: str | os.PathLike) -> bool:
+    """Whether a number such as ``%05d`` is in the name."""
     return re.search(r'%0?\d*d', os.path.basename(path)) is not None
 
 

@@ -257,7 +257,8 @@ def test_mistakes(gentle, photographs, tmp_path, monkeypatch):
     named, folder = ['--to', 'onnx-int8'], ['--calibrate', photographs]
     for words, wanted in (
         (named, '--to onnx-int8: int8 is calibrated on photographs: name a folder of them with --calibrate'),
-        (['--to', 'onnx', *folder], '--calibrate: only the int8 formats are calibrated'),
+        (['--to', 'onnx', *folder], '--calibrate: only int8 formats use it'),
+        (['--to', 'onnx', '--max_loss', '1'], '--max_loss: only int8 formats use it'),
         ([*named, *folder, '--half'], '--half: onnx-int8 has no weights in float16'),
         ([*named, *folder, '--max_loss', '-1'], '--max_loss: write a number of dB of at least 0'),
         ([*named, *folder, '--max_loss', 'nan'], '--max_loss: write a number of dB'),

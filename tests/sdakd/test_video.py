@@ -480,6 +480,34 @@ def test_a_sound_that_the_container_does_not_hold_is_encoded(run, capsys):
     assert max(shifts.values()) > 0.99
 
 
+@ffmpeg
+def test_a_sound_that_changes_on_the_way(run, capsys):
+    """From stereo at 48 kHz to mono at 44.1 kHz, as in joined broadcasts: tones stay where they were."""
+    for number, (tone, more) in enumerate([(440, '-ac 2 -ar 48000'), (880, '-ac 1 -ar 44100')]):
+        video, sound = f'testsrc=s=32x18:r=10:d=2 -output_ts_offset {2 * number}', f'sine=f={tone}:d=2:r=48000'
+        source, offset = video.split(' ', 1)
+        command = f'ffmpeg -v error -f lavfi -i {source} -f lavfi -i {sound} -pix_fmt yuv420p -c:v libx264 -c:a ac3'
+        subprocess.run([*f'{command} {more} {offset}'.split(), f'{number}.ts'], check=True)
+    Path('in.ts').write_bytes(Path('0.ts').read_bytes() + Path('1.ts').read_bytes())
+    with pytest.raises(UserError, match='in.ts has 1 damaged frame of 40; what could be read'):  # a gap, where joined
+        run('-i', 'in.ts', '-o', 'out.webm', '--preset', '8')
+    assert len(frames_of('out.webm')) == 40
+    with av.open('out.webm') as source:
+        (stream,) = source.streams.audio
+        parts = [(float(frame.time), frame.to_ndarray()[0]) for frame in source.decode(stream)]
+        assert stream.codec_context.layout.name == 'stereo'
+    for start, stop, tone in ((0.3, 1.7, 440), (2.3, 3.7, 880)):
+        heard = np.concatenate([part for time, part in parts if start < time < stop])
+        assert len(heard) > 48000
+        assert abs(np.abs(np.fft.rfft(heard)).argmax() * 48000 / len(heard) - tone) < 2
+    with pytest.raises(UserError, match='in.ts has 1 damaged frame of 40; what could be read'):
+        run('-i', 'in.ts', '-o', 'out.mkv')
+    left = int(re.search(r'in.ts: (\d+) packets of stream 1 are left out, for their', capsys.readouterr().err)[1])
+    before, after = packets_of('in.ts', 'audio'), packets_of('out.mkv', 'audio')
+    times = [time for _, time in after]
+    assert times == sorted(times) and len(after) == len(before) - left and 0 < left < 10
+
+
 def test_rows_of_codecs(run):
     """Every encoder that is installed gives what decodes to about the same frames."""
     from sdakd.files.encoding import encoders
@@ -598,14 +626,16 @@ def test_other_settings_begin_anew(run, monkeypatch, capsys):
     assert (rgb_of('out.mkv') == times_four(moving(LENGTH + 5, 4, 6, seed=1))).all()
 
 
-def test_two_commands_do_not_make_the_same_file(run, tmp_path):
+@pytest.mark.parametrize('name', ['out.mkv', 'f%d.png'])
+def test_two_commands_do_not_make_the_same_file(run, tmp_path, name):
     from sdakd.lock import alone_in
 
     make('in.mkv', list(moving(2)))
-    parts = tmp_path / '.out.mkv.parts'
+    parts = tmp_path / f'.{name}.parts'
     parts.mkdir()
     with alone_in(parts, '-o'), pytest.raises(UserError, match='another command works in'):
-        run('-i', 'in.mkv', '-o', 'out.mkv')
+        run('-i', 'in.mkv', '-o', name)
+    assert run('-i', 'in.mkv', '-o', name) == 0 and not parts.exists()
 
 
 @pytest.mark.parametrize(('share', 'pieces'), [(0.1, 0), (0.95, 2)])
@@ -655,6 +685,29 @@ def test_pipes(tmp_path, model, pix_fmt):
     assert re.search(r'upscale: standard output, x4 with repeats: 5 frames in ', command.said)
 
 
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs signals')
+def test_a_pipe_that_gives_nothing_is_stopped_at_once(tmp_path, model):
+    """While it is waited for, without an abort of Python's; nothing stays, for nothing can go on with it."""
+    make(tmp_path / 'in.mkv', list(moving(LENGTH + 20, 18, 32)), options={'g': '1'})
+    data = (tmp_path / 'in.mkv').read_bytes()
+    command = Started(tmp_path, '-i', '-', '-o', 'out.mkv', '-m', model, '--vcodec', 'ffv1', stdin=subprocess.PIPE)
+    command.process.stdin.write(data[: len(data) - 1000])
+    command.process.stdin.flush()
+    until = time.monotonic() + 100
+    while not (tmp_path / '.out.mkv.parts/000000.piece').exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(1)
+    begun = time.monotonic()
+    command.process.send_signal(signal.SIGINT)
+    assert command.process.wait(60) == 130, command.said
+    assert time.monotonic() - begun < 7
+    assert command.said.splitlines()[-1] == (
+        'Interrupted: what goes through a pipe begins anew; give both ends of it again.'
+    )
+    assert sorted(os.listdir(tmp_path)) == ['in.mkv', 'said']
+    command.process.stdin.close()
+
+
 def test_a_pipe_that_nobody_reads(tmp_path, model):
     make(tmp_path / 'in.mkv', list(moving(40, 72, 128)))
     command = Started(tmp_path, '-i', 'in.mkv', '-o', '-', '-m', model)
@@ -694,6 +747,53 @@ def test_pictures_and_back(run, capsys):
     assert [round(time * 1000) for time in times_of('back.mkv')] == [0, 42, 83, 125]
     found = np.stack([frame.to_ndarray(format='rgb48le') for frame in frames_of('back.mkv')]).astype(int)
     assert found.shape == frames.shape
+
+
+def test_pictures_of_a_longer_video_are_named(run, capsys):
+    make('long.mkv', list(moving(5)))
+    make('short.mkv', list(moving(3, seed=1)))
+    assert run('-i', 'long.mkv', '-o', 'f%d.png') == 0
+    assert 'were there' not in capsys.readouterr().err
+    assert run('-i', 'short.mkv', '-o', 'f%d.png') == 0
+    assert 'f4.png to f5.png were there before and are not of this video; remove them' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['my%20dog.mp4', 'my%20dog.film', 'my%d.mkv'])
+def test_a_video_whose_name_looks_numbered(run, name):
+    frames = moving(2)
+    make('in.mkv', list(frames))
+    os.mkdir('in')
+    shutil.copy('in.mkv', name)
+    shutil.move('in.mkv', f'in/{name}')
+    assert run('-i', name, '-o', 'out%20d.mkv', '--vcodec', 'ffv1') == 0
+    assert (rgb_of('out%20d.mkv') == times_four(frames)).all()
+    with pytest.raises(UserError, match='--fps: it is about numbered pictures'):
+        run('-i', name, '-o', 'out.mkv', '--fps', '5')
+    if not name.endswith('film'):  # an ending by which no folder is searched
+        assert run('-i', 'in', '-o', 'out') == 0
+        assert len(list(Path('out').glob('my%*_out.m*'))) == 1
+    with pytest.raises(UserError, match='none%d.mp4 does not exist'):
+        run('-i', 'none%d.mp4', '-o', 'out.mkv')
+
+
+def test_any_error_of_a_video_leaves_the_others(run, tmp_path, monkeypatch):
+    """Such as one of a library."""
+    from sdakd.commands.upscale import video
+
+    os.mkdir('in')
+    for name in 'abc':
+        make(f'in/{name}.mkv', list(moving(2)))
+    opened = video.opened
+
+    def fails(path, rate):
+        if Path(path).name == 'b.mkv':
+            raise ValueError('a codec fails')
+        return opened(path, rate)
+
+    monkeypatch.setattr(video, 'opened', fails)
+    with pytest.raises(UserError, match=r'1 of 3 files in in could .* \(b.mkv cannot be upscaled \(a codec fails\)'):
+        run('-i', 'in', '-o', 'out')
+    assert sorted(path.name for path in Path('out').glob('*.mkv')) == ['a_out.mkv', 'c_out.mkv']
 
 
 def test_a_folder_of_images_and_videos(run, tmp_path, capsys):
@@ -765,6 +865,25 @@ def test_a_whole_video_is_not_called_damaged(run):
         assert run('-i', name, '-o', 'out.mkv') == 0
 
 
+@ffmpeg
+def test_a_whole_video_that_begins_late_or_has_empty_frames(run):
+    """Matroska counts its length from 0; AVI keeps the time by frames that are empty."""
+    make('in.mkv', list(moving(30)))
+    make('in.avi', list(moving(96, 36, 64)), 'mpeg4', 'yuv420p', pts=[n + 20 * (n > 9) for n in range(96)])
+    with av.open('in.avi') as source:
+        assert source.streams.video[0].frames > 96
+    late = ['-itsoffset', '3', '-i', 'in.mkv', '-c', 'copy', '-avoid_negative_ts', 'disabled']
+    subprocess.run(['ffmpeg', '-v', 'error', *late, 'late.mkv'], check=True)
+    assert times_of('late.mkv')[0] == 3
+    assert run('-i', 'late.mkv', '-o', 'out.mkv') == 0
+    assert run('-i', 'in.avi', '-o', 'out.mkv') == 0
+    assert len(frames_of('out.mkv')) == 96
+    data = Path('in.avi').read_bytes()  # what is cut off is found by the time
+    Path('cut.avi').write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match='cut.avi (ends early|has . damaged)'):
+        run('-i', 'cut.avi', '-o', 'cut.mkv')
+
+
 def test_interlaced_video_is_named(run):
     grey = np.full((32, 32), 128)
     frames = [frame_of([grey, grey[::2, ::2], grey[::2, ::2]], 'yuv420p') for _ in range(3)]
@@ -822,6 +941,8 @@ def things(run):
         ('-i in.mkv -o out.mp4 --vcodec prores_ks', '--vcodec', '.mp4 files do not hold prores_ks'),
         ('-i in.mkv -o out.mp4 --crf 52', '--crf', '52 is none of libx264; give a number from 0 '),
         ('-i in.mkv -o out.mp4 --crf many', '--crf', 'many is none of libx264'),
+        ('-i in.mkv -o out.webm --crf many', '--crf', 'many is none of libvpx-vp9'),
+        ('-i in.mkv -o out.webm --crf 20.5', '--crf', '20.5 is none of libvpx-vp9'),
         ('-i in.mkv -o out.mkv --vcodec ffv1 --crf 1', '--crf', 'ffv1 has no such setting'),
         ('-i in.mkv -o out.mkv --vcodec ffv1 --preset fast', '--preset', 'ffv1 has no such setting'),
         ('-i in.mkv -o out.mp4 --preset quick', '--preset', 'quick is unknown'),
@@ -856,8 +977,26 @@ def test_mistakes(things, line, where, sentence):
         things(*line.split())
     assert found.value.where == where and sentence in found.value.sentence
     after = {path: path.is_dir() or path.read_bytes() for path in Path().rglob('*')}
-    left = {str(path) for path in after.keys() - before.keys()} - {'out'}
-    assert {**after, **before} == after and all('.parts' in path for path in left)
+    assert {**after, **before} == after and {str(path) for path in after.keys() - before.keys()} <= {'out'}
+
+
+@pytest.mark.parametrize('crf', [float('nan'), float('inf'), -float('inf'), '20', 'abc'])
+@pytest.mark.parametrize('name', ['out.webm', 'out.mp4'])
+def test_a_quality_that_is_no_number(run, model, name, crf):
+    make('in.mkv', list(moving(2)))
+    with pytest.raises(UserError, match=f'--crf: {crf} is none of lib.*; give a number from 0'):
+        upscale('in.mkv', name, model=model, crf=crf)
+
+
+def test_an_encoder_that_loses_frames(run, monkeypatch):
+    from sdakd.files.encoding import Encoder
+
+    make('in.mkv', list(moving(5)))
+    add = Encoder.add
+    monkeypatch.setattr(Encoder, 'add', lambda self, pixels, pts, more: add(self, pixels, pts, more) if pts else [])
+    with pytest.raises(UserError, match='--vcodec: ffv1 gave 4 packets for 5 frames; choose another encoder'):
+        run('-i', 'in.mkv', '-o', 'out.mkv', '--vcodec', 'ffv1')
+    assert os.listdir() == ['in.mkv']
 
 
 def test_an_encoder_that_is_missing(run, monkeypatch):
@@ -920,3 +1059,78 @@ def test_writing_behind_does_all_or_raises():
     with pytest.raises(ValueError, match='three'), Behind(fail, 9) as behind:
         behind.give(3)
     assert not [thread for thread in threading.enumerate() if thread.name == 'writing']
+
+
+def test_reading_ends_while_frames_are_passed_over():
+    """As a video that goes on and is stopped again: nothing is taken for a long time."""
+    passed = []
+
+    def items():
+        while True:
+            passed.append(1)
+            yield None
+            time.sleep(0.01)
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Ahead(items(), 3, parting=30) as ahead:
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+    assert not ahead.thread.is_alive() and time.monotonic() - begun < 10
+    with Ahead(iter([None, 1, None, 2, None]), 3) as ahead:
+        assert list(ahead) == [1, 2]
+
+
+def test_frames_that_are_there_are_passed_over_one_by_one(tmp_path):
+    from sdakd.files.videos import Video
+
+    frames = moving(6)
+    video = Video(make(tmp_path / 'in.mkv', list(frames)), '-i', 'in.mkv')
+    found = list(video.frames(4))
+    video.close()
+    assert found[:4] == [None] * 4 and [(part.pixels[..., ::-1] == frames[4 + n]).all() for n, part in enumerate(
+        each for each in found if each is not None)] == [True, True]  # fmt: skip
+
+
+def test_a_video_is_not_closed_while_a_thread_reads_it(tmp_path, monkeypatch):
+    from sdakd.files.videos import Video
+
+    video = Video(make(tmp_path / 'in.mkv', list(moving(6))), '-i', 'in.mkv')
+    within, go_on, pixels = threading.Event(), threading.Event(), video._pixels
+
+    def waiting(frame):
+        within.set()
+        go_on.wait(30)
+        return pixels(frame)
+
+    monkeypatch.setattr(video, '_pixels', waiting)
+    with Ahead(video.frames(), 9, parting=0) as ahead:
+        assert within.wait(30)
+    video.close()
+    assert next(video.container.demux(video.stream)).size > 0  # a closed one raises
+    go_on.set()
+    ahead.thread.join(30)
+    video.close()
+    with pytest.raises(AssertionError):
+        next(video.container.demux(video.stream))
+
+
+def test_writing_ends_when_it_is_stopped_at_the_end(monkeypatch):
+    done, begun = [], threading.Event()
+
+    def work(number):
+        begun.set()
+        time.sleep(0.02)
+        done.append(number)
+
+    join = threading.Thread.join
+
+    def interrupted(thread, timeout=None):
+        monkeypatch.setattr(threading.Thread, 'join', join)
+        assert begun.wait(30)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Behind(work, 500) as behind:
+        for number in range(500):
+            behind.give(number)
+        monkeypatch.setattr(threading.Thread, 'join', interrupted)
+    assert not behind.thread.is_alive() and len(done) < 500

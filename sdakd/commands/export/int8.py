@@ -87,14 +87,14 @@ def check_arguments(names: Sequence[str], folder: str | Path | None, max_loss: f
         The most that may be lost.
 
     Raises:
-        UserError: Photographs are missing, or nobody needs them; the bar is no number; or float16 is wanted, too.
+        UserError: Photographs are missing; they or the bar have no use; it is no number; or float16 is wanted, too.
     """
     if isinstance(max_loss, bool) or not isinstance(max_loss, int | float) or not 0 <= max_loss < math.inf:
         raise UserError('--max_loss', f'write a number of dB of at least 0, such as {MAX_LOSS:g}, not {max_loss!r}.')
     if not names:
-        if folder is not None:
-            formats = ', '.join(QUANTISERS)
-            raise UserError('--calibrate', f'only the int8 formats are calibrated; name one with --to ({formats}).')
+        for flag, given in (('--calibrate', folder is not None), ('--max_loss', max_loss != MAX_LOSS)):
+            if given:
+                raise UserError(flag, f'only int8 formats use it; name one with --to ({", ".join(QUANTISERS)}).')
         return max_loss
     if folder is None:
         raise UserError(

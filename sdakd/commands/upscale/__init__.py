@@ -16,7 +16,7 @@ from sdakd import __version__, compat, stops
 from sdakd.commands.interface import MOST_THREADS, Flags, number, one_of, whole
 from sdakd.commands.upscale.enhancer import FACE_URLS, face_enhancer, with_faces
 from sdakd.commands.upscale.inputs import check_flags, plan_of, rate_of
-from sdakd.commands.upscale.passes import Upscaled, enlarge_images, enlarge_videos, first_looks
+from sdakd.commands.upscale.passes import Upscaled, enlarge_images, enlarge_videos, first_looks, left_behind
 from sdakd.compat import UserError, near
 from sdakd.files.encoding import Wanted
 from sdakd.files.limits import MAX_PIXELS, limited
@@ -158,7 +158,6 @@ def open_upscaler(
     return Upscaler(opened, tile, tile_pad, pre_pad, half, device)
 
 
-@stops.leaving('the finished images stay; give the same command again to go on')
 @limited
 def upscale(
     images: str | Path,
@@ -279,12 +278,13 @@ def upscale(
     known |= settings | {'model': identity(opened), 'version': __version__}
     size = f'x{outscale:g}' if outscale else f'to {upscaler.out_size}x{upscaler.out_size} pixels'
     done = Upscaled({}, [], plan.folder, folder, '', kind='files' if plan.videos else 'images')
-    if plan.pictures:
-        record = Record(folder, known)
-        with_what = f'{size} with {opened.name}'
-        enlarge_images(plan, record, enlarged, upscaler.size_of, outscale, settle, overwrite, with_what, done)
-    if plan.videos:
-        work = Work(upscaler, outscale, wanted, rate, known, overwrite, settle)
-        record = Record(folder, known | {'coding': asdict(wanted)})
-        enlarge_videos(plan, record, work, video, f'{size} with {opened.name}', done)
+    with_what = f'{size} with {opened.name}'
+    with stops.leaving(left_behind(plan)):
+        if plan.pictures:
+            record = Record(folder, known)
+            enlarge_images(plan, record, enlarged, upscaler.size_of, outscale, settle, overwrite, with_what, done)
+        if plan.videos:
+            work = Work(upscaler, outscale, wanted, rate, known, overwrite, settle)
+            record = Record(folder, known | {'coding': asdict(wanted)})
+            enlarge_videos(plan, record, work, video, with_what, done)
     return done

@@ -14,7 +14,7 @@ from sdakd.files.encoding import CONTAINERS, Wanted
 from sdakd.files.images import ENDINGS, by_stem, find_files, find_images, stem
 from sdakd.files.pictures import ending_of
 from sdakd.files.videos import ENDINGS as VIDEOS
-from sdakd.files.videos import check_pattern, is_pattern
+from sdakd.files.videos import check_pattern, has_number, is_pattern
 
 PIPE = '-'
 FASTEST = 1000  # frames per second
@@ -80,7 +80,7 @@ def _of_video(text: str, folder: Path, name: str, output: str, suffix: str) -> P
     pictures = is_pattern(text)
     if output == PIPE:
         plan = Plan(folder, Path(), {}, {PIPE: name}, True)
-    elif is_pattern(output) and bare:
+    elif has_number(output) and bare and ending not in VIDEOS:
         check_pattern(output, '-o')
         if pictures:
             raise UserError('-i and -o', 'both are numbered pictures; give their folders, for no video is made.')

@@ -15,6 +15,7 @@ from sdakd.compat import FullError, UnusableError, UserError
 from sdakd.decoding import first_line
 from sdakd.files.encoding import Wanted, choose
 from sdakd.files.pictures import check_format, filled, read, write_picture
+from sdakd.files.segments import LENGTH
 from sdakd.files.videos import Pictures, Video, has_av, is_pattern
 from sdakd.progress import Progress, say
 
@@ -84,6 +85,15 @@ def first_looks(plan: Plan, wanted: Wanted, rate: Fraction) -> Video | Pictures 
 
     (source,) = plan.videos.values()
     return opened(plan.path(source, plan.folder), rate)
+
+
+def left_behind(plan: Plan) -> str:
+    """What a command leaves behind that is stopped, and how to go on."""
+    if PIPE in (*plan.videos, *plan.videos.values()):
+        return 'what goes through a pipe begins anew; give both ends of it again'
+    whole = f'what is finished stays, of a video in pieces of {LENGTH} frames'
+    what = whole if plan.videos else 'the finished images stay'
+    return f'{what}; give the same command again to go on'
 
 
 def _why(error: Exception) -> str:
@@ -157,11 +167,11 @@ def enlarge_videos(
             continue
         try:
             made = enlarge(video or opened(place, work.rate), name, work)
-        except FullError:
+        except (FullError, BrokenPipeError):
             raise
-        except (UserError, UnusableError) as error:
+        except Exception as error:  # as of images: the others go on
             if plan.single:
-                raise error if isinstance(error, UserError) else UserError('-i', f'{place} {error.reason}.') from None
+                raise error if isinstance(error, UserError) else UserError('-i', f'{place} {_why(error)}.') from None
             done.failed.append(f'{source} {_why(error)}')
             say(f'{place} {_why(error)}')
             continue

@@ -30,18 +30,17 @@ class File:
         coding: How frames are encoded.
         facts: What decides what the frames look like, as JSON holds it.
         overwrite: Whether pieces of an earlier command are removed.
+        lasting: Whether a stopped command leaves its pieces; a pipe cannot be gone on with.
 
     Attributes:
         done: How many frames are there from an earlier command.
     """
 
-    def __init__(self, path: Path, coding: Coding, facts: dict, overwrite: bool) -> None:
-        self.path, self.coding = path, coding
+    def __init__(self, path: Path, coding: Coding, facts: dict, overwrite: bool, lasting: bool) -> None:
+        self.path, self.coding, self.lasting = path, coding, lasting
         self._stack = contextlib.ExitStack()
-        folder = make_folder(path, '-o')
-        self._stack.callback(_remove_empty, folder)
-        self._stack.enter_context(alone_in(folder, '-o'))
-        self.segments = Segments(folder, facts, overwrite)
+        folder = _alone_with(path, self._stack)
+        self.segments = Segments(folder, facts, overwrite or not lasting)
         self.done = self.segments.frames
         self._begin()
 
@@ -61,6 +60,11 @@ class File:
 
     def _end_piece(self) -> None:
         packets = [*self.packets, *self.encoder.end()]
+        if len(packets) != self.count:  # a piece that lacks frames would look complete
+            raise UserError(
+                '--vcodec',
+                f'{self.coding.codec} gave {len(packets)} packets for {self.count} frames; choose another encoder.',
+            )
         self.segments.add(self.count, [(pts, self.durations.get(pts, 0), key, data) for pts, key, data in packets])
         self._begin()
 
@@ -72,8 +76,18 @@ class File:
         self.segments.remove()
 
     def close(self) -> None:
-        """Lets others work on the file."""
+        """Lets others work on the file; what no command can go on with is removed."""
+        if not (self.lasting and self.segments.counts):
+            self.segments.remove()
         self._stack.close()
+
+
+def _alone_with(path: Path, stack: contextlib.ExitStack) -> Path:
+    """Locks a result against other commands until a stack is closed; returns the folder of its parts."""
+    folder = make_folder(path, '-o')
+    stack.callback(_remove_empty, folder)
+    stack.enter_context(alone_in(folder, '-o'))
+    return folder
 
 
 def _remove_empty(folder: Path) -> None:
@@ -96,6 +110,8 @@ class Numbered:
 
     def __init__(self, pattern: str, source: Path | None, facts: dict, overwrite: bool) -> None:
         self.folder, self.name, self.source = Path(pattern).parent, Path(pattern).name, source
+        self._stack = contextlib.ExitStack()
+        _alone_with(Path(pattern), self._stack)
         self.record = Record(self.folder, facts)
         self.done = 0
         while source and not overwrite and self.record.holds(self.name % (self.done + 1), source):
@@ -110,11 +126,18 @@ class Numbered:
         if self.source:
             self.record.add(name, self.source)
 
-    def finish(self, _source: Video | Pictures, _notes: list[str]) -> None:
-        """All is there."""
+    def finish(self, _source: Video | Pictures, notes: list[str]) -> None:
+        """Sees whether others follow, which who reads the pictures would take for its end."""
+        last = self.count
+        while (self.folder / (self.name % (last + 1))).exists():
+            last += 1
+        if last > self.count:
+            these = ' to '.join(sorted({str(self.folder / (self.name % each)) for each in (self.count + 1, last)}))
+            notes.append(f'{these} were there before and are not of this video; remove them')
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Lets others work on the pictures."""
+        self._stack.close()
 
 
 class Pipe:

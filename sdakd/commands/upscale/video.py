@@ -20,13 +20,14 @@ from sdakd.commands.upscale.sinks import File, Numbered, Pipe, fitting, frames_a
 from sdakd.commands.upscale.upscaler import Upscaler
 from sdakd.compat import UnusableError, UserError, no_file
 from sdakd.files.encoding import Coding, Wanted, choose, choose_format
-from sdakd.files.lanes import Ahead, Behind
+from sdakd.files.lanes import PARTING, Ahead, Behind
 from sdakd.files.pictures import resized
 from sdakd.files.videos import Frame, Pictures, Video, is_pattern
 from sdakd.progress import Progress, duration, say
 
 ROOM = 4  # frames that wait before the network, and behind it
 MANY = 10_000  # frames of a video that does not tell how many it has
+STALLED = 1.0  # seconds that a pipe gets to end when everything is given up: it may give nothing for ever
 
 
 @dataclass
@@ -87,7 +88,8 @@ def opened(path: str, rate: Fraction) -> Video | Pictures:
         UserError: It cannot be used.
     """
     if path == PIPE:
-        return Video(sys.stdin.buffer, '-i', 'standard input')
+        # unbuffered: a thread that waits in a buffered reader holds its lock, and Python aborts when it ends meanwhile
+        return Video(open(sys.stdin.fileno(), 'rb', buffering=0, closefd=False), '-i', 'standard input')
     if is_pattern(path) and not os.path.exists(path):
         return Pictures(path, '-i', rate)
     if reason := no_file(path):
@@ -139,7 +141,7 @@ def enlarge(source: Video | Pictures, target: str, work: Work) -> Made:
             facts = {**work.facts, 'coding': coding.facts()}
             again = isinstance(source, Pictures) or source.again
             facts['source'] = _identity(source) if again else None
-            sink = File(Path(target), coding, facts, work.overwrite or not again)
+            sink = File(Path(target), coding, facts, work.overwrite, lasting=bool(again))
         stack.callback(sink.close)
         if size != own:
             notes.append(f'the result has {size[1]}x{size[0]} pixels instead of {own[1]}x{own[0]}, for even sides')
@@ -172,7 +174,8 @@ def _flow(source: Video | Pictures, sink: File | Numbered | Pipe, size: tuple[in
     def write(item: tuple[Frame, np.ndarray]) -> None:
         sink.add(item[1], item[0].pts, item[0].duration)
 
-    with Ahead(source.frames(sink.done), ROOM) as frames, Behind(write, ROOM) as behind, progress:
+    parting = STALLED if isinstance(source, Video) and not source.again else PARTING
+    with Ahead(source.frames(sink.done), ROOM, parting) as frames, Behind(write, ROOM) as behind, progress:
         for frame in frames:
             if unsettled:
                 unsettled = False
