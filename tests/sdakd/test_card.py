@@ -179,6 +179,68 @@ def test_an_option_file_gives_teacher_iterations_and_licence(tmp_path, monkeypat
     assert 'official' not in found()
 
 
+def test_a_description_counts_for_the_values_that_it_was_written_for(tmp_path):
+    stated = {'source': 'stated', 'facts': {'license': 'MIT'}}
+    state = SRVGGNetCompact(num_feat=4, num_conv=2, upscale=2).state_dict()
+    save_file(state, tmp_path / 'source.safetensors', metadata={'training': json.dumps(stated)})
+    model, beside = tmp_path / 'net.pth', tmp_path / 'net.json'
+    sdakd.export(tmp_path / 'source.safetensors', 'safetensors', model)
+    said = json.loads(beside.read_text())
+    assert said['values'] == values_digest(state) and training_of(open_network(model)) == stated
+
+    def refused():
+        found = training_of(open_network(model))
+        return found['source'] == 'not recorded' and 'net.json is not of this network' in found['reason']
+
+    small(model, 1)  # another network of the same shape, under the same name
+    assert refused() and sdakd.card(model, tmp_path / 'card').license is None
+    torch.save(state, model)
+    assert training_of(open_network(model)) == stated
+    beside.write_text(json.dumps({key: value for key, value in said.items() if key != 'values'}))  # of 0.1
+    assert training_of(open_network(model)) == stated
+    for foreign in ({'training': stated}, {**said, 'network': {**said['network'], 'num_conv': 3}}, {**said, 'key': 1},
+                    {**said, 'network': None}):  # fmt: skip
+        beside.write_text(json.dumps(foreign))
+        assert refused()
+
+
+def test_what_a_training_began_with_has_a_licence_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / 'experiments/run'
+    model, start = small(run / 'models/net_g_9.pth'), small(tmp_path / 'start.pth', 1)
+    small(tmp_path / 'teacher.pth', 2)
+    teacher = digest('teacher.pth')
+    monkeypatch.setattr(zoo, 'MODELS', {'of this test': zoo.Model('a network', 1, teacher)})
+    network = {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 2, 'upscale': 2}
+    options = {'network_g': network, 'teacher': {'weights': 'teacher.pth'}}
+
+    def made(begin, output='card'):
+        (run / 'run.yml').write_text(yaml.safe_dump({**options, 'path': {'pretrain_network_g': begin}}))
+        return sdakd.card(model, output)
+
+    assert made(None).license == 'BSD-3-Clause'
+    unknown = made('start.pth')
+    assert unknown.license is None and 'The licence of start.pth, which the training began with, is not' in str(unknown)
+    text = parsed(Path('card')).text
+    assert (
+        f'| began with | `start.pth`, SHA-256 `{digest(start)}`' in text and 'other: the licence of start.pth' in text
+    )
+    assert training_of(open_network(model))['facts']['start']['values'] == values_digest(
+        torch.load(start)['params_ema']
+    )
+    assert made('gone.pth').license is None
+    assert made(str(model)).license is None  # in a circle
+    assert made('teacher.pth').license == 'BSD-3-Clause'
+    # a student of the same teacher: what it says of itself; written before `facts` had `start`, it names the file alone
+    said = {'training': json.dumps({'source': 'stated', 'facts': {'teachers': [{'license': 'BSD-3-Clause'}]}})}
+    save_file(torch.load(start)['params_ema'], 'start.safetensors', metadata=said)
+    assert made('start.safetensors').license == 'BSD-3-Clause'
+    old = {'source': 'option file', 'path': {'pretrain_network_g': 'x.pth'}, 'facts': {'license': None, 'teachers': [
+        {'license': 'BSD-3-Clause'}]}}  # fmt: skip
+    save_file(torch.load(start)['params_ema'], 'old.safetensors', metadata={'training': json.dumps(old)})
+    assert sdakd.card('old.safetensors', 'card').license is None
+
+
 def test_an_official_network_is_no_student_and_has_its_licence(tmp_path, monkeypatch):
     model = small(tmp_path / 'given/net.pth')
     monkeypatch.setattr(zoo, 'MODELS', {'of this test': zoo.Model('x2: drawings', 1, digest(model))})

@@ -130,7 +130,7 @@ def card(
     files["the Hugging Face Hub's card"] = output / README
     for name, content in data.items():
         write(output / name, content)
-    return Card(output, dict(reversed(files.items())), subject.license, _notes(subject, found))
+    return Card(output, dict(reversed(files.items())), subject.license, _notes(subject, found, hub.not_known(subject)))
 
 
 def check_repo(flag: str, name: str | None) -> None:
@@ -220,11 +220,11 @@ def _side_by_side(shown: Sequence[tuple[str, np.ndarray, np.ndarray]], scale: in
     return sheet(rows)
 
 
-def _notes(subject, record: dict | None) -> list[str]:
+def _notes(subject, record: dict | None, unknown: str) -> list[str]:
     notes = []
     if subject.license is None:
         notes.append(
-            "The teacher's licence is not known, and the card says so; look it up and give it by --license before you "
+            f'{unknown[0].upper()}{unknown[1:]}, and the card says so; look it up and give it by --license before you '
             'share the model.'
         )
     if record is None:

@@ -22,10 +22,17 @@ LICENCES = {
 NOT_KNOWN = "the teacher's licence is not known"
 
 
+def not_known(subject: Subject) -> str:
+    """Whose licence is missing."""
+    if subject.start is not None and 'license' not in subject.start:
+        return f'the licence of {subject.start.get("file")}, which the training began with, is not known'
+    return NOT_KNOWN
+
+
 def licence(spdx: str | None) -> dict[str, str]:
     """A licence as the Hub's metadata say it."""
     if spdx is None:
-        return {'license': 'other', 'license_name': re.sub('[^a-z]+', '-', NOT_KNOWN)}
+        return {'license': 'other', 'license_name': 'not-known'}
     name = re.sub(r'-(only|or-later)$', '', spdx.lower())
     if name in LICENCES:
         return {'license': name}
@@ -101,6 +108,8 @@ def _facts(subject: Subject) -> str:
         rows.append(['cost', f'{cost[0]:,d} parameters{macs}'])
     for teacher in subject.teachers:
         rows.append(['teacher', _teacher(teacher)])
+    if subject.start is not None:
+        rows.append(['began with', _teacher(subject.start)])
     rows.append(['training', _training(subject)])
     if subject.data:
         rows.append(['trained on', subject.data])
@@ -181,7 +190,7 @@ def _limits(subject: Subject) -> str:
 def _licence(subject: Subject) -> str:
     officials = [teacher for teacher in [*subject.teachers, subject.facts] if teacher.get('official')]
     if subject.license is None:
-        text = f'other: {NOT_KNOWN}. Ask whoever has made the teacher before you use or share this model.'
+        text = f'other: {not_known(subject)}. Ask whoever has made it before you use or share this model.'
         return f'## Licence\n\n{text}'
     text = f'## Licence\n\n{subject.license}.'
     for official in officials:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sdakd.compat import UserError, no_file
 from sdakd.files.results import NAME, read_results
-from sdakd.files.training import teachers_of
+from sdakd.files.training import licence_told, start_of, teachers_of
 from sdakd_arch.families import family_of
 
 if TYPE_CHECKING:
@@ -189,6 +189,11 @@ class Subject:
         """Of the run; see :mod:`sdakd.files.training`."""
         return teachers_of(self.training)
 
+    @property
+    def start(self) -> dict | None:
+        """What its training began with; see :mod:`sdakd.files.training`."""
+        return start_of(self.training)
+
     def address(self, file: str) -> str | None:
         """Where a file will lie on the Hub; None where no repository is named."""
         return f'{HOST}/{self.repo}/resolve/main/{file}' if self.repo else None
@@ -254,7 +259,7 @@ class Subject:
 
 
 def licence_of(training: Mapping, given: str | None) -> str | None:
-    """The licence of a model: the one given, else its own where it is known, else its teachers', if all have one.
+    """The licence of a model: the one given, else what its training tells (:func:`sdakd.files.training.licence_told`).
 
     Args:
         training: See :mod:`sdakd.files.training`.
@@ -270,9 +275,7 @@ def licence_of(training: Mapping, given: str | None) -> str | None:
         if not _is_spdx(given):
             raise UserError('--license', f'{given!r} is no SPDX name of a licence, such as MIT or CC-BY-4.0.')
         return given
-    own = training.get('facts', {}).get('license')
-    found = {own} if own else {teacher.get('license') for teacher in teachers_of(training)}
-    said = found.pop() if len(found) == 1 else None
+    said = licence_told(training)
     return said if _is_spdx(said) else None
 
 
