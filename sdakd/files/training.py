@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sdakd.files.generators import Opened
 
 KNOWN, UNKNOWN = 'option file', 'not recorded'  # what ``source`` is
+PRIVATE = re.compile(
+    r'\s*(?:[/\\~$%]|\.\.(?:[/\\]|$)|[a-z]:[/\\]|(?!https?://[^/@]*(?:/|$))[a-z][a-z0-9+.-]*:/)', re.IGNORECASE
+)
 LARGEST = 1 << 20  # bytes of a description beside weights
 
 
@@ -75,12 +78,16 @@ def _training_of(opened: Opened, seen: frozenset[Path]) -> dict:
 
 
 def without_folders(value: object) -> object:
-    """Options with absolute paths cut to their last part: a file that is passed on tells nothing of this machine."""
+    """Options with private places cut to their last part: a file that is passed on tells nothing of this machine.
+
+    These are absolute paths, shares and addresses that are not of the web, and what begins with ``~``, a variable
+    or ``..``.
+    """
     if isinstance(value, Mapping):
         return {str(key): without_folders(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [without_folders(entry) for entry in value]
-    if isinstance(value, str) and re.match(r'[/~]|[A-Za-z]:[\\/]', value):
+    if isinstance(value, str) and PRIVATE.match(value):
         return re.split(r'[\\/]', value.rstrip('\\/'))[-1]
     return value
 

@@ -13,6 +13,8 @@ from sdakd.compat import UserError, no_file
 from sdakd.files.results import NAME, read_results
 from sdakd.files.training import licence_told, start_of, teachers_of
 from sdakd_arch.families import family_of
+from sdakd_arch.ncnn_file import is_ncnn
+from sdakd_arch.zoo import digest_of
 
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
@@ -70,7 +72,8 @@ class Row:
                 cells = [_cell(found.get((name, model['name'], *column)), _digits(column[0])) for column in columns]
                 if set(cells) == {'-'}:
                     continue
-                cells += [_cell(model['parameters'], ',d'), _cell(model['macs'] and model['macs'] / 1e9, '.3f')]
+                macs = model.get('macs')
+                cells += [_cell(model.get('parameters'), ',d'), _cell(macs and macs / 1e9, '.3f')]
                 cells += [_cell(ms.get((model['name'], backend)), '.1f') for backend in backends]
                 rows.append([name, model['name'], *cells])
         return ['set', 'model', *titles, 'parameters', 'GMACs', *(f'ms, {backend}' for backend in backends)], rows
@@ -142,13 +145,35 @@ class Picture:
     after: str
 
 
+@dataclass(frozen=True)
+class Part:
+    """A file of a model.
+
+    Args:
+        name: Its name.
+        size: Bytes.
+        sha256: Of its content.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
+def parts_of(path: Path) -> list[Part]:
+    """The files of a model: ncnn's are two, of which the last holds the weights."""
+    files = [path.with_suffix('.param'), path.with_suffix('.bin')] if is_ncnn(path) else [path]
+    return [Part(file.name, file.stat().st_size, digest_of(file)) for file in files]
+
+
 @dataclass
 class Subject:
     """A model to be described.
 
     Args:
         opened: The model.
-        size, sha256: Of its file.
+        parts: Its files; see :func:`parts_of`.
+        padded: Whether the file is padded; see :meth:`sdakd_arch.families.Family.is_padded`.
         training: See :mod:`sdakd.files.training`.
         license: An SPDX expression; None where it is not known.
         author, repo, base_model: As given; None where nothing was.
@@ -158,8 +183,8 @@ class Subject:
     """
 
     opened: Opened
-    size: int
-    sha256: str
+    parts: list[Part]
+    padded: bool
     training: dict
     license: str | None
     author: str | None = None
@@ -176,8 +201,13 @@ class Subject:
 
     @property
     def file(self) -> str:
-        """The name of the model's file."""
-        return self.opened.path.name
+        """The name of the model's file; of ncnn's the ``.param``."""
+        return self.parts[0].name
+
+    @property
+    def sha256(self) -> str:
+        """Of the file that holds the weights."""
+        return self.parts[-1].sha256
 
     @property
     def facts(self) -> dict:
