@@ -76,7 +76,7 @@ class Published(Outcome):
         return '\n'.join([*lines, *self.notes, ''])
 
 
-@stops.leaving('nothing was published: all files go in one commit; give the same command again')
+@stops.leaving('no file was published: all files go in one commit; give the same command again')
 def publish(
     models: str | Path | Sequence[str | Path],
     *,
@@ -359,7 +359,7 @@ def _sentence(error: BaseException, hub: Hub) -> UserError | None:
             )
         if status is not None:
             said = one_line(getattr(each, 'server_message', None) or each)
-            return UserError(where, f'the Hub refuses {what} (status {status}: {said}); nothing was published.')
+            return UserError(where, f'the Hub refuses {what} (status {status}: {said}); no file was published.')
         if isinstance(each, errors.HFValidationError):
             return UserError('--repo', f'{what} is no name on the Hub ({one_line(each)}).')
         if isinstance(each, errors.OfflineModeIsEnabled):
@@ -367,5 +367,5 @@ def _sentence(error: BaseException, hub: Hub) -> UserError | None:
     for each in causes:
         module = type(each).__module__.partition('.')[0]
         if module.startswith(('httpx', 'httpcore', 'requests', 'urllib3')) or isinstance(each, ConnectionError):
-            return UserError(where, f'{hub.api.endpoint} cannot be reached ({one_line(each)}); nothing was published.')
+            return UserError(where, f'{hub.api.endpoint} cannot be reached ({one_line(each)}); no file was published.')
     return None

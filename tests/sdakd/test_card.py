@@ -444,6 +444,20 @@ def test_an_export_finds_its_row_by_its_name_and_another_network_does_not(measur
     assert not (tmp_path / 'other').exists()
 
 
+def test_one_that_was_trained_since_has_no_row(measured, tmp_path):
+    root, _ = measured
+    small(tmp_path / 'net.pth', 7)
+    with pytest.raises(UserError, match='--results: .* has no row of'):
+        sdakd.card(tmp_path / 'net.pth', tmp_path / 'card', results=root / 'results')
+    older = json.loads((root / 'results/results.json').read_text())
+    for model in older['evaluate']['models']:
+        assert (model.pop('values') is None) == (model['name'] == 'bicubic')
+        del model['macs']
+    (tmp_path / 'results.json').write_text(json.dumps(older))
+    sdakd.card(tmp_path / 'net.pth', tmp_path / 'card', results=tmp_path)
+    assert parsed(tmp_path / 'card').data.eval_results
+
+
 def test_a_licence_is_given_or_said_to_be_unknown(tmp_path):
     model = small(tmp_path / 'm/net.safetensors')
     made = sdakd.card(model, tmp_path / 'card')

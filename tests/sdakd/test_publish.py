@@ -333,7 +333,7 @@ def test_nobody_answers(hub, files, monkeypatch):
         port = taken.getsockname()[1]
     monkeypatch.setattr(constants, 'ENDPOINT', f'http://127.0.0.1:{port}')
     with pytest.raises(
-        UserError, match=f'--to hf: http://127.0.0.1:{port} cannot be reached .*; nothing was published'
+        UserError, match=f'--to hf: http://127.0.0.1:{port} cannot be reached .*; no file was published'
     ):
         sdakd.publish(files / 'net.safetensors', repo='user/net', card=files / 'card')
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
@@ -354,6 +354,6 @@ def test_what_the_hub_refuses_is_passed_on(hub, files, monkeypatch):
         self.answer({'error': 'storage is full'}, status)
 
     monkeypatch.setattr(Answers, 'do_PUT', full)
-    with pytest.raises(UserError, match='--to hf: the Hub refuses user/net .status 413: .*nothing was published'):
+    with pytest.raises(UserError, match='--to hf: the Hub refuses user/net .status 413: .*no file was published'):
         sdakd.publish(files / 'net.safetensors', repo='user/net', card=files / 'card')
     assert not hub.commits and hub.repos == {'user/net': {}}

@@ -14,7 +14,7 @@ from sdakd.files.results import NAME, read_results
 from sdakd.files.training import licence_told, start_of, teachers_of
 from sdakd_arch.families import family_of
 from sdakd_arch.ncnn_file import is_ncnn
-from sdakd_arch.zoo import digest_of
+from sdakd_arch.zoo import digest_of, values_digest
 
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
@@ -88,7 +88,10 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def read_row(results: Path, opened: Opened, sha256: str) -> Row:
-    """The model's row of ``results.json``, found by its file's SHA-256, else by its name where the network is as large.
+    """The model's row of ``results.json``, found by its file's SHA-256, else by its name where it is the same network.
+
+    It is the same if its size is and, where both are known, its values in float16: under its name another one may
+    have been trained since.
 
     Args:
         results: The file, or its folder.
@@ -110,8 +113,7 @@ def read_row(results: Path, opened: Opened, sha256: str) -> Row:
         same += [
             model
             for model in models
-            if model['name'] in (opened.name, opened.name.removesuffix('_fp16'))
-            and _size(model['network']) == _size(opened.network)
+            if model['name'] in (opened.name, opened.name.removesuffix('_fp16')) and _is_same(model, opened)
         ]
         scores = [score for score in section['scores'] if score['mean'] is not None and math.isfinite(score['mean'])]
         labels = {metric['name']: metric['label'] for metric in section['metrics']}
@@ -124,6 +126,20 @@ def read_row(results: Path, opened: Opened, sha256: str) -> Row:
     raise UserError(
         '--results', f'{path} has no row of {opened.path} (it has {names}); measure this file by `sdakd evaluate -m`.'
     )
+
+
+def _is_same(model: Mapping, opened: Opened) -> bool:
+    """Whether a row may be of a network; values are compared within a class, whose names of tensors are the same."""
+    network = opened.network or {}
+    if _size(model['network']) != _size(opened.network):
+        return False
+    if (
+        model.get('values') is None
+        or opened.path.suffix == '.onnx'
+        or model['network'].get('type') != network.get('type')
+    ):
+        return True
+    return model['values'] == values_digest(opened.module.state_dict())
 
 
 def _size(network: Mapping | None) -> object:
