@@ -198,6 +198,22 @@ def read_weights(path: str | os.PathLike, param_key: str | None = None, where: s
     return _plain_names(state)
 
 
+def stored_names(path: str | os.PathLike, where: str = 'weights') -> list[str]:
+    """The names of a file's tensors as they are in it, without the key that they lie under; empty for graphs.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if is_ncnn(path) or (kind := kind_of(path, where)) == 'onnx':
+        return []
+    if kind == 'safetensors':
+        from safetensors import safe_open
+
+        with safe_open(path, 'pt') as file:
+            return list(file.keys())
+    return [str(key) for key in _unwrapped(load_tensors(path, where), None)[0]]
+
+
 def _unwrapped(content: Mapping, param_key: str | None) -> tuple[Mapping, list[str]]:
     """The innermost mapping that holds a generator's tensors, and the keys that lead to it."""
     sections: list[str] = []

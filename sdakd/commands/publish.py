@@ -8,10 +8,11 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import yaml
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 HUBS = ('hf',)
+# of Markdown and of HTML, what a card shows
+PICTURES = re.compile(r'!\[[^\]]*\]\(\s*(?:<([^>]+)>|([^)\s]+))|<img\s[^>]*?\bsrc\s*=\s*["\']([^"\']+)', re.IGNORECASE)
+NO_WEIGHTS = ('.param', '.json')  # endings of files whose SHA-256 tells no model: ncnn's graphs are all alike
 TOKENS = 'https://huggingface.co/settings/tokens'
 
 
@@ -72,7 +76,7 @@ class Published(Outcome):
         return '\n'.join([*lines, *self.notes, ''])
 
 
-@stops.leaving('nothing was published: all files go in one commit; give the same command again')
+@stops.leaving('no file was published: all files go in one commit; give the same command again')
 def publish(
     models: str | Path | Sequence[str | Path],
     *,
@@ -85,6 +89,7 @@ def publish(
     """Sends model files, their card and its pictures to a repository, which is made if it is not there.
 
     Everything is checked before anything is sent. Files that are there already and differ are replaced by the commit.
+    Of a card's folder go the card, the pictures that it and its record name, and the record; nothing else.
 
     Args:
         models: The model, and its exports.
@@ -101,18 +106,16 @@ def publish(
     models = [models] if isinstance(models, str | Path) else list(models)
     if not models:
         raise UserError('-m', 'give a model.')
-    check_repo('--repo', repo)
     compat.import_basicsr()
+    name = Path(models[0]).stem
+    check_repo('--repo', repo or f'USER/{name}')
     files = _model_files([Path(model) for model in models])
-    with _hub(repo) as hub:
-        name = Path(models[0]).stem
-        place = repo or (f'USER/{name}' if dry_run else f'{hub.user()}/{name}')
-        if not dry_run:
-            check_repo('--repo', place)
-        with _card_folder(card, Path(models[0]), repo or (None if dry_run else place)) as (folder, notes):
+    with nullcontext() if dry_run else _hub() as hub:
+        place = repo or f'{hub.user() if hub else "USER"}/{name}'
+        with _card_folder(card, Path(models[0]), repo or (place if hub else None)) as (folder, notes):
             files |= _card_files(folder, files)
             sizes = {each: path.stat().st_size for each, path in files.items()}
-            if dry_run:
+            if hub is None:
                 return Published(place, sizes, notes=notes)
             changed, address = hub.send(place, files, private)
             return Published(place, sizes, changed, address, notes)
@@ -122,20 +125,21 @@ def publish(
 
 
 def _model_files(models: Sequence[Path]) -> dict[str, Path]:
-    """The files by their names, with what belongs to them: ncnn's ``.bin``, and ``NAME.json``.
+    """The files by their names, with what belongs to them: ncnn's other half, and ``NAME.json`` if it describes them.
 
     Raises:
         UserError: One does not open, or two have the same name.
     """
     from sdakd.files.generators import open_network
-    from sdakd.files.training import beside
+    from sdakd.files.training import beside, description
+    from sdakd_arch.ncnn_file import is_ncnn
 
     files: dict[str, Path] = {}
     for model in models:
-        open_network(model)
-        more = [model.with_suffix('.bin')] if model.suffix == '.param' else []
-        more += [beside(model)] if model.suffix in ('.pth', '.param') and not no_file(beside(model)) else []
-        for path in [model, *more]:
+        opened = open_network(model)
+        both = [model.with_suffix(ending) for ending in ('.param', '.bin')] if is_ncnn(model) else [model]
+        said = [beside(model)] if model.suffix in ('.pth', '.param', '.bin') and description(opened) else []
+        for path in [*both, *said]:
             if path.name in files and path not in files.values():
                 raise UserError('-m', f'two files are called {path.name}; rename one.')
             files[path.name] = path
@@ -154,7 +158,7 @@ def _card_folder(given: str | Path | None, model: Path, repo: str | None) -> Ite
 
 
 def _card_files(folder: Path, models: dict[str, Path]) -> dict[str, Path]:
-    """What lies in the folder of a card, by name; nothing below it, and nothing hidden.
+    """Of the folder of a card what is the card's, by name: the card, its record, and the pictures that both show.
 
     Raises:
         UserError: There is no card, it cannot be read, it shows pictures that are not there, or is another model's.
@@ -169,25 +173,53 @@ def _card_files(folder: Path, models: dict[str, Path]) -> dict[str, Path]:
     except (OSError, ValueError) as error:
         raise UserError('--card', f'{readme} cannot be read ({one_line(error)}).') from None
     found = _metadata(text, readme)
-    for name in re.findall(r'!\[[^\]]*\]\(([^)\s]+)\)', text):
-        if '://' not in name and no_file(folder / name):
-            raise UserError(
-                '--card', f'{readme} shows {name}, which is not in the folder; write it anew by `sdakd card`.'
-            )
+    weights = [path for path in models.values() if path.suffix not in NO_WEIGHTS]
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in weights}
     ours = found.get('library_name') == 'sdakd'
-    if ours and not any(hashlib.sha256(path.read_bytes()).hexdigest() in text for path in models.values()):
+    if ours and not any(digest in text for digest in digests):
         names = ', '.join(models)
         raise UserError('--card', f'{readme} is of another file: it has the SHA-256 of none of {names}; write it anew.')
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != '.'}
-    for path in files.values():
-        if path.suffix == '.json':
-            try:
-                json.loads(path.read_text(encoding='utf-8'))
-            except (OSError, ValueError) as error:
-                raise UserError('--card', f'{path} is damaged ({one_line(error)}); write it anew.') from None
+    names = dict.fromkeys([README, *(name for name in _shown(text) if _is_here(name))])
+    for record in sorted(folder.glob('*x-*.json')):
+        if no_file(record):
+            continue
+        try:
+            content = json.loads(record.read_text(encoding='utf-8'))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError('--card', f'{record} is damaged ({one_line(error)}); write it anew.') from None
+        if any(each.get('sha256') in [*digests] for each in _mappings(content, 'resources')):
+            images = [image.get(key) for image in _mappings(content, 'images') for key in ('LR', 'SR')]
+            names |= dict.fromkeys([record.name, *(str(image).rpartition('/')[2] for image in images)])
+    files = {name: folder / name for name in names}
+    for name, path in files.items():
+        if path.is_symlink():
+            raise UserError(
+                '--card', f'{path} is a link to another place, and links are not followed; put a copy there.'
+            )
+        if re.search(r'[\\/]', name) or no_file(path):
+            raise UserError(
+                '--card', f'{folder} shows {name}, which is not in the folder; write it anew by `sdakd card`.'
+            )
     if both := sorted(set(files) & set(models)):
         raise UserError('--card', f'{folder} holds {both[0]}, which -m names as well; rename one.')
     return files
+
+
+def _shown(text: str) -> Iterator[str]:
+    """The addresses of the pictures of a card."""
+    for found in PICTURES.finditer(text):
+        yield unquote(next(filter(None, found.groups())))
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is that of a file beside the card, not one of the network or a picture itself."""
+    return not re.match(r'[a-z][a-z0-9+.-]*:|//|#', address, re.IGNORECASE)
+
+
+def _mappings(record: object, key: str) -> list[dict]:
+    """A list of a record, whatever the file holds; empty where it has none."""
+    found = record.get(key) if isinstance(record, dict) else None
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 def _metadata(text: str, readme: Path) -> dict[str, Any]:
@@ -212,7 +244,7 @@ def _metadata(text: str, readme: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _hub(repo: str | None) -> Iterator[Hub]:
+def _hub() -> Iterator[Hub]:
     """The Hugging Face Hub; its library's errors become sentences."""
     try:
         import huggingface_hub
@@ -245,15 +277,19 @@ class Hub:
         """The token.
 
         Raises:
-            UserError: There is none.
+            UserError: There is none, or it cannot be one.
         """
         from huggingface_hub import get_token
 
-        found = get_token()
+        remedy = f'`hf auth login`, or set HF_TOKEN to one that may write ({TOKENS}).'
+        try:
+            found = get_token()
+        except (OSError, ValueError):  # the file of a login
+            found = '\0'
         if not found:
-            raise UserError(
-                'HF_TOKEN', f'there is no token: `hf auth login`, or set HF_TOKEN to one that may write ({TOKENS}).'
-            )
+            raise UserError('HF_TOKEN', f'there is no token: {remedy}')
+        if not re.fullmatch(r'[!-~]+', found):  # no header can hold it, and errors would show it
+            raise UserError('HF_TOKEN', f'the token holds characters that none has; copy it again: {remedy}')
         return found
 
     def user(self) -> str:
@@ -323,7 +359,7 @@ def _sentence(error: BaseException, hub: Hub) -> UserError | None:
             )
         if status is not None:
             said = one_line(getattr(each, 'server_message', None) or each)
-            return UserError(where, f'the Hub refuses {what} (status {status}: {said}); nothing was published.')
+            return UserError(where, f'the Hub refuses {what} (status {status}: {said}); no file was published.')
         if isinstance(each, errors.HFValidationError):
             return UserError('--repo', f'{what} is no name on the Hub ({one_line(each)}).')
         if isinstance(each, errors.OfflineModeIsEnabled):
@@ -331,5 +367,5 @@ def _sentence(error: BaseException, hub: Hub) -> UserError | None:
     for each in causes:
         module = type(each).__module__.partition('.')[0]
         if module.startswith(('httpx', 'httpcore', 'requests', 'urllib3')) or isinstance(each, ConnectionError):
-            return UserError(where, f'{hub.api.endpoint} cannot be reached ({one_line(each)}); nothing was published.')
+            return UserError(where, f'{hub.api.endpoint} cannot be reached ({one_line(each)}); no file was published.')
     return None

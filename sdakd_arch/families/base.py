@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import ClassVar
 
@@ -141,6 +141,10 @@ class Family:
     def catalogue(self, network: Mapping) -> tuple[str, list[str]] | None:
         """OpenModelDB's identifier of the architecture, and the network's size in its words; None where it has none."""
         return None
+
+    def is_padded(self, names: Iterable[str]) -> bool:
+        """Whether a file holds what :meth:`padded` adds in tensors of its own, by the names of its tensors."""
+        return False
 
     def padded(self, network: Mapping, state: State) -> tuple[dict, State]:
         """Options and state dict, of the same output, in sizes that programs built on spandrel take for granted.

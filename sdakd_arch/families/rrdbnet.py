@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -219,6 +219,10 @@ class RRDBNetFamily(Family):
         growth = network.get('num_grow_ch', GROWTH)
         size = [f'{network.get("num_feat", 64)}nf', f'{network.get("num_block", 23)}nb']
         return 'esrgan+' if network.get('plus') else 'esrgan', size + ([f'{growth}gc'] if growth != GROWTH else [])
+
+    def is_padded(self, names: Iterable[str]) -> bool:
+        """By what :func:`modulated` adds."""
+        return any(name.startswith(MODULATION) for name in names)
 
     def padded(self, network: Mapping, state: State) -> tuple[dict, State]:
         """As MM-RealSR, of which spandrel reads the growth channels; else with 32 of them, most of them zero."""

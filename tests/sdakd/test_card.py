@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sdakd
-from sdakd.commands.card import openmodeldb
+from sdakd.commands.card import SHEET, openmodeldb
 from sdakd.compat import UserError
 from sdakd.files.generators import open_network
-from sdakd.files.training import training_of
+from sdakd.files.training import training_of, without_folders
 from sdakd_arch import zoo
 from sdakd_arch.zoo import MODELS, official, values_digest
 
@@ -179,6 +179,88 @@ def test_an_option_file_gives_teacher_iterations_and_licence(tmp_path, monkeypat
     assert 'official' not in found()
 
 
+def test_a_description_counts_for_the_values_that_it_was_written_for(tmp_path):
+    stated = {'source': 'stated', 'facts': {'license': 'MIT'}}
+    state = SRVGGNetCompact(num_feat=4, num_conv=2, upscale=2).state_dict()
+    save_file(state, tmp_path / 'source.safetensors', metadata={'training': json.dumps(stated)})
+    model, beside = tmp_path / 'net.pth', tmp_path / 'net.json'
+    sdakd.export(tmp_path / 'source.safetensors', 'safetensors', model)
+    said = json.loads(beside.read_text())
+    assert said['values'] == values_digest(state) and training_of(open_network(model)) == stated
+
+    def refused():
+        found = training_of(open_network(model))
+        return found['source'] == 'not recorded' and 'net.json is not of this network' in found['reason']
+
+    small(model, 1)  # another network of the same shape, under the same name
+    assert refused() and sdakd.card(model, tmp_path / 'card').license is None
+    torch.save(state, model)
+    assert training_of(open_network(model)) == stated
+    beside.write_text(json.dumps({key: value for key, value in said.items() if key != 'values'}))  # an older one
+    assert training_of(open_network(model)) == stated
+    for foreign in ({'training': stated}, {**said, 'network': {**said['network'], 'num_conv': 3}}, {**said, 'key': 1},
+                    {**said, 'network': None}):  # fmt: skip
+        beside.write_text(json.dumps(foreign))
+        assert refused()
+
+
+def test_what_a_training_began_with_has_a_licence_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / 'experiments/run'
+    model, start = small(run / 'models/net_g_9.pth'), small(tmp_path / 'start.pth', 1)
+    small(tmp_path / 'teacher.pth', 2)
+    teacher = digest('teacher.pth')
+    monkeypatch.setattr(zoo, 'MODELS', {'of this test': zoo.Model('a network', 1, teacher)})
+    network = {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 2, 'upscale': 2}
+    options = {'network_g': network, 'teacher': {'weights': 'teacher.pth'}}
+
+    def made(begin, output='card'):
+        (run / 'run.yml').write_text(yaml.safe_dump({**options, 'path': {'pretrain_network_g': begin}}))
+        return sdakd.card(model, output)
+
+    assert made(None).license == 'BSD-3-Clause'
+    unknown = made('start.pth')
+    assert unknown.license is None and 'The licence of start.pth, which the training began with, is not' in str(unknown)
+    text = parsed(Path('card')).text
+    assert (
+        f'| began with | `start.pth`, SHA-256 `{digest(start)}`' in text and 'other: the licence of start.pth' in text
+    )
+    assert training_of(open_network(model))['facts']['start']['values'] == values_digest(
+        torch.load(start)['params_ema']
+    )
+    assert made('gone.pth').license is None
+    assert made(str(model)).license is None  # in a circle
+    assert made('teacher.pth').license == 'BSD-3-Clause'
+    # a student of the same teacher: what it says of itself; written before `facts` had `start`, it names the file alone
+    said = {'training': json.dumps({'source': 'stated', 'facts': {'teachers': [{'license': 'BSD-3-Clause'}]}})}
+    save_file(torch.load(start)['params_ema'], 'start.safetensors', metadata=said)
+    assert made('start.safetensors').license == 'BSD-3-Clause'
+    old = {'source': 'option file', 'path': {'pretrain_network_g': 'x.pth'}, 'facts': {'license': None, 'teachers': [
+        {'license': 'BSD-3-Clause'}]}}  # fmt: skip
+    save_file(torch.load(start)['params_ema'], 'old.safetensors', metadata={'training': json.dumps(old)})
+    assert sdakd.card('old.safetensors', 'card').license is None
+
+
+@pytest.mark.parametrize(
+    ('private', 'left'),
+    [
+        ('/home/u/x.pth', 'x.pth'), ('~/a/x', 'x'), (r'C:\Users\u\x', 'x'), ('c:/u/x/', 'x'), (r'\\server\u\x', 'x'),
+        ('file:///home/u/x', 'x'), ('s3://bucket/u/x', 'x'), ('../../home/u/x', 'x'), (r'..\u\x', 'x'), ('..', '..'),
+        ('$HOME/x', 'x'), ('${HOME}/u/x', 'x'), (r'%USERPROFILE%\x', 'x'), (' /home/u/x', 'x'), ('file:/home/u/x', 'x'),
+        ('https://u:word@host.example/u/x', 'x'),
+    ],
+)  # fmt: skip
+def test_private_places_do_not_travel(private, left):
+    assert without_folders({'a': [private]}) == {'a': [left]}
+
+
+@pytest.mark.parametrize(
+    'public', ['a/b.pth', 'x', '1:2', 'net: a/b', '..a', '.5', 'https://example.org/a/x', 'https://a.example/@u/x']
+)
+def test_other_texts_travel(public):
+    assert without_folders([public]) == [public]
+
+
 def test_an_official_network_is_no_student_and_has_its_licence(tmp_path, monkeypatch):
     model = small(tmp_path / 'given/net.pth')
     monkeypatch.setattr(zoo, 'MODELS', {'of this test': zoo.Model('x2: drawings', 1, digest(model))})
@@ -258,6 +340,69 @@ def test_a_picture_is_shown_by_its_middle(tmp_path, photographs):
     assert cv2.imread(str(tmp_path / 'card/after_a_cat.png')).shape == (512, 512, 3)
 
 
+def test_pictures_whose_names_become_equal_are_numbered(tmp_path):
+    names = ['a b', 'a_b', 'A_B', '\u00fc', '\u4e2d\u6587']
+    for level, name in enumerate(names):
+        cv2.imencode('.png', np.full((8, 8, 3), 40 * level, np.uint8))[1].tofile(str(tmp_path / f'{name}.png'))
+    pictures = [tmp_path / f'{name}.png' for name in names]
+    sdakd.card(small(tmp_path / 'm/net.safetensors'), tmp_path / 'card', pictures=pictures)
+    record = json.loads((tmp_path / 'card/2x-net.json').read_text())
+    assert [image['caption'] for image in record['images']] == names
+    for level, image in enumerate(record['images']):
+        assert (cv2.imread(str(tmp_path / 'card' / image['LR'])) == 40 * level).all()
+    assert len({image[key].casefold() for image in record['images'] for key in ('LR', 'SR')}) == 10
+
+
+def test_an_earlier_card_leaves_nothing_behind(tmp_path):
+    cv2.imwrite(str(tmp_path / 'private.png'), np.zeros((8, 8, 3), np.uint8))
+    for name in ('before_mine.png', '4x-mine.json', 'notes.txt'):
+        (tmp_path / 'card').mkdir(exist_ok=True)
+        (tmp_path / 'card' / name).write_text('{}')
+    sdakd.card(small(tmp_path / 'm/old.safetensors'), tmp_path / 'card', pictures=[tmp_path / 'private.png'])
+    assert {'before_private.png', 'after_private.png', '2x-old.json'} < {p.name for p in (tmp_path / 'card').iterdir()}
+    sdakd.card(small(tmp_path / 'm/net.safetensors'), tmp_path / 'card')
+    made = {f'{what}_{name}.png' for what in ('before', 'after') for name in ('chelsea', 'rocket')}
+    mine = {'before_mine.png', '4x-mine.json', 'notes.txt'}
+    assert {p.name for p in (tmp_path / 'card').iterdir()} == made | mine | {'README.md', '2x-net.json', SHEET}
+
+
+def test_the_card_of_ncnn_s_files_names_both(tmp_path):
+    texts = []
+    for seed in (0, 1):
+        source = small(tmp_path / f'{seed}/source/net.pth', seed)
+        sdakd.export(source, 'ncnn', tmp_path / f'{seed}/net.param')
+        folder = tmp_path / f'card{seed}'
+        made = sdakd.card(tmp_path / f'{seed}/net.param', folder, repo='a/b')
+        texts.append(parsed(folder).text)
+        assert 'ncnn' in parsed(folder).data.tags and 'pytorch' not in parsed(folder).data.tags
+        assert 'hf download a/b net.param net.bin --local-dir' in texts[-1] and 'chaiNNer' not in texts[-1]
+        assert not list(folder.glob('*.json')) and "OpenModelDB has no name for ncnn's files" in str(made)
+        training = training_of(open_network(source))
+        said = json.loads((tmp_path / f'{seed}/net.json').read_text())
+        assert said['values'] == values_digest(torch.load(source)['params_ema'])
+        (tmp_path / f'{seed}/net.json').unlink()
+        bare = training_of(open_network(tmp_path / f'{seed}/net.param'))
+        assert training['sha256'] == digest(source) and bare['sha256'] == digest(tmp_path / f'{seed}/net.bin')
+    assert digest(tmp_path / '0/net.param') == digest(tmp_path / '1/net.param')  # it tells no model
+    assert digest(tmp_path / '0/net.bin') in texts[0] and digest(tmp_path / '0/net.bin') not in texts[1]
+    with pytest.raises(UserError, match='card1.README.md is of another file'):
+        sdakd.publish(tmp_path / '0/net.param', repo='a/b', card=tmp_path / 'card1', dry_run=True)
+    sent = sdakd.publish(tmp_path / '0/net.bin', repo='a/b', card=tmp_path / 'card0', dry_run=True)
+    assert sent.files.keys() == {'net.param', 'net.bin', 'README.md', SHEET}
+
+
+@pytest.mark.parametrize('name', ['net.safetensors', 'net.pth'])
+def test_a_padded_file_opens_as_it_is_and_has_no_record(tmp_path, name):
+    torch.manual_seed(0)
+    state = RRDBNet(3, 3, num_feat=4, num_block=1, num_grow_ch=2).state_dict()
+    save_file(state, tmp_path / 'source.safetensors')
+    sdakd.export(tmp_path / 'source.safetensors', 'padded', tmp_path / name)
+    made = sdakd.card(tmp_path / name, tmp_path / 'card')
+    text = parsed(tmp_path / 'card').text
+    assert 'The file is padded: spandrel, chaiNNer and ComfyUI open it as it is.' in text and '--to padded' not in text
+    assert not list((tmp_path / 'card').glob('*.json')) and 'wants the file that is not padded: no record' in str(made)
+
+
 @pytest.fixture(scope='module')
 def measured(tmp_path_factory, photographs):
     """A model, and results of it, its teacher and bicubic interpolation."""
@@ -297,6 +442,20 @@ def test_an_export_finds_its_row_by_its_name_and_another_network_does_not(measur
     with pytest.raises(UserError, match='--results: .*results.json has no row of .*net.pth .it has teacher, net, bic'):
         sdakd.card(tmp_path / 'net.pth', tmp_path / 'other', results=root / 'results')
     assert not (tmp_path / 'other').exists()
+
+
+def test_one_that_was_trained_since_has_no_row(measured, tmp_path):
+    root, _ = measured
+    small(tmp_path / 'net.pth', 7)
+    with pytest.raises(UserError, match='--results: .* has no row of'):
+        sdakd.card(tmp_path / 'net.pth', tmp_path / 'card', results=root / 'results')
+    older = json.loads((root / 'results/results.json').read_text())
+    for model in older['evaluate']['models']:
+        assert (model.pop('values') is None) == (model['name'] == 'bicubic')
+        del model['macs']
+    (tmp_path / 'results.json').write_text(json.dumps(older))
+    sdakd.card(tmp_path / 'net.pth', tmp_path / 'card', results=tmp_path)
+    assert parsed(tmp_path / 'card').data.eval_results
 
 
 def test_a_licence_is_given_or_said_to_be_unknown(tmp_path):

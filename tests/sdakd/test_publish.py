@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -173,6 +174,25 @@ def test_every_byte_arrives_in_one_commit(hub, files):
     assert made.files == {name: len(data) for name, data in wanted.items()}
 
 
+def test_of_a_folder_only_what_is_the_card_s_goes(hub, files, tmp_path):
+    folder = tmp_path / 'card'
+    wanted = {path.name for path in (files / 'card').iterdir()}
+    assert {'README.md', '2x-net.json', 'comparison.png', 'before_rocket.png', 'after_rocket.png'} < wanted
+    shutil.copytree(files / 'card', folder)
+    for name in ('before_private.png', 'comparison.psd', 'secret.json', '4x-other.json', '.env'):
+        (folder / name).write_text('{"api_key": 1}', encoding='utf-8')
+    (folder / 'passwd').symlink_to('/etc/passwd')
+    (folder / 'deeper').mkdir()
+    (folder / 'my own (1).png').write_bytes(b'1')
+    (folder / 'README.md').write_text(
+        (folder / 'README.md').read_text(encoding='utf-8')
+        + '![a](my%20own%20%281%29.png) ![b](https://a.example/b.png) ![c](<my own (1).png> "title")',
+        encoding='utf-8',
+    )
+    made = sdakd.publish(files / 'net.safetensors', repo='user/net', card=folder)
+    assert made.files.keys() == hub.repos['user/net'].keys() == wanted | {'net.safetensors', 'my own (1).png'}
+
+
 def test_again_only_what_differs_goes_and_that_is_said(hub, files, capsys):
     sdakd.publish(files / 'net.safetensors', repo='user/net', card=files / 'card')
     again = sdakd.publish(files / 'net.safetensors', repo='user/net', card=files / 'card')
@@ -200,6 +220,17 @@ def test_a_checkpoint_brings_what_describes_it(hub, files):
     sdakd.export(files / 'net.safetensors', 'safetensors', 'out/net.pth')
     sdakd.publish('out/net.pth', repo='user/pth')
     assert hub.repos['user/pth']['net.json'] == read('out/net.json')
+    said = json.loads(read('out/net.json'))
+    for foreign in ({'api_key': 1}, {**said, 'api_key': 1}, {**said, 'values': '0' * 64}):
+        Path('out/net.json').write_text(json.dumps(foreign), encoding='utf-8')
+        assert 'net.json' not in sdakd.publish('out/net.pth', repo='user/pth', dry_run=True).files
+
+
+def test_a_dry_run_needs_no_package_of_the_hub(files, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    assert 'README.md' in sdakd.publish(files / 'net.safetensors', repo='user/net', dry_run=True).files
+    with pytest.raises(UserError, match='--to hf: the package huggingface_hub is not installed'):
+        sdakd.publish(files / 'net.safetensors', repo='user/net')
 
 
 def test_the_command_line_and_a_dry_run(hub, files, tmp_path):
@@ -240,19 +271,25 @@ def test_the_command_line_and_a_dry_run(hub, files, tmp_path):
         ({'card': 'odd'}, '--card: the metadata of .* are no YAML'),
         ({'card': 'blind'}, '--card: .* shows gone.png, which is not in the folder'),
         ({'card': 'foreign'}, '--card: .* is of another file: it has the SHA-256 of none of net.safetensors'),
-        ({'card': 'torn'}, '--card: .*record.json is damaged'),
+        ({'card': 'torn'}, '--card: .*2x-net.json is damaged'),
         ({'card': 'twice'}, '--card: twice holds net.safetensors, which -m names as well'),
+        ({'card': 'above'}, '--card: above shows ../a.png, which is not in the folder'),
+        ({'card': 'linked'}, '--card: linked.a.png is a link to another place'),
+        ({'models': 'my net.pth', 'repo': None, 'dry_run': True}, "--repo: 'USER/my net' is no name on the Hub"),
     ],
 )
 def test_a_mistake_sends_nothing(hub, files, arguments, sentence):
     for folder, text in {
         'bare': '# net', 'odd': '---\nlicense: [\n---\n', 'blind': '---\nlicense: mit\n---\n![a](gone.png)',
         'foreign': '---\nlicense: mit\nlibrary_name: sdakd\n---\n' + 64 * '0', 'torn': '---\nlicense: mit\n---\n',
-        'twice': '---\nlicense: mit\n---\n',
+        'twice': '---\nlicense: mit\n---\n![a](net.safetensors)', 'above': '---\nlicense: mit\n---\n![a](../a.png)',
+        'linked': '---\nlicense: mit\n---\n<img width="9" src="a.png">',
     }.items():  # fmt: skip
         Path(folder).mkdir()
         Path(folder, 'README.md').write_text(text, encoding='utf-8')
-    Path('torn/record.json').write_text('{', encoding='utf-8')
+    Path('torn/2x-net.json').write_text('{', encoding='utf-8')
+    Path('a.png').write_bytes(b'')
+    Path('linked/a.png').symlink_to(Path('a.png').resolve())
     Path('copy').mkdir()
     for place in ('net.safetensors', 'copy/net.safetensors', 'twice/net.safetensors'):
         Path(place).write_bytes(read(files / 'net.safetensors'))
@@ -261,7 +298,7 @@ def test_a_mistake_sends_nothing(hub, files, arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         sdakd.publish(**given)
     assert not hub.commits and not hub.objects and not hub.repos
-    if 'somebody' not in given['repo']:
+    if given['repo'] != 'somebody/net':
         assert not hub.asked  # all of this is found before anybody is asked
 
 
@@ -281,12 +318,22 @@ def test_a_token_that_is_none(hub, files, monkeypatch):
     assert not hub.repos
 
 
+@pytest.mark.parametrize('token', ['hf_schlüssel', 'hf_of\x01the', 'hf of the test'])
+def test_a_token_that_no_header_can_hold_is_not_shown(hub, files, monkeypatch, token):
+    monkeypatch.setenv('HF_TOKEN', token)
+    for repo in ('user/net', None):
+        with pytest.raises(UserError, match='HF_TOKEN: the token holds characters that none has') as raised:
+            sdakd.publish(files / 'net.safetensors', repo=repo, card=files / 'card')
+        assert token not in str(raised.value)
+    assert not hub.asked
+
+
 def test_nobody_answers(hub, files, monkeypatch):
     with contextlib.closing(ThreadingHTTPServer(('127.0.0.1', 0), Answers).socket) as taken:
         port = taken.getsockname()[1]
     monkeypatch.setattr(constants, 'ENDPOINT', f'http://127.0.0.1:{port}')
     with pytest.raises(
-        UserError, match=f'--to hf: http://127.0.0.1:{port} cannot be reached .*; nothing was published'
+        UserError, match=f'--to hf: http://127.0.0.1:{port} cannot be reached .*; no file was published'
     ):
         sdakd.publish(files / 'net.safetensors', repo='user/net', card=files / 'card')
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
@@ -307,6 +354,6 @@ def test_what_the_hub_refuses_is_passed_on(hub, files, monkeypatch):
         self.answer({'error': 'storage is full'}, status)
 
     monkeypatch.setattr(Answers, 'do_PUT', full)
-    with pytest.raises(UserError, match='--to hf: the Hub refuses user/net .status 413: .*nothing was published'):
+    with pytest.raises(UserError, match='--to hf: the Hub refuses user/net .status 413: .*no file was published'):
         sdakd.publish(files / 'net.safetensors', repo='user/net', card=files / 'card')
     assert not hub.commits and hub.repos == {'user/net': {}}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -99,22 +101,23 @@ def card(
     _check_place(output)
     compat.import_basicsr()
     from sdakd.commands.card import hub, openmodeldb
-    from sdakd.commands.card.subject import Picture, Subject, licence_of, read_row
+    from sdakd.commands.card.subject import Picture, Subject, licence_of, parts_of, read_row
     from sdakd.files.generators import open_network
     from sdakd.files.images import encode_png, write
     from sdakd.files.training import training_of
-    from sdakd_arch.zoo import digest_of
+    from sdakd_arch.weights import stored_names
 
     opened = open_network(model)
     training = training_of(opened)
-    subject = Subject(opened, model.stat().st_size, digest_of(model), training, licence_of(training, license))
+    padded = opened.network is not None and opened.family.is_padded(stored_names(model, '-m'))
+    subject = Subject(opened, parts_of(model), padded, training, licence_of(training, license))
     subject.author, subject.repo, subject.base_model = author, repo, base_model
     if results is not None:
         subject.row = read_row(Path(results), opened, subject.sha256)
     shown = _enlarge(opened, _read(pictures))
     data = {}
     for title, before, after in shown:
-        word = re.sub(r'[^A-Za-z0-9-]+', '_', title)
+        word = _word(title, [picture.before for picture in subject.pictures])
         picture = Picture(title, f'before_{word}.png', f'after_{word}.png')
         data |= {picture.before: encode_png(before, 6), picture.after: encode_png(after, 6)}
         subject.pictures.append(picture)
@@ -128,9 +131,13 @@ def card(
         files["OpenModelDB's record"] = output / name
     data[README] = hub.readme(subject).encode()
     files["the Hugging Face Hub's card"] = output / README
+    stale = _stale(output) - data.keys()
     for name, content in data.items():
         write(output / name, content)
-    return Card(output, dict(reversed(files.items())), subject.license, _notes(subject, found))
+    for name in stale:
+        (output / name).unlink(missing_ok=True)
+    notes = _notes(subject, openmodeldb.left_out(subject), hub.not_known(subject))
+    return Card(output, dict(reversed(files.items())), subject.license, notes)
 
 
 def check_repo(flag: str, name: str | None) -> None:
@@ -162,6 +169,33 @@ def _check_place(output: Path) -> None:
         ours = False
     if not ours:
         raise UserError('-o', f'{readme} is no card of this command and would be replaced; give another folder.')
+
+
+def _stale(output: Path) -> set[str]:
+    """Names of what an earlier card has left: its record, and pictures before and after; empty without such a card."""
+    if not (output / README).exists():  # _check_place() has seen that it is one of this command
+        return set()
+    found = {path.name for path in output.glob('*x-*.json') if re.match(r'\d+x-', path.name) and _is_record(path)}
+    for path in output.glob('before_*.png'):
+        after = f'after_{path.name.removeprefix("before_")}'
+        found |= {path.name, after} if (output / after).exists() else set()
+    return found
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {'architecture', 'resources', 'images'} <= content.keys()
+
+
+def _word(title: str, taken: Sequence[str]) -> str:
+    """A picture's title as a part of a file's name, numbered where another one has become the same."""
+    word = re.sub(r'[^A-Za-z0-9-]+', '_', title)
+    known = {name.casefold() for name in taken}  # disks of Windows and macOS do not tell A from a
+    words = itertools.chain([word], (f'{word}_{number}' for number in itertools.count(2)))
+    return next(each for each in words if f'before_{each}.png'.casefold() not in known)
 
 
 def _read(pictures: Sequence[str | Path]) -> list[tuple[str, np.ndarray]]:
@@ -220,15 +254,15 @@ def _side_by_side(shown: Sequence[tuple[str, np.ndarray, np.ndarray]], scale: in
     return sheet(rows)
 
 
-def _notes(subject, record: dict | None) -> list[str]:
+def _notes(subject, left_out: str | None, unknown: str) -> list[str]:
     notes = []
     if subject.license is None:
         notes.append(
-            "The teacher's licence is not known, and the card says so; look it up and give it by --license before you "
+            f'{unknown[0].upper()}{unknown[1:]}, and the card says so; look it up and give it by --license before you '
             'share the model.'
         )
-    if record is None:
-        notes.append(f'OpenModelDB has no name for this architecture ({subject.opened.describe()}): no record.')
+    if left_out:
+        notes.append(f'{left_out}: no record.')
         return notes
     if subject.repo is None:
         notes.append("OpenModelDB's record lacks addresses of the files; --repo USER/NAME gives those on the Hub.")

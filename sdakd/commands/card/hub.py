@@ -22,10 +22,17 @@ LICENCES = {
 NOT_KNOWN = "the teacher's licence is not known"
 
 
+def not_known(subject: Subject) -> str:
+    """Whose licence is missing."""
+    if subject.start is not None and 'license' not in subject.start:
+        return f'the licence of {subject.start.get("file")}, which the training began with, is not known'
+    return NOT_KNOWN
+
+
 def licence(spdx: str | None) -> dict[str, str]:
     """A licence as the Hub's metadata say it."""
     if spdx is None:
-        return {'license': 'other', 'license_name': re.sub('[^a-z]+', '-', NOT_KNOWN)}
+        return {'license': 'other', 'license_name': 'not-known'}
     name = re.sub(r'-(only|or-later)$', '', spdx.lower())
     if name in LICENCES:
         return {'license': name}
@@ -37,7 +44,7 @@ def metadata(subject: Subject) -> dict:
     kind = (subject.opened.network or {}).get('type')
     tags = ['super-resolution', 'image-upscaling', f'{subject.opened.scale}x', *([kind] if kind else [])]
     tags += ['knowledge-distillation'] if subject.teachers else []
-    tags += ['onnx'] if subject.opened.path.suffix == '.onnx' else ['pytorch']
+    tags += ['onnx'] if subject.opened.path.suffix == '.onnx' else ['ncnn'] if len(subject.parts) > 1 else ['pytorch']
     found = {**licence(subject.license), 'library_name': 'sdakd', 'pipeline_tag': 'image-to-image', 'tags': tags}
     if subject.base_model:
         found['base_model'] = subject.base_model
@@ -92,7 +99,7 @@ def _facts(subject: Subject) -> str:
     opened = subject.opened
     cost = opened.cost()
     rows = [
-        ['file', f'`{subject.file}`, {subject.size:,d} bytes, SHA-256 `{subject.sha256}`'],
+        *(['file', f'`{part.name}`, {part.size:,d} bytes, SHA-256 `{part.sha256}`'] for part in subject.parts),
         ['network', opened.describe()],
         ['enlarges', f'{opened.scale} times, RGB to RGB'],
     ]
@@ -101,6 +108,8 @@ def _facts(subject: Subject) -> str:
         rows.append(['cost', f'{cost[0]:,d} parameters{macs}'])
     for teacher in subject.teachers:
         rows.append(['teacher', _teacher(teacher)])
+    if subject.start is not None:
+        rows.append(['began with', _teacher(subject.start)])
     rows.append(['training', _training(subject)])
     if subject.data:
         rows.append(['trained on', subject.data])
@@ -131,7 +140,8 @@ def _training(subject: Subject) -> str:
     text += f', batches of {subject.batch}' if subject.batch else ''
     text += f', crops of {subject.crop} pixels' if subject.crop else ''
     text += f', degradation: {subject.degradation}' if subject.degradation else ''
-    whole = subject.training['source'] == KNOWN and subject.opened.path.suffix != '.pth'
+    tells = subject.opened.path.suffix in ('.safetensors', '.onnx')
+    whole = subject.training['source'] == KNOWN and tells
     return text + (" (the file's metadata hold all options)" if whole else '')
 
 
@@ -154,10 +164,15 @@ With SDAKD for BasicSR:
     sdakd upscale -m {subject.file} -i photographs -o enlarged
 """
     if subject.repo:
-        text = text.replace('    sdakd', f'    hf download {subject.repo} {subject.file} --local-dir .\n    sdakd')
+        files = ' '.join(part.name for part in subject.parts)
+        text = text.replace('    sdakd', f'    hf download {subject.repo} {files} --local-dir .\n    sdakd')
     opened = subject.opened
     if opened.network is None or opened.path.suffix == '.onnx' or not opened.family.catalogue(opened.network):
         return text
+    if len(subject.parts) > 1:
+        return text + '\nUpscayl and other programs built on ncnn take both files.'
+    if subject.padded:
+        return text + '\nThe file is padded: spandrel, chaiNNer and ComfyUI open it as it is.'
     try:
         opened.family.padded(opened.network, opened.module.state_dict())
     except ValueError:
@@ -181,7 +196,7 @@ def _limits(subject: Subject) -> str:
 def _licence(subject: Subject) -> str:
     officials = [teacher for teacher in [*subject.teachers, subject.facts] if teacher.get('official')]
     if subject.license is None:
-        text = f'other: {NOT_KNOWN}. Ask whoever has made the teacher before you use or share this model.'
+        text = f'other: {not_known(subject)}. Ask whoever has made it before you use or share this model.'
         return f'## Licence\n\n{text}'
     text = f'## Licence\n\n{subject.license}.'
     for official in officials:

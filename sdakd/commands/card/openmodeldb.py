@@ -25,8 +25,20 @@ def user(name: str) -> str:
     return re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') or 'unknown'
 
 
+def left_out(subject: Subject) -> str | None:
+    """Why there is no record, a sentence's end; None where there is one."""
+    opened = subject.opened
+    if len(subject.parts) > 1:
+        return "OpenModelDB has no name for ncnn's files"
+    if subject.padded:
+        return 'OpenModelDB wants the file that is not padded'
+    if opened.network is None or opened.family.catalogue(opened.network) is None:
+        return f'OpenModelDB has no name for this architecture ({opened.describe()})'
+    return None
+
+
 def record(subject: Subject, description: str) -> dict | None:
-    """The record; None where OpenModelDB has no name for the architecture.
+    """The record; None where :func:`left_out` says why there is none.
 
     A student is not trained from its teacher's weights, so ``pretrainedModelG`` is left out and the description names
     the teacher.
@@ -35,10 +47,10 @@ def record(subject: Subject, description: str) -> dict | None:
         subject: The model.
         description: A few sentences, in Markdown.
     """
-    opened = subject.opened
-    named = opened.family.catalogue(opened.network) if opened.network else None
-    if named is None:
+    if left_out(subject):
         return None
+    opened = subject.opened
+    named = opened.family.catalogue(opened.network)
     graph = opened.path.suffix == '.onnx'
     kind = 'onnx' if graph else 'safetensors' if opened.path.suffix == '.safetensors' else 'pth'
     address = subject.address(subject.file)
@@ -58,7 +70,7 @@ def record(subject: Subject, description: str) -> dict | None:
             {
                 'platform': 'onnx' if graph else 'pytorch',
                 'type': kind,
-                'size': subject.size,
+                'size': subject.parts[0].size,
                 'sha256': subject.sha256,
                 'urls': [address] if address else [],
             }

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from sdakd.compat import UserError, no_file
 from sdakd.files.results import NAME, read_results
-from sdakd.files.training import teachers_of
+from sdakd.files.training import licence_told, start_of, teachers_of
 from sdakd_arch.families import family_of
+from sdakd_arch.ncnn_file import is_ncnn
+from sdakd_arch.zoo import digest_of, values_digest
 
 if TYPE_CHECKING:
     from sdakd.files.generators import Opened
@@ -70,7 +72,8 @@ class Row:
                 cells = [_cell(found.get((name, model['name'], *column)), _digits(column[0])) for column in columns]
                 if set(cells) == {'-'}:
                     continue
-                cells += [_cell(model['parameters'], ',d'), _cell(model['macs'] and model['macs'] / 1e9, '.3f')]
+                macs = model.get('macs')
+                cells += [_cell(model.get('parameters'), ',d'), _cell(macs and macs / 1e9, '.3f')]
                 cells += [_cell(ms.get((model['name'], backend)), '.1f') for backend in backends]
                 rows.append([name, model['name'], *cells])
         return ['set', 'model', *titles, 'parameters', 'GMACs', *(f'ms, {backend}' for backend in backends)], rows
@@ -85,7 +88,10 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def read_row(results: Path, opened: Opened, sha256: str) -> Row:
-    """The model's row of ``results.json``, found by its file's SHA-256, else by its name where the network is as large.
+    """The model's row of ``results.json``, found by its file's SHA-256, else by its name where it is the same network.
+
+    It is the same if its size is and, where both are known, its values in float16: under its name another one may
+    have been trained since.
 
     Args:
         results: The file, or its folder.
@@ -107,8 +113,7 @@ def read_row(results: Path, opened: Opened, sha256: str) -> Row:
         same += [
             model
             for model in models
-            if model['name'] in (opened.name, opened.name.removesuffix('_fp16'))
-            and _size(model['network']) == _size(opened.network)
+            if model['name'] in (opened.name, opened.name.removesuffix('_fp16')) and _is_same(model, opened)
         ]
         scores = [score for score in section['scores'] if score['mean'] is not None and math.isfinite(score['mean'])]
         labels = {metric['name']: metric['label'] for metric in section['metrics']}
@@ -121,6 +126,20 @@ def read_row(results: Path, opened: Opened, sha256: str) -> Row:
     raise UserError(
         '--results', f'{path} has no row of {opened.path} (it has {names}); measure this file by `sdakd evaluate -m`.'
     )
+
+
+def _is_same(model: Mapping, opened: Opened) -> bool:
+    """Whether a row may be of a network; values are compared within a class, whose names of tensors are the same."""
+    network = opened.network or {}
+    if _size(model['network']) != _size(opened.network):
+        return False
+    if (
+        model.get('values') is None
+        or opened.path.suffix == '.onnx'
+        or model['network'].get('type') != network.get('type')
+    ):
+        return True
+    return model['values'] == values_digest(opened.module.state_dict())
 
 
 def _size(network: Mapping | None) -> object:
@@ -142,13 +161,35 @@ class Picture:
     after: str
 
 
+@dataclass(frozen=True)
+class Part:
+    """A file of a model.
+
+    Args:
+        name: Its name.
+        size: Bytes.
+        sha256: Of its content.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
+def parts_of(path: Path) -> list[Part]:
+    """The files of a model: ncnn's are two, of which the last holds the weights."""
+    files = [path.with_suffix('.param'), path.with_suffix('.bin')] if is_ncnn(path) else [path]
+    return [Part(file.name, file.stat().st_size, digest_of(file)) for file in files]
+
+
 @dataclass
 class Subject:
     """A model to be described.
 
     Args:
         opened: The model.
-        size, sha256: Of its file.
+        parts: Its files; see :func:`parts_of`.
+        padded: Whether the file is padded; see :meth:`sdakd_arch.families.Family.is_padded`.
         training: See :mod:`sdakd.files.training`.
         license: An SPDX expression; None where it is not known.
         author, repo, base_model: As given; None where nothing was.
@@ -158,8 +199,8 @@ class Subject:
     """
 
     opened: Opened
-    size: int
-    sha256: str
+    parts: list[Part]
+    padded: bool
     training: dict
     license: str | None
     author: str | None = None
@@ -176,8 +217,13 @@ class Subject:
 
     @property
     def file(self) -> str:
-        """The name of the model's file."""
-        return self.opened.path.name
+        """The name of the model's file; of ncnn's the ``.param``."""
+        return self.parts[0].name
+
+    @property
+    def sha256(self) -> str:
+        """Of the file that holds the weights."""
+        return self.parts[-1].sha256
 
     @property
     def facts(self) -> dict:
@@ -188,6 +234,11 @@ class Subject:
     def teachers(self) -> list[dict]:
         """Of the run; see :mod:`sdakd.files.training`."""
         return teachers_of(self.training)
+
+    @property
+    def start(self) -> dict | None:
+        """What its training began with; see :mod:`sdakd.files.training`."""
+        return start_of(self.training)
 
     def address(self, file: str) -> str | None:
         """Where a file will lie on the Hub; None where no repository is named."""
@@ -254,7 +305,7 @@ class Subject:
 
 
 def licence_of(training: Mapping, given: str | None) -> str | None:
-    """The licence of a model: the one given, else its own where it is known, else its teachers', if all have one.
+    """The licence of a model: the one given, else what its training tells (:func:`sdakd.files.training.licence_told`).
 
     Args:
         training: See :mod:`sdakd.files.training`.
@@ -270,9 +321,7 @@ def licence_of(training: Mapping, given: str | None) -> str | None:
         if not _is_spdx(given):
             raise UserError('--license', f'{given!r} is no SPDX name of a licence, such as MIT or CC-BY-4.0.')
         return given
-    own = training.get('facts', {}).get('license')
-    found = {own} if own else {teacher.get('license') for teacher in teachers_of(training)}
-    said = found.pop() if len(found) == 1 else None
+    said = licence_told(training)
     return said if _is_spdx(said) else None
 
 

@@ -23,7 +23,7 @@ from sdakd.files.generators import open_network
 from sdakd.files.images import list_images, read_image, write
 from sdakd.files.results import write_tables
 from sdakd.files.sheets import enlarged, image_of, sheet
-from sdakd.files.training import beside, training_of
+from sdakd.files.training import beside, training_of, values_of
 
 if TYPE_CHECKING:
     from sdakd.commands.bench import Timings
@@ -126,7 +126,7 @@ def write_student(folder: Path, checkpoint: Path, facts: Mapping) -> Path:
     training['facts'] = {**training.get('facts', {}), **facts}
     opened.metadata = {'training': training, 'version': __version__}
     student = folder / 'student.pth'
-    said = {key: json.loads(text) for key, text in texts(opened).items()}
+    said = {key: json.loads(text) for key, text in texts(opened).items()} | {'values': values_of(checkpoint)}
     write(beside(student), (json.dumps(said, indent=2) + '\n').encode())
     write(student, checkpoint.read_bytes())
     return student

@@ -32,7 +32,7 @@ class Contender:
 
     kind = 'bicubic'
     network: dict | None = None
-    parameters = macs = sha256 = None
+    parameters = macs = sha256 = values = None
     metadata: dict = {}
 
     def __init__(self, name: str, source: str) -> None:
@@ -54,7 +54,7 @@ class Contender:
 
     def facts(self) -> dict:
         """Its entry in ``results.json``."""
-        keys = ('name', 'source', 'kind', 'network', 'parameters', 'macs', 'sha256', 'metadata')
+        keys = ('name', 'source', 'kind', 'network', 'parameters', 'macs', 'sha256', 'values', 'metadata')
         return {key: getattr(self, key) for key in keys}
 
 
@@ -83,6 +83,7 @@ class NetworkContender(Contender):
     ) -> None:
         from sdakd.files.generators import open_network
         from sdakd_arch.inference.onnx_network import OnnxNetwork
+        from sdakd_arch.zoo import values_digest
 
         super().__init__(name, source)
         opened = open_network(path, faces=True, foreign=True)
@@ -105,6 +106,7 @@ class NetworkContender(Contender):
         self.network, self.metadata, self.described = opened.network, opened.metadata, opened.describe()
         self.parameters, self.macs = opened.cost() or (None, None)
         self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        self.values = values_digest(opened.module.state_dict()) if self.kind == 'network' else None
         self.module, self.device, self.tile = opened.module.to(device), device, tile
         self.multiple, self.grid = opened.multiple, opened.grid
         self.noise, self.seed = noise, seed

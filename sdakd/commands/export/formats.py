@@ -82,8 +82,11 @@ def texts(opened: Opened) -> dict[str, str]:
 
 
 def _write_texts(opened: Opened, path: Path) -> None:
-    """``NAME.json`` beside a file that cannot say anything of itself."""
+    """``NAME.json`` beside a file that cannot say anything of itself, with the digest of its values."""
+    from sdakd.files.training import values_of
+
     facts = {key: json.loads(text) for key, text in texts(opened).items()}
+    facts |= {'values': values} if (values := values_of(path)) else {}
     write(path.with_suffix('.json'), (json.dumps(facts, indent=2) + '\n').encode())
 
 
