@@ -28,7 +28,7 @@ from PIL import Image, ImageCms
 from skimage import data
 
 from sdakd import cli
-from sdakd.commands.export import web
+from sdakd.commands.export import web, web_folder
 from sdakd.compat import UserError
 from sdakd.files.pictures import filled
 
@@ -794,7 +794,6 @@ def test_build_without_network_is_one_sentence(tmp_path, monkeypatch):
 def test_a_site_is_replaced_whole_or_not_at_all(site, tmp_path, monkeypatch):
     folder = tmp_path / 'site'
     shutil.copytree(site.folder, folder)
-    (folder / 'left_over.js').write_text('')
     before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
     with monkeypatch.context() as patched:
         patched.setattr(web, 'BOUND', -1.0)
@@ -802,8 +801,48 @@ def test_a_site_is_replaced_whole_or_not_at_all(site, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()} == before
     assert run('--to', 'web', '-m', STUDENT, '-o', folder) == 0
     assert [entry['name'] for entry in json.loads((folder / 'models.json').read_text())] == [STUDENT.stem]
-    assert not (folder / 'left_over.js').exists() and not (folder / f'models/{EIGHTH.stem}.onnx').exists()
+    assert not (folder / f'models/{EIGHTH.stem}.onnx').exists()
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    'name', ['site/.git/HEAD', 'site/CNAME', 'site/index.html', '.site.old/photo', '.site.part/photo']
+)
+def test_what_the_site_did_not_write_is_never_removed(site, tmp_path, name):
+    """Files of the user in the folder, a file of the site that was changed, folders that have a hidden one's name."""
+    folder = tmp_path / 'site'
+    shutil.copytree(site.folder, folder)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('mine')
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    assert 'holds other files' in refused('--to', 'web', '-m', STUDENT, '-o', folder)
+    assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_a_file_that_comes_while_the_site_is_made_is_kept(site, tmp_path, monkeypatch):
+    folder = tmp_path / 'site'
+    shutil.copytree(site.folder, folder)
+    finish = web.finish
+
+    def late(work):
+        finish(work)
+        (folder / 'mine.txt').write_text('mine')
+
+    monkeypatch.setattr(web, 'finish', late)
+    assert 'holds other files' in refused('--to', 'web', '-m', STUDENT, '-o', folder)
+    assert (folder / 'mine.txt').read_text() == 'mine' and (folder / f'models/{EIGHTH.stem}.onnx').exists()
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_site_whose_making_was_killed_is_made_again(site, tmp_path):
+    """Between the two names, and half-way."""
+    shutil.copytree(site.folder, tmp_path / '.site.old')
+    (tmp_path / '.site.part').mkdir()
+    for name in (web_folder.MARK, 'app.js'):
+        (tmp_path / '.site.part' / name).write_text('')
+    assert run('--to', 'web', '-m', STUDENT, '-o', tmp_path / 'site') == 0
+    assert (tmp_path / f'site/models/{STUDENT.stem}.onnx').exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / 'site']
 
 
 @needs_npm
