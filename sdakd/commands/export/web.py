@@ -35,6 +35,7 @@ NAME = 'web'
 SOURCES = Path(__file__).resolve().parents[2] / 'web'
 PACKAGES = ('onnx', 'onnxruntime')
 LIST = 'models.json'
+NOTICES = 'ort/notices.txt'
 BOUND = 0.5 / 255  # largest difference that weights in float16 may make: half a level
 SMALL = 64  # values of a tensor that is not worth a cast
 WORDS = re.compile(r'\s+')
@@ -109,6 +110,7 @@ def site(
     lines: dict[Path, str] = {}
     with replaced(output) as work:
         shutil.copytree(application, work, dirs_exist_ok=True)
+        _notices(work)
         entries = []
         for opened in Progress('export', len(models), 'models').over(models):
             try:
@@ -121,6 +123,18 @@ def site(
         write(work / LIST, (json.dumps(entries, indent=1) + '\n').encode())
         finish(work)
     return Site(output, lines)
+
+
+def _notices(work: Path) -> None:
+    """Adds those of what ONNX Runtime is made of, where its package has them."""
+    import onnxruntime
+
+    file = Path(onnxruntime.__file__).with_name('ThirdPartyNotices.txt')
+    if file.is_file():
+        write(work / NOTICES, file.read_bytes())
+        licences = work / 'licences.txt'
+        words = f'\nONNX Runtime contains software of others, whose notices are in {NOTICES}.\n'
+        write(licences, licences.read_bytes() + words.encode())
 
 
 def _told(training: Mapping) -> dict[str, str]:
