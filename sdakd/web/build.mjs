@@ -47,15 +47,19 @@ const worker = await readFile(path.join(here, 'src/sw.js'), 'utf8');
 await writeFile(path.join(out, 'sw.js'), worker.replace('POLICY', JSON.stringify(POLICY)));
 await writeFile(path.join(out, 'licences.txt'), await licences(Object.keys(metafile.inputs)));
 
-/** The licences of the packages that the application is made of. */
+/** The licences of the packages that the application is made of, and of what is compiled into their decoders. */
 async function licences(inputs) {
   const names = new Set(inputs.map((file) => /node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(file)?.[1]).filter(Boolean));
   const texts = [];
   for (const name of [...names].sort()) {
     const folder = path.join(modules, name);
     const { version, license } = createRequire(import.meta.url)(path.join(folder, 'package.json'));
-    const files = (await readdir(folder)).filter((file) => /^licen[cs]e/i.test(file)).sort();
-    const found = await Promise.all(files.map((file) => readFile(path.join(folder, file), 'utf8')));
+    const found = [];
+    for (const place of [folder, path.join(folder, 'codec'), path.join(here, 'licences', name)]) {
+      const files = (await readdir(place).catch(() => [])).filter((file) => /^licen[cs]e/i.test(file)).sort();
+      for (const file of files) found.push(await readFile(path.join(place, file), 'utf8'));
+    }
+    if (!found.length) throw new Error(`error: the package ${name} has no text of its licence: put it into licences/${name}`);
     texts.push(`${name} ${version}: ${license}\n\n${found.join('\n')}`.trim());
   }
   return texts.join(`\n\n${'-'.repeat(80)}\n\n`) + '\n';

@@ -28,7 +28,7 @@ from PIL import Image, ImageCms
 from skimage import data
 
 from sdakd import cli
-from sdakd.commands.export import web
+from sdakd.commands.export import web, web_folder
 from sdakd.compat import UserError
 from sdakd.files.pictures import filled
 
@@ -119,6 +119,21 @@ def test_lock_file_names_no_registry():
     lock = json.loads((web.SOURCES / 'package-lock.json').read_text())
     assert '"resolved"' not in json.dumps(lock) and '://' not in re.sub(r'"funding": \{[^}]*\}', '', json.dumps(lock))
     assert all('integrity' in entry for name, entry in lock['packages'].items() if name)
+
+
+def test_every_package_has_the_text_of_its_licence(site):
+    parts = (site.folder / 'licences.txt').read_text().split('-' * 80)
+    names = [part.strip().partition(' ')[0] for part in parts]
+    assert names == sorted(json.loads((web.SOURCES / 'package.json').read_text())['dependencies'])
+    assert all('Copyright' in part and len(part) > 1000 for part in parts)
+    assert 'Google Inc.' in parts[1]  # libwebp, which is compiled into the decoder
+    assert 'protobuf' in (site.folder / 'ort/notices.txt').read_text()
+
+
+def test_the_servers_policy_is_the_pages(site):
+    """In the configuration that the document gives."""
+    (policy,) = re.findall(r'Content-Security-Policy "(.*)";', (ROOT / 'docs/web.md').read_text())
+    assert f'content="{policy}"' in (site.folder / 'index.html').read_text()
 
 
 # ------------------------------------------------------ the browser -------------------------------------------------
@@ -440,16 +455,24 @@ def test_files_that_are_no_pictures(page, tmp_path):
 
 @pytest.fixture
 def changed(site, server, page):
-    """Opens a copy of the site in which files are changed; the list of models follows them."""
+    """Opens a copy of the site in which files are changed before they are listed."""
 
     def call(name, change):
         folder = site.root / name
         shutil.copytree(site.folder, folder)
         change(folder)
+        renew(folder)
         page.open(f'http://127.0.0.1:{server.server_port}/{name}/')
 
     yield call
     page.open(page.address)
+
+
+def renew(folder):
+    """Lists the files of a site as they are, as another export does."""
+    service = folder / 'sw.js'
+    service.write_text(service.read_text().partition('\n')[2])
+    web_folder.finish(folder)
 
 
 def listed(folder, model, content):
@@ -584,6 +607,37 @@ def test_cancel_and_go_on(page, tmp_path):
     assert [states[f'{name}.png'][0] for name in ('first', 'second', 'third')] == ['cancelled', 'cancelled', 'done']
 
 
+def test_all_that_ends_is_heard_and_focus_stays(page, tmp_path):
+    def focused():
+        return page.driver.switch_to.active_element.get_attribute('aria-label')
+
+    (tmp_path / 'empty.png').write_bytes(b'')
+    for name, side in {'first.png': 200, 'second.png': 60, 'large.png': 400}.items():
+        Image.fromarray(data.astronaut()[:side, :side]).save(tmp_path / name)
+    page.clear()
+    page.choose(EIGHTH.stem)
+    page.driver.execute_script("""window.heard = [];
+        const status = document.getElementById('status');
+        window.listening = new MutationObserver(() => window.heard.push(status.textContent));
+        window.listening.observe(status, { childList: true });
+        document.getElementById('files').addEventListener('change', () => setTimeout(() =>
+            document.querySelector('[aria-label="Cancel first.png"]')?.focus()))""")
+    page.add(*(tmp_path / name for name in ('first.png', 'empty.png', 'second.png')))
+    assert focused() == 'Cancel first.png'
+    page.states()
+    assert focused() == 'Show first.png'
+    heard = ' '.join(page.driver.execute_script('return window.heard'))
+    for words in ('first.png: enlarged.', 'empty.png is empty', 'second.png: enlarged.', 'Enlarging second.png.'):
+        assert words in heard
+    page.clear()
+    page.add(tmp_path / 'empty.png', tmp_path / 'large.png')
+    page.wait("return document.querySelector('#queue [data-state=failed]')")
+    page.driver.find_element('css selector', '[aria-label="Remove empty.png"]').click()
+    assert focused() == 'Cancel large.png'
+    page.driver.find_element('css selector', '[aria-label="Cancel large.png"]').click()
+    assert focused() == 'Remove large.png'
+
+
 def test_keyboard_and_words(page, tmp_path):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
@@ -595,7 +649,7 @@ def test_keyboard_and_words(page, tmp_path):
     page.choose(STUDENT.stem)
     page.add(tmp_path / 'one.png', tmp_path / 'two.png')
     page.states()
-    assert driver.find_element('id', 'status').get_attribute('textContent') == 'two.png: enlarged'
+    assert driver.find_element('id', 'status').get_attribute('textContent') == 'two.png: enlarged.'
     driver.find_element('css selector', '[aria-label="Show one.png"]').send_keys(Keys.ENTER)
     split = driver.switch_to.active_element
     assert split.get_attribute('id') == 'split'
@@ -709,15 +763,84 @@ def test_a_newer_site_is_used_at_the_second_visit(site, page, changed):
     assert len(page.driver.find_elements('css selector', '.card')) == 4
     entries = json.loads((folder / 'models.json').read_text())
     (folder / 'models.json').write_text(json.dumps(entries[:1]))
-    (folder / 'sw.js').write_text((folder / 'sw.js').read_text().replace('"version": "', '"version": "new'))
+    renew(folder)
     page.open(address)
     assert len(page.driver.find_elements('css selector', '.card')) == 4
     waits = 'navigator.serviceWorker.getRegistration().then((r) => arguments[0](Boolean(r.waiting)))'
     end = time.monotonic() + 30
     while not page.driver.execute_async_script(waits):
         assert time.monotonic() < end
+    first = page.driver.current_window_handle
+    page.driver.switch_to.new_window('tab')
+    page.open(address)
+    assert len(page.driver.find_elements('css selector', '.card')) == 4  # the other tab works with these files
+    page.driver.close()
+    page.driver.switch_to.window(first)
     page.open(address)
     page.wait("return document.querySelectorAll('.card').length === 1")
+
+
+def test_the_service_worker_leaves_other_pages_alone(site, page, tmp_path):
+    """At the root of an address: another page below it, and then another page in its place."""
+    root = tmp_path / 'root'
+    shutil.copytree(site.folder, root)
+    (root / 'other').mkdir()
+    (root / 'other/page.html').write_text('<title>Below</title><script src="../icon.svg?2"></script>')
+    server = serve(root)
+    address = f'http://127.0.0.1:{server.server_port}/'
+    try:
+        page.open(address)
+        assert page.driver.execute_script('return Boolean(navigator.serviceWorker.controller)')
+        asks = "fetch('other/page.html?q=1').then((r) => arguments[0](r.headers.get('Content-Security-Policy')))"
+        assert page.driver.execute_async_script(asks) is None and '/other/page.html?q=1' in server.asked
+        page.driver.get(f'{address}other/page.html')
+        assert page.driver.title == 'Below' and '/icon.svg?2' in server.asked
+        (root / 'index.html').write_text('<title>Another project</title>')
+        page.driver.get(address)
+        assert page.driver.title == 'Another project'
+        left = 'navigator.serviceWorker.getRegistrations().then((found) => arguments[0](found.length))'
+        assert page.driver.execute_async_script(left) == 0
+    finally:
+        server.shutdown()
+        page.open(page.address)
+
+
+def test_a_half_done_upload_is_not_kept(site, server, page, tmp_path):
+    """The page says what is wrong; once the file is there, it works, and the next visit keeps it."""
+    folder = site.root / 'torn'
+    shutil.copytree(site.folder, folder)
+    whole = (folder / 'worker.js').read_bytes()
+    (folder / 'worker.js').write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(data.chelsea()[100:140, 100:140]).save(tmp_path / 'photo.png')
+    address = f'http://127.0.0.1:{server.server_port}/torn/'
+    driver = page.driver
+    try:
+        driver.get(address)
+        page.wait("return !document.getElementById('problem').hidden", 15)
+        assert 'The engine does not start' in driver.find_element('id', 'problem').text
+        page.add(tmp_path / 'photo.png')
+        assert page.states()['photo.png'][0] == 'failed'
+        (folder / 'worker.js').write_bytes(whole)
+        page.clear()
+        page.add(tmp_path / 'photo.png')
+        assert page.states()['photo.png'][0] == 'done'
+        assert not driver.find_element('id', 'problem').is_displayed()
+        page.open(address)
+        assert driver.execute_script('return crossOriginIsolated')
+    finally:
+        page.open(page.address)
+
+
+def test_a_reload_past_the_cache_does_not_wait(page):
+    page.open(page.address)
+    page.driver.execute_script('window.old = 1')
+    begun = time.monotonic()
+    page.driver.execute_cdp_cmd('Page.reload', {'ignoreCache': True})
+    page.wait('return !window.old && document.documentElement.dataset.engine')
+    assert time.monotonic() - begun < 15
+    assert page.driver.execute_script('return navigator.serviceWorker.controller') is None
+    page.open(page.address)
+    assert page.driver.execute_script('return crossOriginIsolated')
 
 
 # ------------------------------------------------- parts without a browser -----------------------------------------
@@ -794,7 +917,6 @@ def test_build_without_network_is_one_sentence(tmp_path, monkeypatch):
 def test_a_site_is_replaced_whole_or_not_at_all(site, tmp_path, monkeypatch):
     folder = tmp_path / 'site'
     shutil.copytree(site.folder, folder)
-    (folder / 'left_over.js').write_text('')
     before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
     with monkeypatch.context() as patched:
         patched.setattr(web, 'BOUND', -1.0)
@@ -802,8 +924,48 @@ def test_a_site_is_replaced_whole_or_not_at_all(site, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()} == before
     assert run('--to', 'web', '-m', STUDENT, '-o', folder) == 0
     assert [entry['name'] for entry in json.loads((folder / 'models.json').read_text())] == [STUDENT.stem]
-    assert not (folder / 'left_over.js').exists() and not (folder / f'models/{EIGHTH.stem}.onnx').exists()
+    assert not (folder / f'models/{EIGHTH.stem}.onnx').exists()
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    'name', ['site/.git/HEAD', 'site/CNAME', 'site/index.html', '.site.old/photo', '.site.part/photo']
+)
+def test_what_the_site_did_not_write_is_never_removed(site, tmp_path, name):
+    """Files of the user in the folder, a file of the site that was changed, folders that have a hidden one's name."""
+    folder = tmp_path / 'site'
+    shutil.copytree(site.folder, folder)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('mine')
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    assert 'holds other files' in refused('--to', 'web', '-m', STUDENT, '-o', folder)
+    assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_a_file_that_comes_while_the_site_is_made_is_kept(site, tmp_path, monkeypatch):
+    folder = tmp_path / 'site'
+    shutil.copytree(site.folder, folder)
+    finish = web.finish
+
+    def late(work):
+        finish(work)
+        (folder / 'mine.txt').write_text('mine')
+
+    monkeypatch.setattr(web, 'finish', late)
+    assert 'holds other files' in refused('--to', 'web', '-m', STUDENT, '-o', folder)
+    assert (folder / 'mine.txt').read_text() == 'mine' and (folder / f'models/{EIGHTH.stem}.onnx').exists()
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_site_whose_making_was_killed_is_made_again(site, tmp_path):
+    """Between the two names, and half-way."""
+    shutil.copytree(site.folder, tmp_path / '.site.old')
+    (tmp_path / '.site.part').mkdir()
+    for name in (web_folder.MARK, 'app.js'):
+        (tmp_path / '.site.part' / name).write_text('')
+    assert run('--to', 'web', '-m', STUDENT, '-o', tmp_path / 'site') == 0
+    assert (tmp_path / f'site/models/{STUDENT.stem}.onnx').exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / 'site']
 
 
 @needs_npm

@@ -6,7 +6,6 @@ the models. A model's graph is run by ONNX Runtime here and compared with PyTorc
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
@@ -15,13 +14,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sdakd.commands.export.web_folder import check_own, finish, replaced
 from sdakd.commands.interface import Outcome
 from sdakd.compat import UserError, one_line
 from sdakd.files.images import write
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 NAME = 'web'
 SOURCES = Path(__file__).resolve().parents[2] / 'web'
 PACKAGES = ('onnx', 'onnxruntime')
-LIST, SERVICE = 'models.json', 'sw.js'  # by which a folder is known as one of these
+LIST = 'models.json'
+NOTICES = 'ort/notices.txt'
 BOUND = 0.5 / 255  # largest difference that weights in float16 may make: half a level
-LAZY = 'ort/'  # engines, of which a browser needs one
 SMALL = 64  # values of a tensor that is not worth a cast
 WORDS = re.compile(r'\s+')
 
@@ -76,8 +76,7 @@ def check(models: Sequence[Path], output: Path) -> None:
             raise UserError(f'--to {NAME}', f'the package {package} is not installed: pip install {wanted}.')
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise UserError('-o', f'{output} is no folder; give a folder for the site, such as -o site.')
-    if output.is_dir() and any(output.iterdir()) and not all((output / name).is_file() for name in (LIST, SERVICE)):
-        raise UserError('-o', f'{output} holds other files; give a new folder for the site, such as -o site.')
+    check_own(output)
     names: dict[str, Path] = {}
     for path in models:
         other = names.setdefault(_stem(path).lower(), path)
@@ -109,8 +108,9 @@ def site(
     """
     application = build()
     lines: dict[Path, str] = {}
-    with _replaced(output) as work:
+    with replaced(output) as work:
         shutil.copytree(application, work, dirs_exist_ok=True)
+        _notices(work)
         entries = []
         for opened in Progress('export', len(models), 'models').over(models):
             try:
@@ -121,8 +121,20 @@ def site(
             entries.append(entry)
             lines[output / entry['file']] = line
         write(work / LIST, (json.dumps(entries, indent=1) + '\n').encode())
-        _finish(work)
+        finish(work)
     return Site(output, lines)
+
+
+def _notices(work: Path) -> None:
+    """Adds those of what ONNX Runtime is made of, where its package has them."""
+    import onnxruntime
+
+    file = Path(onnxruntime.__file__).with_name('ThirdPartyNotices.txt')
+    if file.is_file():
+        write(work / NOTICES, file.read_bytes())
+        licences = work / 'licences.txt'
+        words = f'\nONNX Runtime contains software of others, whose notices are in {NOTICES}.\n'
+        write(licences, licences.read_bytes() + words.encode())
 
 
 def _told(training: Mapping) -> dict[str, str]:
@@ -218,50 +230,6 @@ def compact(graph: bytes, half: bool = True) -> bytes:
         node.output[:] = [known.setdefault(name, f'v{len(known)}') for name in node.output]
     inner.node.extend([*casts, *nodes])
     return model.SerializeToString()
-
-
-def _finish(work: Path) -> None:
-    """Tells the service worker which files there are; a change in any of them makes it a new one."""
-    files, version = [], hashlib.sha256()
-    for path in sorted(each for each in work.rglob('*') if each.is_file()):
-        name = path.relative_to(work).as_posix()
-        version.update(f'{name}\n'.encode() + hashlib.sha256(path.read_bytes()).digest())
-        if name != SERVICE:
-            files.append({'path': name, 'lazy': name.startswith(LAZY)})
-    told = json.dumps({'version': version.hexdigest()[:16], 'files': files})
-    service = work / SERVICE
-    write(service, f'const SITE = {told};\n'.encode() + service.read_bytes())
-
-
-@contextlib.contextmanager
-def _replaced(output: Path) -> Iterator[Path]:
-    """A hidden folder beside ``output``, which takes its place when the block has ended well."""
-    output = Path(os.path.abspath(output))
-    work, old = (output.with_name(f'.{output.name}.{end}') for end in ('part', 'old'))
-    made = [parent for parent in output.parents if not parent.exists()]
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        try:
-            if old.exists() and not output.exists():  # a process was killed between two names
-                os.rename(old, output)
-            shutil.rmtree(old, ignore_errors=True)
-            work.mkdir(parents=True)
-            yield work
-            if output.exists():
-                os.rename(output, old)
-            os.rename(work, output)
-        except OSError as error:
-            raise UserError('-o', f'{output} cannot be written ({error.strerror or one_line(error)}).') from None
-    except BaseException:
-        if old.exists() and not output.exists():
-            os.rename(old, output)
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()  # only where nothing has been made in it
 
 
 # ---------------------------------------------------- the application ------------------------------------------------

@@ -9,8 +9,10 @@ const jobs = []; // all pictures, in the order of the queue
 let chosen; // the model for pictures that are added
 let worker = null;
 let ready = false;
+let stopped = false; // whether the engine has failed
 let gpu = true; // false once WebGPU has failed
 let serial = 0;
+const said = []; // in this moment
 
 const comparison = new Comparison();
 
@@ -28,7 +30,8 @@ async function start() {
   } catch {
     return problem('The list of models does not come from the server: export the page again, or look whether the server runs.');
   }
-  if (await isolate(() => jobs.length === 0)) openWorker(); // else the page loads again
+  const renewed = () => problem('A newer version of this page has come: load the page again when the pictures are done.');
+  if (await isolate(() => jobs.length === 0, renewed)) openWorker(); // else the page loads again
 }
 
 // -------------------------------------------------------- adding ---------------------------------------------------------
@@ -65,6 +68,7 @@ function add(files) {
     byId('queue').append(job.row.item);
     show(job, 'Waiting');
   }
+  if (stopped && files.length) openWorker(); // once more
   next();
 }
 
@@ -72,6 +76,11 @@ function add(files) {
 
 function openWorker() {
   ready = false;
+  if (stopped) {
+    stopped = false;
+    byId('problem').hidden = true;
+    byId('engine').textContent = 'Getting ready …';
+  }
   worker?.terminate();
   worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
   worker.onmessage = ({ data }) => HEARD[data.type](data);
@@ -121,7 +130,7 @@ const HEARD = {
 
 function broken({ reason }) {
   worker?.terminate();
-  [worker, ready] = [null, false];
+  [worker, ready, stopped] = [null, false, true];
   problem(`The engine does not start (${reason}): look whether the server runs, and load the page again.`);
   byId('engine').textContent = 'Not ready.';
   for (const job of jobs.filter(isOpen)) finish(job, 'failed', `${job.file.name} cannot be enlarged: the engine does not start.`);
@@ -132,7 +141,7 @@ function next() {
   if (!ready || !job || jobs.some(({ state }) => state === 'working')) return refresh();
   Object.assign(job, { state: 'working', begun: performance.now() });
   show(job, 'Reading');
-  say(`Enlarging ${job.file.name}`);
+  say(`Enlarging ${job.file.name}.`);
   worker.postMessage({ type: 'enlarge', id: job.id, file: job.file, model: job.model });
   refresh();
 }
@@ -141,7 +150,7 @@ function finish(job, state, words) {
   job.state = state;
   job.row.progress.removeAttribute('value');
   show(job, words);
-  say(state === 'failed' ? words : `${job.file.name}: ${state === 'done' ? 'enlarged' : words}`);
+  say(state === 'failed' ? words : `${job.file.name}: ${state === 'done' ? 'enlarged' : 'cancelled'}.`);
   next();
 }
 
@@ -150,8 +159,8 @@ function cancel(job) {
   const working = job.state === 'working';
   job.state = 'cancelled';
   if (working) openWorker();
+  job.row.cancel.focus(); // some browsers do not when it is clicked
   finish(job, 'cancelled', 'Cancelled');
-  job.row.remove.focus();
 }
 
 // --------------------------------------------------------- queue ---------------------------------------------------------
@@ -179,12 +188,14 @@ function byIdTemplate() {
 
 function show(job, words) {
   const { item, words: text, progress, cancel: stop, view, save, remove: away } = job.row;
+  const focused = document.activeElement === stop;
   item.dataset.state = job.state;
   text.textContent = words;
   progress.hidden = job.state !== 'working';
   stop.hidden = !isOpen(job);
   away.hidden = isOpen(job);
   view.hidden = save.hidden = job.state !== 'done';
+  if (focused && stop.hidden) (view.hidden ? away : view).focus();
   if (job.state === 'done' && !save.href) {
     job.url = URL.createObjectURL(job.png);
     Object.assign(save, { href: job.url, download: nameOf(job) });
@@ -197,7 +208,8 @@ function remove(job) {
   job.row.item.remove();
   if (comparison.job === job) comparison.show(jobs.find(({ state }) => state === 'done') ?? null);
   if (job.url) URL.revokeObjectURL(job.url);
-  (jobs[Math.min(at, jobs.length - 1)]?.row.remove ?? byId('files')).focus();
+  const other = jobs[Math.min(at, jobs.length - 1)];
+  (other ? other.row[isOpen(other) ? 'cancel' : 'remove'] : byId('files')).focus();
   refresh();
 }
 
@@ -230,8 +242,11 @@ function duration(milliseconds) {
   return seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
 }
 
+/** For those who do not see the page; what is said at once is heard as a whole. */
 function say(words) {
-  byId('status').textContent = words;
+  if (!said.length) setTimeout(() => said.splice(0));
+  said.push(words);
+  byId('status').textContent = said.join(' ');
 }
 
 function problem(words) {
