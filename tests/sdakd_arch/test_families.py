@@ -474,7 +474,8 @@ def test_a_plug_ins_family_is_compared_measured_and_exported(ladder):
     content = yaml.safe_load(cell.read_text())
     assert content['network_g'] == {'type': 'LadderNet', 'rails': 4, 'rungs': 3}
     assert content['network_d']['num_feat'] == 4  # as wide as the student, as the method's file has it
-    start = torch.load(content['path']['pretrain_network_g'], weights_only=True)['params']
+    (start,) = (ladder / 'OUT/starts').glob('*.pth')  # what the first stage begins with, which cells share
+    start = torch.load(start, weights_only=True)['params']
     assert torch.equal(start['foot.bias'], torch.full((4,), 0.125))
     experiment = ladder / 'OUT/experiments' / cell.stem
     student = experiment / 'models/net_g_latest.pth'
