@@ -26,7 +26,7 @@ def _give_way() -> None:
     The threads of a network wait for each other in every layer: one that shares its core with an encoder would keep all
     of them waiting. Who writes gets its turn when the queue is full.
     """
-    if sys.platform == 'linux':
+    if hasattr(os, 'setpriority') and sys.platform == 'linux':  # elsewhere it is the whole process's
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAST)
 
