@@ -16,10 +16,13 @@ STAGE = 60
 
 BOMB = '''
 import os, signal, time
+from glob import glob
 import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.losses.basic_loss import L1Loss
 from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY
+
+LOGS = 'experiments/run/*.log'
 
 @LOSS_REGISTRY.register()
 class BombLoss(L1Loss):
@@ -46,6 +49,9 @@ class BombDataset(PairedImageDataset):
         if 'coffee1' in self.paths[index]['gt_path'] and torch.utils.data.get_worker_info() is not None:
             if self.opt['name'] == 'image':
                 raise ValueError('it is no image')
+            deadline = time.monotonic() + 60  # it loads ahead: the first iteration may not have been done yet
+            while time.monotonic() < deadline and not any('lr:(' in open(log).read() for log in glob(LOGS)):
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
 '''
