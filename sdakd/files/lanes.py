@@ -11,6 +11,7 @@ import os
 import queue
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -31,7 +32,7 @@ def _give_way() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAST)
 
 
-class _Lane:
+class _Lane(ABC):
     """A thread with a queue that can be given up."""
 
     def __init__(self, name: str, room: int) -> None:
@@ -43,8 +44,9 @@ class _Lane:
         _give_way()
         self._work()
 
+    @abstractmethod
     def _work(self) -> None:
-        raise NotImplementedError
+        """What the thread does."""
 
     def _put(self, item: object) -> bool:
         while not self.stopped.is_set():

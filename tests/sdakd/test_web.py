@@ -393,6 +393,17 @@ def test_tiles_and_scales(site, page, tmp_path, model, height, width):
     )
 
 
+def test_a_picture_of_a_megapixel(site, page, tmp_path):
+    (tmp_path / 'in').mkdir()
+    photo = np.tile(data.astronaut(), (2, 3, 1))[:800, :1280]
+    Image.fromarray(photo).save(tmp_path / 'in/large.png')
+    page.clear()
+    page.choose(STUDENT.stem)
+    page.add(tmp_path / 'in/large.png')
+    assert page.states()['large.png'][0] == 'done'
+    assert_equal(page.result('large.png')[0], wanted(tmp_path / 'in', STUDENT, tmp_path / 'out')['large'])
+
+
 # --------------------------------------------------- what goes wrong -----------------------------------------------
 
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 def check_measures(config: Config, matrix: Matrix) -> None:
     """Opens metrics and test sets before any training."""
-    check_judge(config)
     from sdakd.files.testsets import open_sets
     from sdakd_metrics.metrics import Settings, open_metrics
 
+    check_judge(config)
     try:
         open_metrics(config.metrics, Settings(matrix.scale, backbone=fd_backbone(config)))
     except UserError as error:
