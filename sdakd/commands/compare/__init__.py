@@ -17,7 +17,6 @@ from sdakd.progress import Progress
 from sdakd.shipped import option_file
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
-    from sdakd.commands.compare.config import Config as Config
     from sdakd.commands.compare.matrix import Matrix
     from sdakd.commands.compare.rows import Row
     from sdakd.commands.compare.search import Search
@@ -107,9 +106,9 @@ def _train(matrix: Matrix, jobs: int, threads: int) -> tuple[list[Cell], list[Ce
         return Cell(row, ratio, seed, factor, matrix.run(row, ratio, seed, factor))
 
     discriminator = matrix.discriminator_run()
-    firsts = {(ratio, seed): matrix.first_runs(ratio, seed) for seed in seeds for ratio in ratios}
     trials = [cell(row, ratios[0], seeds[0], f) for row in matrix.rows for f in factors_of(config, row)]
-    shared = [*([discriminator] if discriminator else []), *(run for runs in firsts.values() for run in runs)]
+    shared = [run for seed in seeds for ratio in ratios for run in matrix.first_runs(ratio, seed)]
+    shared += [discriminator] if discriminator else []
     others = len(ratios) * len(seeds) - 1  # of a row, beyond the one whose trial is chosen
     iterations = sum(run.iterations for run in (*shared, *(trial.run for trial in trials)))
     iterations += others * sum(cell(row, ratios[0], seeds[0], 1).run.iterations for row in matrix.rows)
@@ -171,7 +170,9 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
     reference = next(row for row in matrix.rows if row.name == config.reference)
     looked = gates.look(config.primary, reference, done, section, differences)
     label = summary.label_of(config)
-    says = [gates.verdict(config.primary, label, looked, search.edge, section, differences), *map(str, looked)]
+    placebos = {row.name for row in matrix.rows if row.placebo is not None}  # which have their gate
+    judged = [difference for difference in differences if difference['a'] not in placebos]
+    says = [gates.verdict(config.primary, label, looked, search.edge, section, judged), *map(str, looked)]
     notes = summary.notes(matrix, section, done, broken, search.edge, jobs)
     content = {
         'version': __version__,

@@ -15,7 +15,7 @@ from sdakd.commands.compare.config import Primary
 from sdakd.commands.compare.rows import Row
 from sdakd.commands.compare.summary import DIGITS, FEWEST_SEEDS, Cell
 from sdakd.commands.report.curves import Run as Curves
-from sdakd.commands.report.curves import read_run
+from sdakd.commands.report.curves import Stage, read_run
 
 HEARD = 0.1  # share of the student's gradient from which on a method's own term is heard
 
@@ -71,7 +71,7 @@ def separation_of(curves: Curves) -> dict[str, float]:
     return found
 
 
-def _late(points: Sequence[tuple[int, float]], stage: object) -> list[float]:
+def _late(points: Sequence[tuple[int, float]], stage: Stage) -> list[float]:
     middle = stage.first + stage.iters // 2
     inside = [(iteration, value) for iteration, value in points if stage.first <= iteration <= stage.last]
     return [value for iteration, value in inside if iteration >= middle] or [value for _, value in inside]
