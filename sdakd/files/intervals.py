@@ -9,6 +9,8 @@ from statistics import NormalDist
 import numpy as np
 
 FEWEST = 6  # values that an interval is given for, a choice of this project: of five, it is wider than it is of use
+RESAMPLES = 1999  # of the bootstrap: the 50th from either end then lies at 2.5%
+AT_ONCE = 1 << 21  # drawn numbers that are held at once
 
 
 def t_quantile(freedom: int) -> float:
@@ -42,3 +44,38 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
         return mean, None, None
     half = t_quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     return mean, mean - half, mean + half
+
+
+def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float | None, float | None]:
+    """Mean and the 95% interval of it by the studentised bootstrap (bootstrap-t).
+
+    Values are drawn with replacement 1,999 times; of each draw, t = (mean of the draw - mean) / its own standard error.
+    The limits are mean - t s / sqrt(n) at the 97.5% and the 2.5% quantile of these t, which take the place of Student's
+    quantiles and lean as the values lean (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5;
+    Hall, Annals of Statistics 16(3), 1988: its error of coverage falls with 1/n, that of Student's and the percentile
+    interval of skewed values with 1/sqrt(n) on each side). Draws of a single value tell no spread and are left out.
+
+    Args:
+        values: One for every image, each averaged over seeds, so that images alone are drawn.
+        seed: Of the draws; the same values have the same interval.
+
+    Returns:
+        As :func:`mean_interval`.
+    """
+    values = np.asarray(values, np.float64)
+    mean, number = float(values.mean()), len(values)
+    if number < FEWEST or not math.isfinite(mean):
+        return mean, None, None
+    away = values - mean
+    error = float(values.std(ddof=1)) / math.sqrt(number)
+    generator, found = np.random.default_rng(seed), []
+    for start in range(0, RESAMPLES, step := max(1, AT_ONCE // number)):
+        drawn = away[generator.integers(number, size=(min(step, RESAMPLES - start), number))]
+        means, errors = drawn.mean(1), drawn.std(1, ddof=1) / math.sqrt(number)
+        spread = errors > 1e-9 * error  # what is left of a draw of equal values is rounding
+        found.append(means[spread] / errors[spread])
+    quantiles = np.sort(np.concatenate(found))
+    if not error or not len(quantiles):
+        return mean, mean, mean
+    rank = round((len(quantiles) + 1) * 0.025)
+    return mean, mean - float(quantiles[-rank]) * error, mean - float(quantiles[rank - 1]) * error

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sdakd.files.intervals import FEWEST, mean_interval
+from sdakd.files.intervals import FEWEST, bootstrap_interval, mean_interval
 
 
 @pytest.mark.parametrize('number', [6, 7, 10, 19, 40, 1000])
@@ -46,3 +46,64 @@ def test_no_interval_of_few_or_infinite_values():
         assert mean_interval(values[:number]) == (pytest.approx(values[:number].mean()), None, None)
     assert mean_interval([*values, math.inf]) == (math.inf, None, None)
     assert mean_interval([2.0] * 6) == (2.0, 2.0, 2.0)
+
+
+# ---------------------------------------------- the studentised bootstrap -------------------------------------------
+
+
+def simulated(draw, truth, number, sets=2000):
+    """How often Student's, the studentised bootstrap's and scipy's BCa interval cover a known mean."""
+    generator = np.random.default_rng(number)
+    values = draw(generator, (sets, number))
+    intervals = {'student': [mean_interval(one)[1:] for one in values]}
+    intervals['bootstrap'] = [bootstrap_interval(one)[1:] for one in values]
+    found = stats.bootstrap((values,), np.mean, axis=1, method='BCa', n_resamples=499, random_state=generator, batch=50)
+    intervals['BCa'] = np.stack(found.confidence_interval, 1)
+    return {name: np.mean([low <= truth <= high for low, high in each]) for name, each in intervals.items()}
+
+
+@pytest.mark.parametrize('number', [6, 10, 20])
+def test_studentised_bootstrap_covers_normal_values_as_often_as_students(number):
+    """2,000 sets of normal values, whose share has a standard deviation of 0.5%."""
+    covered = simulated(lambda generator, shape: generator.normal(28, 3, shape), 28, number)
+    assert covered['bootstrap'] == pytest.approx(0.95, abs=0.018)
+
+
+@pytest.mark.parametrize(('number', 'share'), [(6, 0.93), (10, 0.94), (20, 0.94)])
+def test_studentised_bootstrap_covers_skewed_values_best(number, share):
+    """Exponential values: Student's covers the truth in 89% to 92% of the cases, BCa in 83% to 91%."""
+    covered = simulated(lambda generator, shape: generator.exponential(2, shape), 2, number)
+    assert covered['bootstrap'] == pytest.approx(share, abs=0.018)
+    assert covered['bootstrap'] > covered['student'] > covered['BCa']
+
+
+def test_studentised_bootstrap_is_its_definition():
+    values = np.random.default_rng(3).gamma(2, 1, 12)
+    random, drawn = np.random.RandomState(5), []
+    for _ in range(40_000):
+        one = values[random.randint(0, 12, 12)]
+        drawn.append((one.mean() - values.mean()) / stats.sem(one))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    expected = values.mean() - high * stats.sem(values), values.mean() - low * stats.sem(values)
+    found = np.mean([bootstrap_interval(values, seed)[1:] for seed in range(20)], 0)
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+def test_studentised_bootstrap_leans_as_the_values_do_and_repeats_itself():
+    values = np.random.default_rng(1).exponential(1, 15)
+    mean, low, high = bootstrap_interval(values)
+    assert mean == pytest.approx(values.mean()) and high - mean > mean - low
+    assert bootstrap_interval(values) == (mean, low, high)
+    scaled = bootstrap_interval(-3 * values + 7)  # another unit, and the other direction
+    assert scaled == pytest.approx((7 - 3 * mean, 7 - 3 * high, 7 - 3 * low), rel=1e-2)
+    many = np.random.default_rng(2).normal(28, 3, 3000)
+    assert bootstrap_interval(many) == pytest.approx(mean_interval(many), abs=0.015)
+
+
+def test_studentised_bootstrap_of_few_infinite_and_equal_values():
+    for number in range(1, FEWEST):
+        assert bootstrap_interval(range(number)) == (pytest.approx((number - 1) / 2), None, None)
+    assert bootstrap_interval([*range(6), math.inf]) == (math.inf, None, None)
+    assert bootstrap_interval([2.0] * 6) == (2.0, 2.0, 2.0)
+    _, low, high = bootstrap_interval([0.1, 0.1, 0.1, 0.1, 0.1, 1])  # a third of the draws holds a single value
+    assert math.isfinite(low) and math.isfinite(high) and low <= 0.25 <= high

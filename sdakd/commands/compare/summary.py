@@ -13,7 +13,7 @@ import msgspec
 from sdakd.commands.compare.config import Budget, Config, Primary
 from sdakd.commands.compare.matrix import Matrix
 from sdakd.commands.compare.rows import Row
-from sdakd.files.intervals import FEWEST, mean_interval
+from sdakd.files.intervals import FEWEST, bootstrap_interval
 from sdakd.files.runs import Run, digest
 
 FEWEST_SEEDS = 3  # of which a spread, and an interval of a difference, is given
@@ -87,7 +87,7 @@ def over_seeds(section: Mapping, cells: Sequence[Cell], reference_row: str) -> t
             mean, sd = spread(list(values.values()))
             images = _over_images([(entries[s]['per_image'], others[s]['per_image']) for s in seeds])
             enough = images and len(seeds) >= FEWEST_SEEDS
-            _, low, high = mean_interval(images) if enough else (None, None, None)
+            _, low, high = bootstrap_interval(images) if enough else (None, None, None)
             differences.append(
                 {'a': a, 'b': reference_row, 'width': str(ratio), 'set': of, 'metric': metric, 'reference': reference}
                 | {'mean': mean, 'sd': sd, 'n': len(seeds), 'values': {str(s): v for s, v in values.items()}}
@@ -308,8 +308,8 @@ def notes(
     else:
         found.append(
             '±: standard deviation over seeds (n - 1). Differences: same seed minus same seed; in brackets the 95% '
-            f'interval over images of their mean over seeds, from {FEWEST} images on: what the choice of images does, '
-            'not what chance in training does.'
+            f'interval over images (studentised bootstrap) of their mean over seeds, from {FEWEST} images on: what the '
+            'choice of images does, not what chance in training does.'
         )
     return found
 
