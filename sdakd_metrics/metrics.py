@@ -7,12 +7,17 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sdakd.compat import UserError, near
+from sdakd_metrics.collectors import KID_IMAGES, KID_PATCHES, FrechetCollector, KernelCollector, PatchKernelCollector
 
-KID_IMAGES = 10_000  # KID keeps 8 KB of features per image; of a larger set, it takes the features of this many
+if TYPE_CHECKING:
+    from sdakd_metrics.distribution import Inception, PatchBackbone
+
+SAMPLES = 10  # independent ones for each feature that a Frechet distance needs, a choice of this project
 
 Measure = Callable[[np.ndarray, np.ndarray | None], float]  # image and reference, uint8 (H, W, 3), BGR
 
@@ -30,7 +35,7 @@ class Metric:
         convention: How it is computed, in one sentence.
         measure: Value of one image; None where the metric belongs to a set.
         blind: Whether an image is judged without a reference.
-        features: For a metric of a set: features of an image, ``(samples, channels)``.
+        features: For a metric of a set: the network that makes features of an image, ``(samples, channels)``.
         collector: For a metric of a set: makes what collects them.
     """
 
@@ -42,8 +47,13 @@ class Metric:
     convention: str
     measure: Measure | None = None
     blind: bool = False
-    features: Callable[[np.ndarray], np.ndarray] | None = None
-    collector: Callable[[int], FrechetCollector | KernelCollector] | None = None
+    features: Inception | PatchBackbone | None = None
+    collector: type[FrechetCollector] | type[PatchKernelCollector] | None = None
+
+    @property
+    def needed(self) -> int:
+        """How many independent samples a Frechet distance takes; 0 for metrics that few samples do not bias."""
+        return SAMPLES * self.features.channels if self.collector is FrechetCollector else 0
 
     def facts(self) -> dict:
         """Its entry in ``results.json``."""
@@ -54,59 +64,6 @@ class Metric:
         return f'{value:.{self.digits}f}'
 
 
-class FrechetCollector:
-    """Mean and covariance of the features of a set, in memory that does not grow with it.
-
-    Args:
-        images: How many images the set has.
-    """
-
-    def __init__(self, images: int) -> None:
-        from sdakd_metrics.distribution import Moments
-
-        self.moments = Moments()
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        """How many samples of how many features."""
-        return self.moments.count, 0 if self.moments.mean is None else len(self.moments.mean)
-
-    def add(self, features: np.ndarray) -> None:
-        self.moments.add(features)
-
-    def distance(self, other: FrechetCollector) -> float:
-        from sdakd_metrics.distribution import frechet_distance
-
-        return frechet_distance(self.moments, other.moments)
-
-
-class KernelCollector:
-    """The features of a set, of a fixed random choice of 10,000 images where it has more.
-
-    Args:
-        images: How many images the set has.
-    """
-
-    def __init__(self, images: int) -> None:
-        chosen = np.random.default_rng(0).choice(images, min(images, KID_IMAGES), replace=False)
-        self.chosen, self.seen, self.features = set(chosen.tolist()), 0, []
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        """How many samples; 0 features, because few samples do not bias the kernel distance."""
-        return len(self.features), 0
-
-    def add(self, features: np.ndarray) -> None:
-        if self.seen in self.chosen:
-            self.features.append(features[0].astype(np.float32))
-        self.seen += 1
-
-    def distance(self, other: KernelCollector) -> float:
-        from sdakd_metrics.distribution import kernel_distance
-
-        return kernel_distance(*(np.stack(part.features).astype(np.float64) for part in (self, other)))
-
-
 @dataclass
 class Settings:
     """What the flags say about metrics.
@@ -114,7 +71,7 @@ class Settings:
     Args:
         crop_border: Pixels that PSNR, SSIM and NIQE leave out at every edge.
         rgb: PSNR and SSIM on R, G and B instead of Y.
-        backbone: ``KIND:FILE`` for the metric fd.
+        backbone: ``KIND:FILE`` for the metrics fd and kid; kid takes InceptionV3 without it.
         device: Where networks run.
         face_model: File of the network for the metric identity, None for facexlib's own.
         distances: ``KIND:FILE`` of every backbone whose features are compared image by image.
@@ -199,9 +156,11 @@ def _inception(where: str, otherwise: str, device: str):
 
 
 def _of_inception(name: str, names: Sequence[str], settings: Settings) -> Metric:
-    both = [known for known in ('fid', 'kid') if known in names]
+    both = [known for known in ('fid', 'kid') if known in names and not (known == 'kid' and settings.backbone)]
     where, otherwise = f'--metrics {" ".join(both)}', f'leave {" and ".join(both)} out of the metrics'
-    network = _inception(where, f'{otherwise} (fd needs another, smaller file)', settings.device)
+    if both == ['kid']:
+        otherwise += ' or give kid a --backbone, such as efficientnet_lite0'
+    network = _inception(where, otherwise, settings.device)
     on = "features of torch-fidelity's InceptionV3 with the standard weights (2015-12-05), one vector per whole image"
     if name == 'fid':
         convention = f'Frechet distance of {on}; depends on the number of images, below some thousands strongly.'
@@ -213,21 +172,34 @@ def _of_inception(name: str, names: Sequence[str], settings: Settings) -> Metric
     return Metric('kid', 'KID', None, False, 5, convention, features=network, collector=KernelCollector)
 
 
-def _fd(settings: Settings) -> Metric:
+def _open_patches(settings: Settings) -> PatchBackbone:
     from sdakd_metrics.distribution import open_backbone
 
     if settings.backbone is None:
         raise UserError(
             '--metrics fd',
             'name the backbone and its weights file with --backbone, for example squeezenet:FILE, or '
-            'leave fd out of the metrics.',
+            'efficientnet_lite0 alone; or leave fd out of the metrics.',
         )
-    network = open_backbone(settings.backbone, '--backbone').to(settings.device)
-    convention = (
-        f'Frechet distance over patches of {network.patch}x{network.patch} pixels, every {network.stride} pixels, on '
-        f'the pooled convolutional features of {settings.backbone} ({network.taking}); not FID.'
+    return open_backbone(settings.backbone, '--backbone').to(settings.device)
+
+
+def _of_patches(name: str, network: PatchBackbone, spec: str) -> Metric:
+    """FD and KID of patches through a backbone, which may be one and see every image once for both."""
+    on = (
+        f'patches of {network.patch}x{network.patch} pixels, every {network.stride} pixels, on the pooled '
+        f'convolutional features of {spec} ({network.taking})'
     )
-    return Metric('fd', f'FD-{network.kind}', None, False, 1, convention, features=network, collector=FrechetCollector)
+    if name == 'fd':
+        convention = f'Frechet distance over {on}; not FID.'
+        return Metric(name, f'FD-{network.kind}', None, False, 1, convention, features=network,
+                      collector=FrechetCollector)  # fmt: skip
+    convention = (
+        'Kernel distance (cubic polynomial, unbiased, over pairs of patches of different images, at most '
+        f'{KID_PATCHES:,d} patches of a set or one of each image) over {on}; not the KID of InceptionV3.'
+    )
+    return Metric(name, f'KID-{network.kind}', None, False, 4, convention, features=network,
+                  collector=PatchKernelCollector)  # fmt: skip
 
 
 def _distance(spec: str, device: str) -> Metric:
@@ -264,15 +236,18 @@ def open_metrics(names: Sequence[str], settings: Settings) -> list[Metric]:
     for name in names:
         if name not in METRICS:
             raise UserError('--metrics', f'there is no metric {name!r}; {near(name, METRICS)}.')
-    if settings.backbone is not None and 'fd' not in names:
-        raise UserError('--backbone', 'only the metric fd uses it; add fd to the metrics.')
+    if settings.backbone is not None and not {'fd', 'kid'} & set(names):
+        raise UserError('--backbone', 'only the metrics fd and kid use it; add one of them to the metrics.')
     if settings.face_model is not None and 'identity' not in names:
         raise UserError('--face_model', 'only the metric identity uses it; add identity to the metrics.')
-    makers = {'niqe': _niqe, 'lpips': _lpips, 'fd': _fd, 'identity': _identity}
-    metrics = []
+    makers = {'niqe': _niqe, 'lpips': _lpips, 'identity': _identity}
+    metrics, network = [], None
     for name in dict.fromkeys(names):
         if name in ('psnr', 'ssim'):
             metrics.append(_fidelity(name, settings))
+        elif name == 'fd' or name == 'kid' and settings.backbone is not None:
+            network = network or _open_patches(settings)
+            metrics.append(_of_patches(name, network, settings.backbone))
         elif name in ('fid', 'kid'):
             metrics.append(_of_inception(name, names, settings))
         else:

@@ -215,7 +215,7 @@ def test_spread_and_interval_of_enough_seeds_and_images():
     from sdakd.commands.compare import summary
     from sdakd.files.intervals import bootstrap_interval
 
-    def tables(seeds, images):
+    def tables(seeds, images, key='per_image'):
         rng = np.random.default_rng(images)
         values = {(row, seed): rng.normal(28, 2, images) for row in ('base', 'own') for seed in range(seeds)}
         runs = [
@@ -224,7 +224,7 @@ def test_spread_and_interval_of_enough_seeds_and_images():
         ]
         scores = [
             {'model': f'{row}{seed}', 'set': 'set', 'metric': 'psnr', 'reference': 'gt', 'mean': of.mean(),
-             'per_image': {str(number): value for number, value in enumerate(of)}}
+             'per_image': None, key: {str(number): value for number, value in enumerate(of)}}
             for (row, seed), of in values.items()
         ]  # fmt: skip
         section = {'scores': scores, 'metrics': [{'name': 'psnr', 'label': 'PSNR'}]}
@@ -238,6 +238,7 @@ def test_spread_and_interval_of_enough_seeds_and_images():
     assert difference['sd'] == pytest.approx(by_image.mean(1).std(ddof=1)) and all(entry['sd'] for entry in found)
     assert (difference['low'], difference['high']) == pytest.approx(bootstrap_interval(by_image.mean(0))[1:])
     assert re.fullmatch(r'-?\d\.\d\d ± \d\.\d\d \[.+, .+\]', text)
+    assert tables(3, 6, 'pseudo_values')[1] == difference  # of a metric of sets, such as KID
     found, difference, _, text = tables(2, 6)
     assert difference['sd'] is difference['low'] is None and not any(entry['sd'] for entry in found)
     assert re.fullmatch(r'-?\d\.\d\d \(-?\d\.\d\d, -?\d\.\d\d\)', text)
@@ -742,6 +743,7 @@ MISTAKES = [
     (['primary', 'metric'], 'niqe', 'niqe is not among the metrics'),
     (['primary', 'against'], 'student', 'primary:against'),
     (['metrics'], ['psnr', 'fd'], 'fd_backbone: name it'),
+    (['fd_backbone'], 'efficientnet_lite0', 'fd_backbone: leave it out, or write fd or kid'),
     (['teacher'], 'datasets/none.pth', 'teacher: the file .*none.pth does not exist'),
     (['data', 'train', 'gt'], HR.format('trian'), 'data:train:gt: the folder datasets/smoke/trian/HR does not exist'),
     (['data', 'test', 'smoke'], 'datasets/no', 'data:test:smoke: the folder datasets/no does not exist'),
@@ -813,6 +815,52 @@ def test_students_are_not_judged_by_what_has_trained_them(here):
     config = read_config(str(write(here, options, 'bad.yml')))
     with pytest.raises(UserError, match='fd_backbone: other.pth is also what trains students'):
         measuring.check_judge(config)
+
+
+def test_a_frechet_distance_that_decides_has_samples_enough(here, tmp_path):
+    """Two photographs and two test images of 64x64 pixels are four patches; 512 features take 5,120."""
+    import torchvision
+
+    from sdakd.commands.compare.measuring import check_samples
+    from sdakd_metrics.metrics import Settings, open_metrics
+
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / 'squeezenet.pth')
+    backbone = f'squeezenet:{tmp_path / "squeezenet.pth"}'
+    options = {**smoke(), 'metrics': ['psnr', 'fd'], 'primary': {'metric': 'fd'}, 'fd_backbone': backbone}
+    file = write(here, options, 'bad.yml')
+    wanted = (
+        'primary:metric: FD-squeezenet takes 5,120 patches of 64x64 pixels that do not overlap, ten for each of its '
+        '512 features, and the validation split has 2 in 2 images; give about 5,120 such images, or write kid'
+    )
+    with pytest.raises(UserError, match=wanted):
+        compare('-opt', file, '-o', 'FD')
+    assert not (here / 'FD').exists()
+    fd, kid = open_metrics(['fd', 'kid'], Settings(4, backbone=backbone))
+    check_samples(fd, {'enough': [(640, 640)] * 51 + [(64, 1300)], 'unreadable': [None, *[(6400, 6400)]]})
+    with pytest.raises(UserError, match='small has 0 in 2 images; give larger images'):
+        check_samples(fd, {'small': [(63, 640), None]})
+    with pytest.raises(UserError, match='short has 5,119 in 52 images'):
+        check_samples(fd, {'short': [(640, 640)] * 51 + [(64, 1279)]})
+    check_samples(kid, {'small': [(63, 640)]})
+
+
+def test_a_frechet_distance_of_few_samples_is_not_reported():
+    from sdakd.commands.compare.measuring import without_short
+
+    def entry(metric, of, samples=None, needed=None):
+        return {'metric': metric, 'set': of} | ({} if needed is None else {'samples': samples, 'needed': needed})
+
+    scores = [entry('fd', 'a', 99, 100), entry('fd', 'b', 100, 100), entry('fid', 'a', 5, 100), entry('psnr', 'a')]
+    section = {'scores': scores, 'metrics': [{'name': name, 'label': name.upper()} for name in ('fd', 'fid', 'psnr')]}
+    kept, sentences = without_short(section)
+    assert kept['scores'] == scores[1:] and kept['metrics'] == section['metrics']
+    assert sentences == [
+        'FD is not reported on a: there are 99 independent samples, and it needs 100, ten for each feature.',
+        'FID on a is too large and says little: it stands on 5 independent samples, and it needs 100, ten for each '
+        'feature.',
+    ]
+    kept, _ = without_short({**section, 'scores': scores[:1] + scores[2:]})
+    assert [metric['name'] for metric in kept['metrics']] == ['fid', 'psnr'] and len(section['scores']) == 4
 
 
 @pytest.mark.parametrize('kind', ['squeezenett', 'squeezenet'])

@@ -1,6 +1,7 @@
 """`sdakd evaluate`: from the command line to results.json and tables, and every mistake in between."""
 
 import csv
+import itertools
 import json
 import os
 import pickle
@@ -361,6 +362,36 @@ def test_frechet_distance_of_patches(ground, tmp_path):
     cross = torch.linalg.matrix_norm(centred[0] @ centred[1].T, 'nuc') / 2
     expected = step @ step + sum((values**2).sum() / 2 for values in centred) - 2 * cross
     assert entry['mean'] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_kernel_distance_of_patches_has_intervals_and_frechet_distance_says_what_it_lacks(ground, tmp_path, capsys):
+    import torchvision
+
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / 'squeezenet.pth')
+    (tmp_path / 'HR').mkdir()
+    for number, path in itertools.product(range(3), sorted((ground / 'set/HR').iterdir())[:2]):
+        image = np.rot90(cv2.imread(str(path)), number)[:96, :128]
+        cv2.imwrite(str(tmp_path / f'HR/{path.stem}_{number}.png'), image)
+    arguments = ['-m', ground / 'teacher.pth', 'bicubic', '-d', f'set={tmp_path / "HR"}', '-o', tmp_path / 'out']
+    evaluate(
+        *arguments, '--no_images', '--metrics', 'kid', 'fd', '--backbone', f'squeezenet:{tmp_path / "squeezenet.pth"}'
+    )
+    found = read(tmp_path / 'out')
+    entries = {name: score(found, name, 'kid', 'gt') for name in ('teacher', 'bicubic')}
+    for entry in entries.values():
+        values = np.array(list(entry['pseudo_values'].values()))
+        assert entry['per_image'] is None and entry['n'] == len(values) == 6
+        assert entry['mean'] == pytest.approx(values.mean()) and entry['low'] < entry['mean'] < entry['high']
+        assert set(entry['pseudo_values']) == {path.stem for path in (tmp_path / 'HR').iterdir()}
+    (difference,) = (d for d in found['differences'] if d['metric'] == 'kid' and d['reference'] == 'gt')
+    assert (difference['a'], difference['b']) == ('bicubic', 'teacher') and difference['low'] is not None
+    assert difference['mean'] == pytest.approx(entries['bicubic']['mean'] - entries['teacher']['mean'])
+    entry = score(found, 'bicubic', 'fd', 'gt')
+    independent = sum(
+        (h // 64) * (w // 64) for h, w, _ in (cv2.imread(str(p)).shape for p in (tmp_path / 'HR').iterdir())
+    )
+    assert (entry['samples'], entry['needed']) == (independent, 5120) and entry['low'] is None
+    assert f'FD-squeezenet stands on {independent} patches of 64x64 pixels' in capsys.readouterr().err
 
 
 def test_names_of_rows(ground, tmp_path):

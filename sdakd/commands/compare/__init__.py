@@ -155,7 +155,7 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
     from sdakd import __version__
     from sdakd.commands.compare import gates, summary
     from sdakd.commands.compare.figures import draw_all
-    from sdakd.commands.compare.measuring import measure
+    from sdakd.commands.compare.measuring import latencies, measure, without_short
     from sdakd.commands.report import report
     from sdakd.files import results
     from sdakd.files.images import write
@@ -163,8 +163,10 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
     config, output = matrix.config, matrix.output
     done, broken = [c for c in final if c.run.done], [c for c in every if not c.run.done]
     section = measure(config, matrix, output, done, matrix.images.test, config.metrics, ['bicubic', 'teacher'], True)
+    section, short = without_short(section)
     scores, differences = summary.over_seeds(section, done, config.reference)
     spent = summary.costs(done)
+    latency, timed = latencies(matrix, done)
     named = {model['name']: model for model in section['models']}
     models = {(c.row.name, str(c.ratio)): named[c.run.name] for c in done}
     reference = next(row for row in matrix.rows if row.name == config.reference)
@@ -173,7 +175,7 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
     placebos = {row.name for row in matrix.rows if row.placebo is not None}  # which have their gate
     judged = [difference for difference in differences if difference['a'] not in placebos]
     says = [gates.verdict(config.primary, label, looked, search.edge, section, judged), *map(str, looked)]
-    notes = summary.notes(matrix, section, done, broken, search.edge, jobs)
+    notes = summary.notes(matrix, section, done, broken, search.edge, jobs) + short + [f'Latency: {timed}.']
     content = {
         'version': __version__,
         'options': name,
@@ -194,6 +196,8 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
         'scores': scores,
         'differences': differences,
         'costs': spent,
+        'latency': latency,
+        'timed': timed,
     }
     results.write_section(output, 'compare', content)
     tables = {
@@ -201,7 +205,7 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
         'compare_teacher': ('Compared with the images of the teacher:',
                             *summary.quality_table(section, scores, ('teacher',), ('bicubic',))),
         'compare_differences': (f'Differences to {config.reference}:', *summary.difference_table(section, differences)),
-        'compare_cost': ('Training and network:', *summary.cost_table(spent, models)),
+        'compare_cost': ('Training and network:', *summary.cost_table(spent, models, latency)),
     }  # fmt: skip
     text = '\n'.join(['', *says, ''])
     page = f'# Comparison\n\n**{says[0]}**\n\n' + ''.join(f'- {line}\n' for line in (*says[1:], *notes))
@@ -259,7 +263,7 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
         rows = read_rows(config, Path(file).parent)
         images, splits = data.open_images(config)
         matrix = Matrix(config, rows, images, place)
-        measuring.check_measures(config, matrix)
+        measuring.check_measures(config, matrix, splits)
         if dry_run:
             return Compared(_dry_run(matrix, jobs, threads), '', file)
         read_results(place)

@@ -132,7 +132,7 @@ class Config(Struct, forbid_unknown_fields=True):
     schedules: dict[str, Schedule] = {}
     teacher_discriminator: DiscriminatorTraining | None = None  # takes the place of the files that methods name
     perceptual: str | StandIn = 'as published'  # or none, or a backbone, of which KIND:FILE is the short form
-    fd_backbone: str | None = None
+    fd_backbone: str | None = None  # of fd, and of kid, which takes InceptionV3 without it
     teacher_cache: str | None = None  # a folder of the teacher's answers, the same for all cells
     exploratory: str | None = None
     output: str | None = None
@@ -246,8 +246,10 @@ def _check(config: Config) -> None:
             raise UserError(where, f'there is no metric {name!r}; {near(name, METRICS)}.')
     if config.primary.metric not in config.metrics:
         raise UserError('primary:metric', f'{config.primary.metric} is not among the metrics; add it there.')
-    if ('fd' in config.metrics) != (config.fd_backbone is not None):
-        raise UserError('fd_backbone', 'name it, as KIND:FILE, just where fd is among the metrics.')
+    if config.fd_backbone is None and 'fd' in config.metrics:
+        raise UserError('fd_backbone', 'name it, as KIND:FILE or efficientnet_lite0, because fd is among the metrics.')
+    if config.fd_backbone is not None and not {'fd', 'kid'} & set(config.metrics):
+        raise UserError('fd_backbone', 'leave it out, or write fd or kid among the metrics, which use it.')
     perceptual = config.perceptual
     if isinstance(perceptual, str) and perceptual not in ('as published', 'none') and ':' not in perceptual:
         raise UserError(

@@ -2,38 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdakd.commands.compare.config import Config, locate
 from sdakd.commands.compare.matrix import Matrix
 from sdakd.compat import UserError
+from sdakd.files.images import UnusableError, read_header
 from sdakd.files.runs import digest
 
 if TYPE_CHECKING:
     from sdakd.commands.compare.summary import Cell
+    from sdakd_metrics.metrics import Metric
+
+ROUNDS = 10  # of timing a network
+Sizes = list[tuple[int, int] | None]  # height and width of images; None of one that cannot be read
 
 
-def check_measures(config: Config, matrix: Matrix) -> None:
-    """Opens metrics and test sets before any training."""
+def check_measures(config: Config, matrix: Matrix, splits: Mapping[str, list[str]]) -> None:
+    """Opens metrics and test sets before any training.
+
+    Args:
+        config, matrix: The comparison.
+        splits: Names of the photographs of each split, where pairs are made from photographs.
+    """
     from sdakd.files.testsets import open_sets
     from sdakd_metrics.metrics import Settings, open_metrics
 
     check_judge(config)
     try:
-        open_metrics(config.metrics, Settings(matrix.scale, backbone=fd_backbone(config)))
+        metrics = open_metrics(config.metrics, Settings(matrix.scale, backbone=fd_backbone(config)))
     except UserError as error:
         raise error.at({'--backbone': 'fd_backbone'}.get(error.where, error.where.removeprefix('--'))) from None
+    sizes: dict[str, Sizes] = {}
+    if len(config.search.factors) > 1:
+        sizes['the validation split'] = _validation_sizes(config, matrix, splits)
     for name, source in matrix.images.test.items():
         try:
-            open_sets([f'{name}={source}'], matrix.scale)
+            (testset,) = open_sets([f'{name}={source}'], matrix.scale)
         except UserError as error:
             raise error.at(f'data:test:{name}') from None
+        sizes[name] = [testset.size(image) for image in testset.names]
+    check_samples(next(metric for metric in metrics if metric.name == config.primary.metric), sizes)
+
+
+def _validation_sizes(config: Config, matrix: Matrix, splits: Mapping[str, list[str]]) -> Sizes:
+    folder = matrix.images.validation[0]
+    if splits:
+        folder = locate(config.data.photographs.folder, 'data:photographs:folder', folder=True)
+    found: Sizes = []
+    for path in [folder / name for name in splits['validation']] if splits else sorted(folder.iterdir()):
+        try:
+            header = read_header(path)
+            found.append((header.height, header.width))
+        except UnusableError:
+            found.append(None)
+    return found
+
+
+def check_samples(primary: Metric, sizes: Mapping[str, Sizes]) -> None:
+    """Checks that a Frechet distance that is to decide has samples enough on every set that it is measured on.
+
+    Raises:
+        UserError: It has not; says how many images it takes.
+    """
+    for name, images in sizes.items():
+        found = sum(primary.features.independent(*size) for size in images if size) if primary.needed else 0
+        if found >= primary.needed:
+            continue
+        more = f'about {math.ceil(primary.needed * len(images) / found):,d} such images' if found else 'larger images'
+        raise UserError(
+            'primary:metric',
+            f'{primary.label} takes {primary.needed:,d} {primary.features.unit}, ten for each of its '
+            f'{primary.features.channels:,d} features, and {name} has {found:,d} in {len(images)} images; give {more}, '
+            'or write kid, which few images do not bias.',
+        )
+
+
+def without_short(section: dict) -> tuple[dict, list[str]]:
+    """The section ``evaluate`` without FDs of too few samples, and a sentence for each set with too few.
+
+    FID stays, with its sentence: papers give it for sets of every size.
+    """
+    short = {(s['metric'], s['set']): s for s in section['scores'] if s.get('samples', 0) < s.get('needed', 0)}
+    labels, sentences = {metric['name']: metric['label'] for metric in section['metrics']}, []
+    for (metric, of), entry in short.items():
+        stands = f'{entry["samples"]:,d} independent samples, and it needs {entry["needed"]:,d}, ten for each feature'
+        if metric == 'fd':
+            sentences.append(f'{labels[metric]} is not reported on {of}: there are {stands}.')
+        else:
+            sentences.append(f'{labels[metric]} on {of} is too large and says little: it stands on {stands}.')
+    scores = [s for s in section['scores'] if s['metric'] != 'fd' or ('fd', s['set']) not in short]
+    kept = {s['metric'] for s in scores}
+    return section | {'scores': scores, 'metrics': [m for m in section['metrics'] if m['name'] in kept]}, sentences
 
 
 def check_judge(config: Config) -> None:
-    """Checks that the backbone of FD is not the one of perceptual terms: students learn to please that one.
+    """Checks that the backbone of FD and KID is not the one of perceptual terms: students learn to please that one.
 
     Raises:
         UserError: They are the same file, or copies of one.
@@ -74,6 +141,10 @@ def measure(
     wanted = {name: None if path == 'bicubic' else digest(path) for name, path in models.items()}
     same = {model['name']: model['sha256'] for model in known.get('models', ())} == wanted
     same = same and {s['name']: s['source'] for s in known['sets']} == sources
+    backbone = fd_backbone(config) if {'fd', 'kid'} & set(metrics) else None
+    for metric in known.get('metrics', ()):
+        if metric['name'] in ('fd', 'kid'):
+            same = same and (f' {backbone} (' in metric['convention'] if backbone else metric['label'] == 'KID')
     if same and [metric['name'] for metric in known['metrics']] == list(dict.fromkeys(metrics)):
         return known
     evaluate(
@@ -82,8 +153,32 @@ def measure(
         folder,
         scale=matrix.scale,
         metrics=metrics,
-        backbone=fd_backbone(config) if 'fd' in metrics else None,
+        backbone=backbone,
         teacher='teacher' if 'teacher' in others else None,
         images=images,
     ).check()
     return read_results(folder)['evaluate']
+
+
+def latencies(matrix: Matrix, cells: Sequence[Cell]) -> tuple[dict[str, dict], str]:
+    """How long the teacher and a student of each width take on this machine: `sdakd bench`, eager, fp32.
+
+    Returns:
+        ``median_ms``, ``p10_ms`` and ``p90_ms`` by width, and of ``teacher``; and under which conditions, in words.
+    """
+    from sdakd.commands.bench import bench
+
+    students = {str(cell.ratio): str(cell.run.result) for cell in reversed(cells)}
+    names = {'teacher': 'teacher'} | {width: f'student {number}' for number, width in enumerate(students)}
+    files = {'teacher': str(matrix.teacher)} | students
+    sources = [f'{names[key]}={file}' for key, file in files.items()]
+    content = bench(sources, rounds=ROUNDS, backends=['eager'], precisions=['fp32']).section
+    runs = {run['model']: run for run in content['runs'] if run['median_ms']}
+    found = {
+        key: {name: runs[names[key]][name] for name in ('median_ms', 'p10_ms', 'p90_ms')}
+        for key in files
+        if names[key] in runs
+    }
+    threads = f'{content["threads"]} thread{"s" * (content["threads"] != 1)}'
+    where = f'{content["cpu"]}, {threads}' if content['device'] == 'cpu' else content['device']
+    return found, f'eager fp32, {content["size"]}x{content["size"]} pixels, {where}, {ROUNDS} rounds'

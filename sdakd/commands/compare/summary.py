@@ -17,7 +17,7 @@ from sdakd.files.intervals import FEWEST, bootstrap_interval
 from sdakd.files.runs import Run, digest
 
 FEWEST_SEEDS = 3  # of which a spread, and an interval of a difference, is given
-DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 5, 'fd': 1, 'identity': 4}
+DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 4, 'fd': 1, 'identity': 4}
 
 
 @dataclass
@@ -85,7 +85,7 @@ def over_seeds(section: Mapping, cells: Sequence[Cell], reference_row: str) -> t
                 continue
             values = {s: entries[s]['mean'] - others[s]['mean'] for s in seeds}
             mean, sd = spread(list(values.values()))
-            images = _over_images([(entries[s]['per_image'], others[s]['per_image']) for s in seeds])
+            images = _over_images([(_by_image(entries[s]), _by_image(others[s])) for s in seeds])
             enough = images and len(seeds) >= FEWEST_SEEDS
             _, low, high = bootstrap_interval(images) if enough else (None, None, None)
             differences.append(
@@ -94,6 +94,11 @@ def over_seeds(section: Mapping, cells: Sequence[Cell], reference_row: str) -> t
                 | {'low': low, 'high': high, 'images': len(images)}
             )
     return scores, differences
+
+
+def _by_image(score: Mapping) -> dict | None:
+    """The value of every image, or of a metric of sets the image's pseudo-value, where there is one."""
+    return score['per_image'] or score.get('pseudo_values')
 
 
 def _over_images(pairs: Sequence[tuple[dict | None, dict | None]]) -> list[float]:
@@ -190,15 +195,18 @@ def difference_table(section: Mapping, differences: Sequence[dict]) -> tuple[lis
     return ['Set', 'Width', 'Difference', 'Measured against', *(m['label'] for m in metrics)], rows
 
 
-def cost_table(entries: Sequence[dict], models: Mapping[tuple[str, str], dict]) -> tuple[list[str], list[list[str]]]:
+def cost_table(
+    entries: Sequence[dict], models: Mapping[tuple[str, str], dict], latency: Mapping[str, dict]
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows: training and network of every method and width.
 
     Args:
         models: An entry of ``evaluate``'s models for each row and width.
+        latency: By width.
     """
     on_gpu = any(entry['gpu_mib'] is not None for entry in entries)
     header = ['Width', 'Method', 'Weight', 'Iterations', 'Minutes', 'Peak memory, MiB']
-    header += ['on the GPU, MiB'] * on_gpu + ['Parameters', 'GMACs']
+    header += ['on the GPU, MiB'] * on_gpu + ['Parameters', 'GMACs', 'Latency, ms']
     rows = []
     for e in entries:
         sd = None if e['seconds_sd'] is None else e['seconds_sd'] / 60
@@ -208,6 +216,7 @@ def cost_table(entries: Sequence[dict], models: Mapping[tuple[str, str], dict]) 
             row.append('-' if e[key] is None else f'{e[key]:,.0f}')
         row.append('-' if not model.get('parameters') else f'{model["parameters"]:,d}')
         row.append('-' if not model.get('macs') else f'{model["macs"] / 1e9:.3f}')
+        row.append(f'{latency[e["width"]]["median_ms"]:.2f}' if e['width'] in latency else '-')
         rows.append(row)
     return header, rows
 
@@ -222,6 +231,7 @@ def label_of(config: Config) -> str:
         return 'NIQE'
     kind = (config.fd_backbone or '').partition(':')[0].removesuffix('-caffe')
     label = {'psnr': 'PSNR-Y', 'ssim': 'SSIM-Y', 'fd': f'FD-{kind}'}.get(name, name.upper())
+    label += f'-{kind}' if name == 'kid' and kind else ''
     return f'{label} to the {"teacher" if config.primary.against == "teacher" else "ground truth"}'
 
 

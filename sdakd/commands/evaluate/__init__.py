@@ -41,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     border = 'border that PSNR, SSIM and NIQE leave out (default: the scale)'
     add('--crop_border', type=number, help=border)
     add('--rgb', action='store_true', help='PSNR and SSIM on RGB instead of Y')
-    add('--backbone', metavar='KIND:FILE', help='for fd: squeezenet, alexnet, vgg16, vgg19 or efficientnet_lite0 '
-        'with its weights file, in the published key names; squeezenet-caffe etc. for BGR in 0..255')  # fmt: skip
+    add('--backbone', metavar='KIND:FILE', help='for fd and kid: efficientnet_lite0, from its package, or '
+        'squeezenet, alexnet, vgg16, vgg19 or efficientnet_lite0 with its weights file, in the published key names; '
+        'squeezenet-caffe etc. for BGR in 0..255')  # fmt: skip
     add('--distance', nargs='+', metavar='KIND:FILE', help="columns dist-KIND: difference of two images' features; "
         'vgg16, squeezenet, squeezenet-caffe or efficientnet_lite0')  # fmt: skip
     add('--face_model', metavar='FILE', help="for identity: facexlib's recognition_arcface_ir_se50.pth (default: where "
@@ -345,7 +346,7 @@ def evaluate(
         teacher: Name of the row that the others are also compared with; default: the first network.
         crop_border: Pixels that PSNR, SSIM and NIQE leave out at every edge; default: the scale.
         rgb: PSNR and SSIM on RGB instead of Y.
-        backbone: ``KIND:FILE`` for ``fd``.
+        backbone: ``KIND:FILE`` or ``efficientnet_lite0`` for ``fd`` and ``kid``; ``kid`` takes InceptionV3 without it.
         distance: ``KIND:FILE`` of each backbone whose features are compared image by image.
         face_model: File of the network for ``identity``; default: facexlib's.
         tile: Side of a tile in input pixels, 0 for none; default: 384 for inputs of more than 512x512 pixels.

@@ -44,6 +44,8 @@ class Measurement:
         self.output = output
         self.values: dict[Key, dict[str, float]] = {}
         self.measured = 0
+        self.pseudo: dict[Key, dict[str, float]] = {}  # of metrics of a set, what each image has to do with the value
+        self.taken: list[tuple[str, tuple[int, int]]] = []  # name and size of every image that was measured
         self.collectors: dict[tuple[str, str], object] = {}
         self.unreadable: list[str] = []
         self.pictures: dict[str, dict] = {}
@@ -78,6 +80,7 @@ class Measurement:
                         self.values.setdefault((row.name, metric.name, reference), {})[name] = value
         self._collect(images)
         self.measured += 1
+        self.taken.append((name, large[self.contenders[0].name].shape[:2]))
         if self.output is not None:
             self._keep(name, sample, large)
 
@@ -120,26 +123,47 @@ class Measurement:
             for reference in self.references(metric, row):
                 entry = {'model': row.name, 'set': self.testset.name, 'metric': metric.name, 'reference': reference}
                 if metric.measure is None:
-                    own = self.collectors[(metric.name, row.name)]
-                    other = self.collectors[(metric.name, self.teacher.name if reference == 'teacher' else 'gt')]
-                    enough = min(own.extent[0], other.extent[0]) >= 2
-                    mean, low, high = (own.distance(other) if enough else None), None, None
-                    values, number = None, self.measured
-                else:
-                    values = self.values.get((row.name, metric.name, reference), {})
-                    mean, low, high = mean_interval(list(values.values())) if values else (None, None, None)
-                    number = len(values)
-                found.append(entry | {'mean': mean, 'low': low, 'high': high, 'n': number, 'per_image': values})
+                    found.append(entry | self._of_set(metric, row, reference))
+                    continue
+                values = self.values.get((row.name, metric.name, reference), {})
+                mean, low, high = mean_interval(list(values.values())) if values else (None, None, None)
+                entry |= {'mean': mean, 'low': low, 'high': high, 'n': len(values), 'per_image': values}
+                found.append(entry)
         return found
 
+    def _of_set(self, metric: Metric, row: Contender, reference: str | None) -> dict:
+        """Value and interval of a metric that belongs to the set; the interval is that of its pseudo-values."""
+        own = self.collectors[(metric.name, row.name)]
+        other = self.collectors[(metric.name, self.teacher.name if reference == 'teacher' else 'gt')]
+        content = {'mean': None, 'low': None, 'high': None, 'n': self.measured, 'per_image': None}
+        if metric.needed:
+            content |= {'samples': self._samples(metric), 'needed': metric.needed}
+        if min(own.samples, other.samples) < 2:
+            return content
+        content['mean'] = own.distance(other)
+        if pseudo := own.pseudo_values(other):
+            pseudo = {self.taken[number][0]: value for number, value in pseudo.items()}
+            self.pseudo[row.name, metric.name, reference] = pseudo
+            _, low, high = mean_interval(list(pseudo.values()))
+            content |= {'low': low, 'high': high, 'n': len(pseudo), 'pseudo_values': pseudo}
+        return content
+
+    def _samples(self, metric: Metric) -> int:
+        """How many independent samples a metric of the set stands on."""
+        return sum(metric.features.independent(*size) for _, size in self.taken)
+
     def differences(self) -> list[dict]:
-        """The set's entries of ``differences``: every model minus every earlier one, and each minus the teacher."""
+        """The set's entries of ``differences``: every model minus every earlier one, and each minus the teacher.
+
+        Of metrics of a set, those that have pseudo-values; :meth:`scores` makes them.
+        """
         rows = sorted(self.contenders, key=lambda row: row is not self.teacher)  # so that the teacher is subtracted
         found = []
-        for metric in (metric for metric in self.metrics if metric.measure is not None):
+        for metric in self.metrics:
+            every = self.values if metric.measure is not None else self.pseudo
             for b, a in itertools.combinations(rows, 2):
                 for reference in self.references(metric, b):
-                    of_a, of_b = (self.values.get((row.name, metric.name, reference), {}) for row in (a, b))
+                    of_a, of_b = (every.get((row.name, metric.name, reference), {}) for row in (a, b))
                     pairs = [(of_a[name], of_b[name]) for name in of_a if name in of_b]
                     # two infinite values differ by nothing that could be averaged
                     values = [x - y for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
@@ -162,11 +186,12 @@ class Measurement:
                         f'flat for {metric.label} and left out of it.'
                     )
                 continue
-            samples, channels = self.collectors[(metric.name, first)].extent if self.measured else (0, 0)
+            samples = self.collectors[(metric.name, first)].samples if self.measured else 0
             if samples < 2:
                 yield f'{self.testset.name}: too few samples ({samples}) for {metric.label}.'
-            elif samples <= channels:
+            elif (found := self._samples(metric)) < metric.needed:
                 yield (
-                    f'{self.testset.name}: {metric.label} stands on {samples} samples of {channels} features, which '
-                    'makes it too large; compare it only with values on the same images.'
+                    f'{self.testset.name}: {metric.label} stands on {found:,d} {metric.features.unit} and needs '
+                    f'{metric.needed:,d}, ten for each feature; it is too large, so compare it only with values on the '
+                    'same images, or take kid, which few images do not bias.'
                 )

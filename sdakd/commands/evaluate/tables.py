@@ -80,7 +80,12 @@ def factor_table(
 
 def intervals_note(contents: Sequence[dict]) -> str:
     """What the brackets of tables are, and which sets have none because they have too few images."""
-    entries = [s for content in contents for s in content['scores'] if s['per_image'] and s['mean'] is not None]
+    entries = [
+        s
+        for content in contents
+        for s in content['scores']
+        if (s['per_image'] or s.get('pseudo_values')) and s['mean'] is not None
+    ]
     entries += [difference for content in contents for difference in content['differences']]
     few = {s['set']: s['n'] for s in entries if s['n'] < FEWEST}
     text = 'In brackets: 95% intervals of the mean over images. ' if any(s['n'] >= FEWEST for s in entries) else ''
