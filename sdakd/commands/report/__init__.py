@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +86,7 @@ def _groups(run: Run) -> list[dict]:
 def _trade_offs(inputs: Inputs) -> list[dict]:
     from sdakd.commands.report import svg
     from sdakd.commands.report.text import trade_offs
+    from sdakd.files.intervals import FEWEST
 
     if inputs.evaluate is None or inputs.bench is None:
         return []
@@ -93,7 +94,12 @@ def _trade_offs(inputs: Inputs) -> list[dict]:
     for label, metric, marks in trade_offs(inputs.evaluate, inputs.bench):
         better = 'higher' if metric.higher_is_better else 'lower'
         plot = svg.points(marks, 'median latency, ms', f'{metric.text}, {better} is better', f'Latency against {label}')
-        result.append({'label': label, 'plot': plot})
+        size = f'{inputs.bench.size}×{inputs.bench.size}'
+        caption = (
+            f'{label} against latency for {size} input pixels. Bars: 95% interval of the mean (from {FEWEST} images '
+            'on), 10% to 90% of the timings. Dashed: not timed.'
+        )
+        result.append({'label': label, 'plot': plot, 'legend': [], 'caption': caption})
     return result
 
 
@@ -202,6 +208,11 @@ def _absent(inputs: Inputs, gallery: Gallery) -> list[tuple[str, str]]:
 
 
 def _title(inputs: Inputs, student: str | None) -> str:
+    from sdakd.commands.report.text import joined
+
+    if inputs.comparison is not None:
+        rows = list(dict.fromkeys(cell.row for cell in inputs.comparison.final()))
+        return f'{len(rows)} methods compared' if len(rows) > 3 else f'{joined(rows)} compared'
     source = inputs.evaluate or inputs.bench
     if source is None:
         names = [run.name for run in inputs.runs]
@@ -224,12 +235,20 @@ def build_page(inputs: Inputs, max_images: int | None = None, student: str | Non
     import jinja2
     from markupsafe import Markup
 
-    from sdakd.commands.report import text
+    from sdakd.commands.report import comparison, text
     from sdakd.commands.report.pictures import QUALITY, Gallery, gallery
     from sdakd.files.intervals import FEWEST
 
+    student, compared, trade_offs, names = inputs.student(student), None, _trade_offs(inputs), {}
+    if inputs.comparison is not None and inputs.evaluate is not None:
+        view = comparison.view_of(inputs.evaluate, inputs.comparison, inputs.runs)
+        compared = comparison.context(view, inputs.comparison, inputs.evaluate)
+        trade_offs = comparison.trade_offs(view, inputs.comparison)
+        student = comparison.shown_as(student, inputs.comparison)
+        names = view.labels
+        inputs = replace(inputs, evaluate=view.evaluate, runs=list(view.runs.values()))
     evaluate, bench = inputs.evaluate, inputs.bench
-    pair = inputs.teacher, inputs.student(student)
+    pair = inputs.teacher, student
     pictures = gallery(evaluate, inputs.folder, max_images, pair) if evaluate else Gallery()
     shown, differences = _pictures(inputs, pictures), text.differences(evaluate) if evaluate else []
     script = (TEMPLATES / 'report.js').read_text(encoding='utf-8')
@@ -248,13 +267,14 @@ def build_page(inputs: Inputs, max_images: int | None = None, student: str | Non
         script_hash=digest,
         evaluate=evaluate,
         bench=bench,
-        answer=text.answer(evaluate, bench, pair[1]),
+        compared=compared,
+        answer=None if compared else text.answer(evaluate, bench, pair[1]),
         quality=text.quality(evaluate) if evaluate else [],
         differences=differences,
         marked=any(cell.kind for table in differences for _, row in table.rows for cell in row),
         timings=text.timings(bench) if bench else [],
         left_out=text.left_out(bench) if bench else [],
-        trade_offs=_trade_offs(inputs),
+        trade_offs=trade_offs,
         pictures=shown,
         data={
             'pair': pair,
@@ -274,7 +294,7 @@ def build_page(inputs: Inputs, max_images: int | None = None, student: str | Non
         quality_of_pictures=QUALITY,
         pair=pair,
         fewest=FEWEST,
-        runs=[{'run': run, 'groups': _groups(run)} for run in inputs.runs],
+        runs=[{'name': names.get(run.name, run.name), 'run': run, 'groups': _groups(run)} for run in inputs.runs],
         models=_models(inputs),
         facts=_facts(inputs),
         absent=_absent(inputs, pictures),

@@ -171,11 +171,104 @@ class Bench(Struct):
         return min((r for r in self.runs if r.model == model and r.median_ms), key=lambda r: r.median_ms, default=None)
 
 
+class Gate(Struct):
+    """A condition of a comparison; ``open`` is None where it could not be looked at."""
+
+    name: str
+    text: str
+    open: bool | None = None
+
+
+class Cell(Struct):
+    """A training of a comparison: a method (row) at a width with a seed."""
+
+    name: str
+    row: str
+    width: str
+    seed: int
+    factor: float = 1.0
+
+
+class Cost(Struct):
+    """What training a method at a width took."""
+
+    row: str
+    width: str
+    iterations: int
+    seconds: float
+    factor: float = 1.0
+    seconds_sd: float | None = None
+
+
+class OverSeeds(Struct, kw_only=True):
+    """A mean over seeds, with their standard deviation where there are enough, and the value of each."""
+
+    width: str
+    set: str
+    metric: str
+    mean: float
+    reference: str | None = None
+    sd: float | None = None
+    values: dict[str, float] = {}
+
+
+class MethodScore(OverSeeds, kw_only=True):
+    """A method's mean."""
+
+    row: str
+
+
+class MethodDifference(OverSeeds, kw_only=True):
+    """Method ``a`` minus the reference ``b``, with the 95% interval over images where there is one."""
+
+    a: str
+    b: str
+    low: float | None = None
+    high: float | None = None
+
+
+class Primary(Struct):
+    """The metric that a comparison is decided by."""
+
+    metric: str
+    against: str = 'gt'
+
+
+class Latency(Struct):
+    """Milliseconds of a network: the median, and 10% and 90% of the timings."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+
+
+class Comparison(Struct):
+    """The section ``compare``; ``latency`` is by width, and of the teacher."""
+
+    verdict: str
+    reference: str
+    primary: Primary
+    cells: list[Cell]
+    scores: list[MethodScore]
+    gates: list[Gate] = []
+    differences: list[MethodDifference] = []
+    costs: list[Cost] = []
+    notes: list[str] = []
+    latency: dict[str, Latency] = {}
+    timed: str = ''
+
+    def final(self) -> list[Cell]:
+        """The cells of the tables: of every method and width, with the factor that the search chose."""
+        chosen = {(cost.row, cost.width, cost.factor) for cost in self.costs}
+        return [cell for cell in self.cells if (cell.row, cell.width, cell.factor) in chosen]
+
+
 @dataclass
 class Inputs:
     """Everything a report shows; ``folder`` is where the paths of ``evaluate.pictures`` are relative to."""
 
     evaluate: Evaluate | None = None
+    comparison: Comparison | None = None
     bench: Bench | None = None
     folder: Path = Path()
     runs: list[Run] = field(default_factory=list)
@@ -248,6 +341,8 @@ def gather(folders: Sequence[Path]) -> Inputs:
         folder, content = sections['evaluate']
         inputs.folder = folder
         inputs.evaluate = _typed(Evaluate, content, folder / NAME, 'evaluate')
+        if (compared := read_results(folder).get('compare')) is not None:
+            inputs.comparison = _typed(Comparison, compared, folder / NAME, 'compare')
         for model in inputs.evaluate.models:
             source = model.source.removeprefix(f'{model.name}=')  # as it was given: a path, or NAME=path
             run = run_of(source, folder) if source else None

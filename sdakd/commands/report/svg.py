@@ -95,7 +95,7 @@ class Axis:
         return (log_ticks if self.log else linear_ticks)(self.low, self.high, self.count)
 
 
-def _span(values: Sequence[float], log: bool, margin: float) -> tuple[float, float]:
+def span(values: Sequence[float], log: bool, margin: float) -> tuple[float, float]:
     """The values' bounds with a margin around them, as a share of their distance."""
     low, high = min(values), max(values)
     if log:
@@ -167,7 +167,7 @@ def curves(lines: Sequence[Curve], stages: Sequence[Stage], last: int, y_label: 
     every = [point for line in lines for point in (*line.points, *line.raw)]
     values = [value for _, value in every]
     log = min(values) > 0 and max(values) > 20 * min(values)
-    low, high = _span(values, log, 0.06)
+    low, high = span(values, log, 0.06)
     first = min(stage.first for stage in stages) if stages else min(at for at, _ in every)
 
     def draw(width: int, kind: str) -> Markup:
@@ -241,8 +241,8 @@ def points(marks: Sequence[Mark], x_label: str, y_label: str, title: str) -> Mar
     across = [value for mark in marks if mark.x for value in (mark.x, *(mark.x_range or ()))]
     values = [value for mark in marks for value in (mark.y, *(mark.y_range or ()))]
     log = max(across) > 4 * min(across) > 0
-    low, high = _span(values, False, 0.08)
-    near, far = _span(across, log, 0.18)
+    low, high = span(values, False, 0.08)
+    near, far = span(across, log, 0.18)
 
     def draw(width: int, kind: str) -> Markup:
         height = 400 if kind == 'wide' else 340

@@ -10,7 +10,7 @@ from sdakd.commands.report.data import Bench, Difference, Evaluate, Interval, Me
 from sdakd.commands.report.svg import Mark
 from sdakd.files.intervals import FEWEST
 
-DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 5, 'identity': 4}
+DIGITS = {'psnr': 2, 'ssim': 4, 'niqe': 2, 'lpips': 4, 'fid': 2, 'kid': 4, 'identity': 4}
 MINUS = '\u2212'
 GIGA = 1e9
 
@@ -174,7 +174,7 @@ def _quality_rows(evaluate: Evaluate, of: str, student: str, teacher: str) -> li
             continue
         if reference == 'teacher':
             cell = _cell(own, metric)
-            rows.append(Row('teacher', _heading(metric, None), '', cell.text, '', cell.interval))
+            rows.append(Row('teacher', heading(metric, None), '', cell.text, '', cell.interval))
             continue
         entry = difference(evaluate, student, teacher, of, metric.name, reference)
         cell, kind, words = _cell(entry, metric, True), 'none', metric.label
@@ -185,7 +185,7 @@ def _quality_rows(evaluate: Evaluate, of: str, student: str, teacher: str) -> li
         elif entry and entry.mean is not None:
             words += f' {_with_unit(cell.text, metric)}'
         values = [shown(score.mean if score else None, metric) for score in (other, own)]
-        rows.append(Row(kind, _heading(metric, None), *values, cell.text, cell.interval, words))
+        rows.append(Row(kind, heading(metric, None), *values, cell.text, cell.interval, words))
     return rows
 
 
@@ -218,7 +218,7 @@ def answer(evaluate: Evaluate | None, bench: Bench | None, student: str | None) 
     teacher, caption, of = source.teacher, '', None
     if evaluate and evaluate.sets:
         of = max(evaluate.sets, key=lambda one: one.images)
-        caption = f'Quality on {_set_caption(of)}' + ('' if of.images < FEWEST else '; small: 95% intervals')
+        caption = f'Quality on {set_caption(of)}' + ('' if of.images < FEWEST else '; small: 95% intervals')
 
     def rows_of(name: str) -> list[Row]:
         quality = _quality_rows(evaluate, of.name, name, teacher) if of else []
@@ -266,12 +266,12 @@ def _cell(entry: Interval | None, metric: Metric, sign: bool = False) -> Cell:
     return Cell(shown(entry.mean, metric, sign), interval)
 
 
-def _heading(metric: Metric, reference: str | None) -> str:
+def heading(metric: Metric, reference: str | None) -> str:
     """Metric and direction, and against what, where that is the teacher's picture."""
     return f'{metric.text}\u00a0{arrow(metric)}' + (' to the teacher' if reference == 'teacher' else '')
 
 
-def _set_caption(of: TestSet) -> str:
+def set_caption(of: TestSet) -> str:
     few = f': too few for intervals, which need {FEWEST}' if of.images < FEWEST else ''
     return f'{of.name}, {of.images} image{"" if of.images == 1 else "s"}{few}'
 
@@ -292,7 +292,7 @@ def quality(evaluate: Evaluate) -> list[Table]:
                     cell.kind = 'best'
                 cells[name].append(cell)
         rows = [(name, row) for name, row in cells.items() if any(cell.text != '\u2013' for cell in row)]
-        tables.append(Table(_set_caption(of), [_heading(*column) for column in columns], rows, list(of.unreadable)))
+        tables.append(Table(set_caption(of), [heading(*column) for column in columns], rows, list(of.unreadable)))
     return [table for table in tables if table.rows]
 
 
@@ -313,7 +313,7 @@ def differences(evaluate: Evaluate) -> list[Table]:
                 row.append(cell)
             rows.append((f'{a} {MINUS} {b}', row))
         if rows and columns:
-            tables.append(Table(_set_caption(of), [_heading(*column) for column in columns], rows, []))
+            tables.append(Table(set_caption(of), [heading(*column) for column in columns], rows, []))
     return tables
 
 

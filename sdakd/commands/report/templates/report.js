@@ -29,7 +29,7 @@
     chosen[number] = version.name;
     const which = number ? 'right' : 'left';
     const crop = at(`${which}-crop`);
-    crop.src = document.querySelectorAll('.crops')[image.value].querySelectorAll('img')[side.value].src;
+    crop.src = document.querySelectorAll('.versions')[image.value].querySelectorAll('img')[side.value].src;
     crop.alt = `Crop of ${picture.title}: ${version.name}`;
     const name = document.createElement('b');
     name.textContent = version.name;
