@@ -154,7 +154,9 @@ def test_everything_is_written_and_says_what_was_equal(finished):
     for row in ('none_student_d', 'sdakd', 'bicubic', 'teacher', 'sdakd - none_student_d'):
         assert f'| {row} ' in text
     assert not list(output.rglob('*.state')) and not list(output.rglob('net_d_*'))
-    assert 'sdakd_w1-2_s1' in (output / 'report.html').read_text()
+    page = (output / 'report.html').read_text()
+    assert page.index(results(output)['compare']['verdict'].partition(':')[0]) < page.index('id="methods"')
+    assert set(results(output)['compare']['latency']) == {'teacher', '1/2'}
 
 
 def test_weights_are_chosen_on_the_validation_split(finished):

@@ -281,7 +281,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        if tag not in ('img', 'meta', 'link', 'input', 'path', 'rect', 'circle'):
+        if tag not in ('img', 'meta', 'link', 'input', 'path', 'rect', 'circle', 'wbr'):
             self.inside.append(tag)
         if tag == 'tr':
             self.rows.append([])
@@ -777,3 +777,153 @@ def test_text_can_be_read(browser, scheme):
         assert (bright + 0.05) / (dark + 0.05) >= 4.5, (text, colour, background)
     page = driver.execute_script('return getComputedStyle(document.body).backgroundColor')
     assert (luminance(page) < 0.05) == (scheme == 'dark')
+
+
+# ---------------------------------------------------- a comparison --------------------------------------------------
+
+METHODS = {'base': (28.0, 28.2, 28.1), 'own & <b>': (28.6, 28.7, 28.9)}  # PSNR by seed
+
+
+@pytest.fixture(scope='module')
+def compared(tmp_path_factory, pictures, experiment):
+    """A folder as compare writes it: two methods, one width, three seeds, of which the first has a log."""
+    folder = tmp_path_factory.mktemp('compared')
+    cells = [(f'm{m}_s{seed}', row, seed) for m, row in enumerate(METHODS) for seed in range(3)]
+    names = ['bicubic', 'teacher', *(name for name, _, _ in cells)]
+    paths = {}
+    for image, versions in pictures.items():
+        models = {}
+        for number, name in enumerate(names):
+            path = folder / f'images/{name}/{image}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), versions[MODELS[number % 3]])
+            models[name] = path.relative_to(folder).as_posix()
+        cv2.imwrite(str(folder / f'images/{image}.png'), versions['gt'])
+        paths[image] = {'gt': f'images/{image}.png', 'models': models}
+    models = [{'name': 'bicubic', 'kind': 'bicubic'}]
+    models += [{'name': name, 'source': f'{name}.pth', 'parameters': 1000, 'macs': 10**9} for name in names[1:]]
+    models[2]['source'] = f'm0_s0={folder / "experiments/m0_s0/models/net_g_latest.pth"}'
+    shutil.copytree(experiment, folder / 'experiments/m0_s0')
+    log = next((folder / 'experiments/m0_s0').glob('train_*100000.log'))
+    log.write_text(log.read_text().replace('l_g_feature:', 'share_feature: 3.0000e-01 l_g_feature:'))
+    means = {'bicubic': 27.0, 'teacher': 29.5} | {name: METHODS[row][seed] for name, row, seed in cells}
+    common = {'set': 'Set & 1', 'metric': 'psnr', 'reference': 'gt'}
+    evaluate = {
+        'models': models, 'sets': [{'name': 'Set & 1', 'images': 6}], 'scale': 4, 'teacher': 'teacher',
+        'metrics': [{'name': 'psnr', 'label': 'PSNR', 'unit': 'dB', 'higher_is_better': True}],
+        'scores': [{'model': name, 'mean': mean, 'n': 6, **common} for name, mean in means.items()],
+        'pictures': {'Set & 1': paths},
+    }  # fmt: skip
+    values = {row: {str(seed): value for seed, value in enumerate(by_seed)} for row, by_seed in METHODS.items()}
+    scores = [
+        {'row': row, 'width': '1/4', 'mean': sum(found.values()) / 3, 'sd': 0.1, 'values': found, **common}
+        for row, found in values.items()
+    ]
+    own = 'own & <b>'
+    difference = {'a': own, 'b': 'base', 'width': '1/4', 'mean': 0.63, 'sd': 0.1, 'low': 0.31, 'high': 0.95, **common}
+    compare = {
+        'verdict': 'Verdict by PSNR: better than base: own & <b>.', 'reference': 'base',
+        'primary': {'metric': 'psnr', 'against': 'gt'}, 'notes': ['Equal: <i>all</i>.'],
+        'gates': [{'name': 'teacher', 'open': True, 'text': 'It is <worth> it.'},
+                  {'name': 'heard', 'open': False, 'text': 'No.'}, {'name': 'placebo', 'open': None, 'text': 'None.'}],
+        'cells': [{'name': n, 'row': row, 'width': '1/4', 'seed': seed, 'factor': 3.0} for n, row, seed in cells]
+        + [{'name': 'trial', 'row': 'base', 'width': '1/4', 'seed': 0, 'factor': 1.0}],
+        'scores': scores, 'differences': [difference | {'values': {str(s): 0.6 for s in range(3)}}],
+        'costs': [{'row': row, 'width': '1/4', 'iterations': 3500, 'seconds': 120, 'factor': 3.0} for row in METHODS],
+        'latency': {'teacher': {'median_ms': 40, 'p10_ms': 38, 'p90_ms': 44},
+                    '1/4': {'median_ms': 5, 'p10_ms': 4.5, 'p90_ms': 6}},
+        'timed': 'eager fp32',
+    }  # fmt: skip
+    (folder / 'results.json').write_text(json.dumps({'evaluate': evaluate, 'compare': compare}))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def comparison_page(tmp_path_factory, compared):
+    return make(tmp_path_factory.mktemp('comparison'), compared, flags=('--student', 'm1_s0'))
+
+
+def test_a_comparison_begins_with_its_verdict_and_gates(comparison_page):
+    page = Page(comparison_page)
+    order = [
+        'Verdict by PSNR: better than base: own & <b>.',
+        'teacher ✓ holds',
+        'heard ✗ fails',
+        'placebo – not looked at',
+    ]
+    order += [
+        'It is <worth> it.',
+        'Differences to base',
+        'Speed and quality',
+        'Crops',
+        'Training',
+        'Equal: <i>all</i>.',
+    ]
+    places = [page.text.find(text) for text in order]
+    assert -1 not in places and places[:4] == sorted(places[:4]) and places[5:] == sorted(places[5:])
+    assert 'base and own & <b> compared' in page.text and 'What does' not in page.text
+
+
+def test_a_comparison_shows_means_over_seeds_and_one_student_of_every_method(comparison_page, compared):
+    page = Page(comparison_page)
+    rows = [cells for cells in page.rows if cells and cells[0] in ('bicubic', 'teacher', *METHODS)]
+    assert rows[:4] == [
+        ['bicubic', '27.00'],
+        ['teacher', '29.50'],
+        ['base', '28.10± 0.10'],
+        ['own & <b>', '28.73± 0.10'],
+    ]
+    assert rows[4] == ['own & <b>', '+0.63 ▲ better+0.31 to +0.95']
+    assert rows[6] == ['own & <b>', '×3', '3,500', '2.0', '1,000', '1.000', '5.00']
+    crops = [a['alt'] for tag, a in page.elements if tag == 'img' and a.get('alt', '').startswith('Crop of')]
+    versions = ['ground truth', 'bicubic', 'teacher', 'base', 'own & <b>']
+    assert crops == [f'Crop of Set & 1 / {image}: {name}' for image in sorted(PICTURES) for name in versions]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', comparison_page, re.S)[1])
+    assert data['pair'] == ['teacher', 'own & <b>']
+    assert 'm1_s1' not in comparison_page and 'Pixel loss of every method' in page.text
+    assert 'base: feature' in page.text  # its share of the gradient
+    policy = next(a['content'] for t, a in page.elements if a.get('http-equiv') == 'Content-Security-Policy')
+    assert "default-src 'none'" in policy and not re.search(r'https?://', comparison_page)
+
+
+def test_pareto_front_is_what_nothing_beats():
+    from sdakd.commands.report.front import Point, _dodge, pareto
+
+    generator = np.random.default_rng(0)
+    points = [Point(str(n), x, y) for n, (x, y) in enumerate(generator.integers(0, 12, (60, 2)).tolist())]
+    for higher in (True, False):
+        sign = 1 if higher else -1
+        wanted = {
+            p.name
+            for p in points
+            if not any(q.x <= p.x and sign * q.y >= sign * p.y and (q.x, q.y) != (p.x, p.y) for q in points)
+        }
+        found = pareto(points, higher)
+        assert {p.name for p in found} == wanted and [p.x for p in found] == sorted(p.x for p in found)
+    places = _dodge([20, 21, 22, 90, 99, 100], 10, 100)
+    assert all(b - a >= 17 for a, b in zip(places, places[1:], strict=False)) and places[0] >= 10 and places[-1] <= 100
+
+
+def test_front_of_a_comparison(comparison_page):
+    page = Page(comparison_page)
+    (label,) = {a['aria-label'] for t, a in page.elements if t == 'svg' and 'Pareto' in a.get('aria-label', '')}
+    assert label == 'PSNR on Set & 1 against latency; on the Pareto front: own & <b> and teacher'
+    assert sum(a.get('class') == 'ring' for t, a in page.elements if t == 'circle') == 2 * 2  # wide and narrow
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_a_comparison_in_the_browser(browser, comparison_page, scheme):
+    driver = browser.open(375, 812, scheme, html=comparison_page)
+    assert driver.get_log('browser') == []
+    widths = driver.execute_script('return [document.documentElement.scrollWidth, innerWidth]')
+    assert widths[0] <= widths[1] == 375
+    assert driver.find_element('id', 'right-tag').text == 'own & <b>'
+    shown = 'return [document.getElementById("right-crop").src, document.getElementById("right-crop").alt]'
+    for index, name in enumerate(('ground truth', 'bicubic', 'teacher', 'base', 'own & <b>')):
+        driver.execute_script(
+            'const s = document.getElementById("right"); s.value = arguments[0]; s.dispatchEvent(new Event("change"))',
+            index,
+        )
+        source, text = driver.execute_script(shown)
+        image = driver.find_elements('css selector', '.grid-of-crops tbody tr:first-child img')[index]
+        assert source == image.get_attribute('src') and text.endswith(f': {name}')

@@ -191,11 +191,11 @@ def _absent(inputs: Inputs, gallery: Gallery) -> list[tuple[str, str]]:
     elif not gallery.shown:
         why = 'The pictures are missing, make them again' if gallery.missing else 'Pictures'
         absent.append((why, 'sdakd evaluate -m teacher.pth student.pth bicubic -d Set5/HR -o OUT'))
-    if bench is None:
+    if bench is None and not (inputs.comparison and inputs.comparison.latency):
         absent.append(
             ('Speed, and the plot of latency against quality', 'sdakd bench -m teacher.pth student.pth -o OUT')
         )
-    elif evaluate is not None and not any(bench.fastest(model.name) for model in evaluate.models):
+    elif bench and evaluate is not None and not any(bench.fastest(model.name) for model in evaluate.models):
         absent.append(
             (
                 'The plot of latency against quality: evaluate and bench have no model of the same name in common',

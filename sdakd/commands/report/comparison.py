@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from sdakd.commands.report import front, svg
 from sdakd.commands.report.curves import Run, smooth, thin
 from sdakd.commands.report.data import Comparison, Evaluate, Metric, OverSeeds, Picture
-from sdakd.commands.report.text import GIGA, MINUS, Cell, Table, heading, joined, milliseconds, set_caption, shown
+from sdakd.commands.report.text import GIGA, Cell, Table, heading, joined, milliseconds, set_caption, shown
 
 GATES = {True: ('better', '✓ holds'), False: ('worse', '✗ fails'), None: ('open', '– not looked at')}
 Column = tuple[str, Metric, str | None]  # a set, a metric and what it compares with
@@ -114,7 +114,7 @@ def differences(evaluate: Evaluate, comparison: Comparison) -> list[Table]:
         there = {(d.metric, d.reference) for d in entries}
         columns = [(m, r) for m, r in evaluate.columns(of.name) if (m.name, r) in there]
         rows = []
-        for a, b, width in dict.fromkeys((d.a, d.b, d.width) for d in entries):
+        for a, width in dict.fromkeys((d.a, d.width) for d in entries):
             cells = []
             for metric, reference in columns:
                 key = (a, width, metric.name, reference)
@@ -129,7 +129,7 @@ def differences(evaluate: Evaluate, comparison: Comparison) -> list[Table]:
                     kind = 'better' if (True in sides) == metric.higher_is_better else 'worse'
                     cell.kind = kind if len(sides) == 1 else 'open'
                 cells.append(cell)
-            rows.append((f'{label_of(comparison, a, width)} {MINUS} {b}', cells))
+            rows.append((label_of(comparison, a, width), cells))
         if rows and columns:
             tables.append(Table(set_caption(of), [heading(*column) for column in columns], rows, []))
     return tables

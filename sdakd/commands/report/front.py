@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from sdakd.commands.report.svg import COLOURS, MARKERS, Axis, Canvas, number, span, twice
+from sdakd.commands.report.svg import CHARACTER, COLOURS, MARKERS, Axis, Canvas, number, span, twice
 
-LINE = 17  # pixels from one label to the next
+LINE, AWAY = 17, 30  # pixels from one label to the next, and from a mark to its label
 
 
 @dataclass
@@ -66,6 +66,30 @@ KEY = Markup(
 )
 
 
+def _labels(points: Sequence[Point], x: Axis, y: Axis) -> list[tuple[Point, float]]:
+    """The points that have room for a label to the right of them, with its height; those on the front come first.
+
+    Points of about the same cost share a column of labels. One that would meet another label or a mark of another
+    column is left out: the legend has it.
+    """
+    columns: dict[int, list[Point]] = {}
+    for p in sorted(points, key=lambda p: y(p.y)):
+        columns.setdefault(round(x(p.x) / 40), []).append(p)
+    wanted = [
+        (p, down)
+        for column in columns.values()
+        for p, down in zip(column, _dodge([y(p.y) for p in column], y.end + 8, y.start - 6), strict=True)
+    ]
+    taken, found = [(x(p.x) - 9, y(p.y) - 9, x(p.x) + 9, y(p.y) + 9) for p in points], []
+    for p, down in sorted(wanted, key=lambda pair: not pair[0].front):
+        left = x(p.x) + AWAY
+        box = left, down - 7, left + len(p.name) * CHARACTER, down + 7
+        if not any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in taken):
+            taken.append(box)
+            found.append((p, down))
+    return found
+
+
 def legend(points: Sequence[Point]) -> list[tuple[Markup, str, bool]]:
     """The mark, the name and whether it lies on the front, for each point."""
     marks = [KEY.format(index % COLOURS, MARKERS[index % len(MARKERS)]) for index in range(len(points))]
@@ -86,7 +110,7 @@ def plot(points: Sequence[Point], levels: dict[str, float], labels: tuple[str, s
     log = max(across) > 4 * min(across) > 0
     low, high = span(values, False, 0.1)
     near, far = span(across, log, 0.12)
-    front = [p for p in points if p.front]
+    front = sorted((p for p in points if p.front), key=lambda p: p.x)
 
     def draw(width: int, kind: str) -> Markup:
         height = max(400, LINE * len(points) + 100) if kind == 'wide' else 340
@@ -112,16 +136,10 @@ def plot(points: Sequence[Point], levels: dict[str, float], labels: tuple[str, s
             shape = MARKERS[index % len(MARKERS)]
             canvas.put('<path class="mark c{}" transform="translate({} {})" d="{}">', colour, *at, shape)
             canvas.put('<title>{}: {}, {}</title></path>', p.name, number(p.x), number(p.y))
-        if kind == 'wide':
-            for place in {round(x(p.x) / 40) for p in points}:
-                group = sorted((p for p in points if round(x(p.x) / 40) == place), key=lambda p: y(p.y))
-                for p, down in zip(group, _dodge([y(p.y) for p in group], y.end + 8, y.start - 6), strict=True):
-                    at = x(p.x), y(p.y)
-                    canvas.put('<path class="leader" d="M{} {}L{} {}"/>', at[0] + 8, at[1], at[0] + 26, round(down, 1))
-                    style = 'label best' if p.front else 'label'
-                    canvas.put(
-                        '<text class="{}" x="{}" y="{}">{}</text>', style, at[0] + 30, round(down + 4, 1), p.name
-                    )
+        for p, down in _labels(points, x, y) if kind == 'wide' else ():
+            at, style = (x(p.x), y(p.y)), 'label best' if p.front else 'label'
+            canvas.put('<path class="leader" d="M{} {}L{} {}"/>', at[0] + 8, at[1], at[0] + AWAY - 4, round(down, 1))
+            canvas.put('<text class="{}" x="{}" y="{}">{}</text>', style, at[0] + AWAY, round(down + 4, 1), p.name)
         return canvas.finish(title, kind)
 
     return twice(draw, 820)
