@@ -57,6 +57,7 @@ class PatchKernelCollector:
         self.chosen, self.most = set(chosen.tolist()), max(1, KID_PATCHES // len(chosen))
         self.features: dict[int, np.ndarray] = {}  # by the number of the image
         self.seen = 0
+        self.compared: tuple[PatchKernelCollector, tuple[float, np.ndarray | None]] | None = None  # with, and what came
 
     @property
     def samples(self) -> int:
@@ -76,8 +77,11 @@ class PatchKernelCollector:
         return image_kernels(list(self.features.values()), list(self.features.values()))
 
     def _compare(self, other: PatchKernelCollector) -> tuple[float, np.ndarray | None]:
+        if self.compared and self.compared[0] is other:
+            return self.compared[1]
         cross = image_kernels(list(self.features.values()), list(other.features.values()))
-        return kernel_distance_of_images(self.kernels, other.kernels, cross)
+        self.compared = other, kernel_distance_of_images(self.kernels, other.kernels, cross)
+        return self.compared[1]
 
     def distance(self, other: PatchKernelCollector) -> float:
         return self._compare(other)[0]

