@@ -365,7 +365,7 @@ def matrix(here):
     def make(**changes):
         options = {**smoke(), **changes}
         config = read_config(str(write(here, options, 'matrix.yml')))
-        return Matrix(config, read_rows(config, here), open_images(config)[0], here / 'M')
+        return Matrix(config, read_rows(config, here), open_images(config), here / 'M')
 
     return make
 
@@ -704,8 +704,8 @@ def test_photographs_are_split_and_paired(here, photographs, capfd):
     options = smoke()
     options['data'] = {'photographs': {'folder': 'photographs', 'validation': 1}, 'test': options['data']['test']}
     config = read_config(str(write(here, options)))
-    images, splits = open_images(config)
-    make_pairs(config, images, splits, here / 'P', 4)
+    images = open_images(config)
+    make_pairs(config, images, here / 'P', 4)
     made = {part: sorted(p.stem for p in (here / f'P/data/{part}/gt').iterdir()) for part in ('train', 'validation')}
     assert made == {'train': ['astronaut', 'chelsea', 'rocket'], 'validation': ['coffee']}
     assert cv2.imread(str(images.train[0] / 'rocket.png')).shape == (64, 68, 3)
@@ -754,8 +754,8 @@ MISTAKES = [
         'data:test:smoke: .*HR holds 2 images',
     ),
     (['data', 'validation', 'gt'], HR.format('train'), 'is also in data:train:gt'),
-    (['data', 'validation'], None, 'data: write either photographs, or both train and validation'),
-    (['data', 'photographs'], {'folder': 'x', 'validation': 1}, 'data: write either photographs, or both'),
+    (['data', 'validation'], None, 'data: write either photographs, or faces, or both train and validation'),
+    (['data', 'photographs'], {'folder': 'x', 'validation': 1}, 'data: write either photographs, or faces, or both'),
     (['budget', 'crop'], 30, 'budget:crop: 30 must be a multiple of the scale 4'),
     (['budget', 'crop'], 96, 'methods:none_student_d: datasets:train:gt_size: the crop of 96'),
     (['budget', 'batch'], 0, 'budget:batch'),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdakd.commands.compare.config import Config, locate
+from sdakd.commands.compare.factors import merge, names_of, source_of
 from sdakd.commands.compare.matrix import Matrix
 from sdakd.compat import UserError
 from sdakd.files.runs import digest
@@ -21,13 +22,15 @@ def check_measures(config: Config, matrix: Matrix) -> None:
     from sdakd_metrics.metrics import Settings, open_metrics
 
     check_judge(config)
+    scales = config.factors() or [matrix.scale]
     try:
-        open_metrics(config.metrics, Settings(matrix.scale, backbone=fd_backbone(config)))
+        open_metrics(config.metrics, Settings(scales[0], backbone=fd_backbone(config)))
     except UserError as error:
         raise error.at({'--backbone': 'fd_backbone'}.get(error.where, error.where.removeprefix('--'))) from None
     for name, source in matrix.images.test.items():
         try:
-            open_sets([f'{name}={source}'], matrix.scale)
+            for scale in scales:
+                open_sets([f'{name}={source}'], scale)
         except UserError as error:
             raise error.at(f'data:test:{name}') from None
 
@@ -40,7 +43,8 @@ def check_judge(config: Config) -> None:
     """
     judge, trainer = (fd_backbone(config) or '').partition(':')[2], config.stand_in()
     if judge and trainer is not None:
-        if digest(judge) == digest(locate(trainer.weights, 'perceptual')):
+        trains = locate(trainer.weights, 'perceptual')
+        if trains.is_file() and Path(judge).is_file() and digest(judge) == digest(trains):
             raise UserError(
                 'fd_backbone',
                 f'{Path(judge).name} is also what trains students (perceptual), who learn to please it; judge them by '
@@ -73,17 +77,19 @@ def measure(
     known = read_results(folder).get('evaluate') or {}
     wanted = {name: None if path == 'bicubic' else digest(path) for name, path in models.items()}
     same = {model['name']: model['sha256'] for model in known.get('models', ())} == wanted
-    same = same and {s['name']: s['source'] for s in known['sets']} == sources
+    factors = config.factors()
+    same = same and [s['name'] for s in known['sets']] == names_of(list(sets), factors)
+    same = same and all(s['source'] == source_of(s['name'], sources) for s in known['sets'])
     if same and [metric['name'] for metric in known['metrics']] == list(dict.fromkeys(metrics)):
         return known
     evaluate(
         [f'{name}={path}' for name, path in models.items()],
         list(sources.values()),
         folder,
-        scale=matrix.scale,
+        scale=factors or matrix.scale,
         metrics=metrics,
         backbone=fd_backbone(config) if 'fd' in metrics else None,
         teacher='teacher' if 'teacher' in others else None,
         images=images,
     ).check()
-    return read_results(folder)['evaluate']
+    return merge(folder, factors) if len(factors) > 1 else read_results(folder)['evaluate']
