@@ -249,7 +249,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         # mirrored feature maps are not those of the mirrored input: the filters are oriented
         names = self.scenario.active[self.plan.at(self.last_iter + 1).name]
         compared = any(self.terms[name].needs_features for name in names if name in self.terms)
-        flips = self.opt['datasets']['train'].get('use_hflip', False) and not compared
+        flips = self.opt['datasets']['train'].get('use_hflip', False) and self.train_options.pool_flips and not compared
         self.lq, self.gt = self.pool.draw(batch, flips)
 
     def target(self, term: str) -> torch.Tensor:

@@ -33,13 +33,13 @@ class Pairs(Struct, forbid_unknown_fields=True):
 
 
 class Photographs(Struct, forbid_unknown_fields=True):
-    """A folder of photographs to train on, and photographs to choose weights on: so many of them, or another folder.
+    """A folder of photographs to train on, and those to choose weights on: so many of them, or another folder.
 
     Pairs are made of them once, or, ``on_line``, drawn anew for every crop as in Real-ESRGAN's training.
     """
 
     folder: str
-    validation: Count | str
+    validation: Count | str | None = None  # where something is searched
     degradation: Literal['bicubic', 'realesrgan'] = 'bicubic'
     on_line: bool = False
     meta_info: str | None = None  # BasicSR's list of the images in the folder that count
@@ -51,8 +51,8 @@ class Faces(Struct, forbid_unknown_fields=True):
     """Aligned faces of the teacher's size: two folders, and the factors that training draws from."""
 
     train: str
-    validation: str
     factors: Annotated[list[Annotated[int, Meta(ge=2)]], Meta(min_length=1)]  # often as they stand there
+    validation: str | None = None  # where something is searched
     measured: list[Annotated[int, Meta(ge=2)]] = []  # each of them by itself; default: those of the training
 
 
@@ -254,6 +254,10 @@ def _check_data(config: Config) -> None:
         raise UserError('budget:crop', f'{fits}.')
     if data.faces and config.teacher_cache:
         raise UserError('teacher_cache', 'inputs of faces are made while training; leave it out.')
+    held = photographs or data.faces
+    if held and held.validation is None and len(config.search.factors) > 1:
+        where = f'data:{"photographs" if photographs else "faces"}:validation'
+        raise UserError(where, 'the search chooses weights on other images; write which, or one factor.')
     if photographs is None:
         return
     if photographs.on_line and photographs.degradation != 'realesrgan':
@@ -263,9 +267,7 @@ def _check_data(config: Config) -> None:
     own = {'meta_info': None, 'queue_size': 180, 'pool_reuse': 1}
     if not photographs.on_line and (key := next((k for k, v in own.items() if getattr(photographs, k) != v), None)):
         raise UserError(f'data:photographs:{key}', 'it belongs to on_line: true; write that, or leave it out.')
-    if isinstance(photographs.validation, str):
-        return
-    if photographs.meta_info:
+    if photographs.meta_info and isinstance(photographs.validation, int):
         sentence = 'name a folder of other photographs; crops of one photograph may stand in the list several times.'
         raise UserError('data:photographs:validation', sentence)
 
@@ -326,7 +328,7 @@ def locate(path: str, where: str, folder: bool = False) -> Path:
         if found.is_dir() if folder else found.is_file():
             return found
     if folder:
-        missing.note(where, f'the folder {path} does not exist; correct the path.')
+        missing.note(where, missing.folder_to_get(path))
     elif missing.noting():
         missing.note(where, missing.how_to_get(given.absolute()))
     else:

@@ -138,11 +138,13 @@ def _list(folder: Path, where: str) -> list[str]:
 def _open_faces(config: Config, test: dict[str, str], groups: dict[str, list[Path]]) -> Images:
     faces, folders = config.data.faces, {}
     for part in ('train', 'validation'):
+        if getattr(faces, part) is None:
+            continue
         folders[part] = locate(getattr(faces, part), f'data:faces:{part}', folder=True)
         _list(folders[part], f'data:faces:{part}')
         groups[f'data:faces:{part}'] = _files(folders[part])
     check_apart(groups)
-    count, held = (len(groups[f'data:faces:{part}']) for part in ('train', 'validation'))
+    count, held = (len(groups.get(f'data:faces:{part}', ())) for part in ('train', 'validation'))
     names = [str(path.relative_to(folders['train'])) for path in groups['data:faces:train']]
     drawn = ', '.join(f'x{factor}' for factor in faces.factors)
     facts = [
@@ -150,7 +152,7 @@ def _open_faces(config: Config, test: dict[str, str], groups: dict[str, list[Pat
         f'here: {drawn}. Sets and validation are measured at every factor by itself.'
     ]
     identity = f'{listing(folders["train"], names)} faces'
-    return Images((folders['train'],), (folders['validation'],), test, identity, facts)
+    return Images((folders['train'],), tuple(list(folders.values())[1:]), test, identity, facts)
 
 
 def _open_photographs(config: Config, test: dict[str, str], groups: dict[str, list[Path]]) -> Images:
@@ -165,12 +167,12 @@ def _open_photographs(config: Config, test: dict[str, str], groups: dict[str, li
         held = Split(other, _list(other, 'data:photographs:validation'))
         train = Split(folder, names)
     else:
-        if folder.is_dir() and len(names) < wanted.validation + 1:
+        if folder.is_dir() and len(names) < (wanted.validation or 0) + 1:
             raise UserError(
                 'data:photographs:validation',
                 f'{wanted.validation} of the {len(names)} images in {folder} cannot be held out; write fewer.',
             )
-        held = Split(folder, hold_out(names, wanted.validation) if names else [])
+        held = Split(folder, hold_out(names, wanted.validation) if names and wanted.validation else [])
         train = Split(folder, [name for name in names if name not in set(held.names)])
     splits = {'train': train, 'validation': held}
     _check_names(splits, wanted.on_line)

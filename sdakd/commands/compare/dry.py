@@ -50,7 +50,7 @@ def dry_run(config: Config, file: str, output: Path, jobs: int, threads: int) ->
     unknown = ' (without the images that are missing)' if lacking else ''
     text += f'On the disk: {wanted}{unknown}; {there} has {size(free)} left{short}.\n'
     if lacking:
-        text += '\nMissing:\n' + ''.join(f'- {where}: {sentence}\n' for where, sentence in lacking.items())
+        text += '\nMissing:\n' + ''.join(f'- {where}: {sentence}\n' for sentence, where in lacking.items())
     return text + 'Nothing was written.\n'
 
 

@@ -78,7 +78,8 @@ def kind_of(config: Config, teacher: Mapping) -> Kind:
         {'model_type': 'SDAKDRealESRGANModel', **beside, 'gt_size': budget.crop, 'queue_size': wanted.queue_size},
         dataset | {'gt_size': budget.crop, 'use_hflip': budget.flips},
         ('dataroot_gt', 'meta_info'),
-        train={'pool_reuse': wanted.pool_reuse} if wanted.pool_reuse > 1 else {},
+        # flips of the pool depend on what a method compares; those of the data set are the same for all
+        train={'pool_reuse': wanted.pool_reuse, 'pool_flips': False} if wanted.pool_reuse > 1 else {},
     )
 
 

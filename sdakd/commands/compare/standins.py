@@ -1,4 +1,4 @@
-"""What stands for files in a rehearsal: for a discriminator yet to be trained; in a dry run, for all that are missing."""
+"""What stands for files in a rehearsal: the discriminator yet to be trained; in a dry run, what is missing."""
 
 from __future__ import annotations
 
