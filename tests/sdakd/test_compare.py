@@ -308,6 +308,31 @@ def test_dry_run_shows_the_matrix_and_writes_nothing(here, capsys):
     assert sorted(here.rglob('*')) == before
 
 
+def test_the_room_foreseen_is_what_students_take(finished, tmp_path, monkeypatch):
+    """Of all cells in a new folder; of none in the one that has them."""
+    from sdakd.commands.compare import rehearsal, room
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.data import open_images, set_places
+    from sdakd.commands.compare.matrix import Matrix
+    from sdakd.commands.compare.rows import read_rows
+
+    monkeypatch.chdir(finished[0].parent)
+    config = read_config(str(SMOKE))
+    rows = read_rows(config, SMOKE.parent)
+    made = [Matrix(config, rows, open_images(config), output) for output in (tmp_path / 'new', finished[0])]
+    parsed = rehearsal.check_rows(made[0], tmp_path, real_data=False)
+    names = {cell['name'] for cell in results(finished[0])['compare']['cells']}
+    names |= {'first_stage_w1-2_s0', 'first_stage_w1-2_s1'}
+    taken = 0
+    for path in (path for path in finished[0].glob('experiments/*/models/net_g_*.pth') if path.parts[-3] in names):
+        states = torch.load(path, weights_only=True).values()
+        taken += sum(value.numel() * value.element_size() for state in states for value in state.values())
+    assert room.needed(made[0], parsed, 1).students == taken > 0
+    set_places(made[1].images, finished[0])
+    left = room.needed(made[1], parsed, 1)
+    assert (left.students, left.running, left.images) == (0, 0, 0)
+
+
 # ---------------------------------------------------- a single run ----------------------------------------------------
 
 

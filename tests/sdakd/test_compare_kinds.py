@@ -166,6 +166,47 @@ def test_a_comparison_on_line(here, capsys):
     assert 'model [SDAKDRealESRGANModel] is created' in log.lower() or 'SDAKDRealESRGANModel' in log
 
 
+# ------------------------------------------------- the paper's tables ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('name', 'published'), [('realesrgan', 'sdakd_realesrgan_x4.yml'), ('gcfsr', 'sdakd_gcfsr_1024.yml')]
+)
+def test_the_papers_comparisons_are_its_option_files(name, published):
+    """Lengths, rates, batch and averaging of the single training; and tables name cells that there are."""
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.rows import read_rows
+
+    config = read_config(str(ROOT / f'options/compare/paper_{name}.yml'))
+    rows = {row.name: row for row in read_rows(config, ROOT / 'options/compare')}
+    own = read_run(ROOT / 'options' / published)
+    for stage, wanted in own['train']['stages'].items():
+        length = config.budget.stages[stage]
+        assert (length.iters, length.lr_g, length.lr_d) == (wanted['iters'], wanted['lr_g'], wanted.get('lr_d'))
+        assert rows['sdakd'].stages[stage]['terms'] == wanted['terms']
+    assert config.budget.batch == own['datasets']['train']['batch_size_per_gpu']
+    assert config.budget.ema_decay == own['train']['ema_decay']
+    assert config.teacher == published and [str(ratio) for ratio in config.ratios()] == ['1/2', '1/4', '1/8']
+    for term in ('pixel_opt', 'perceptual_opt', 'gan_opt'):
+        assert rows['sdakd'].options['train'][term] == own['train'][term], term
+    if name == 'realesrgan':
+        assert config.budget.crop == own['gt_size'] and config.data.photographs.queue_size == own['queue_size']
+        assert config.data.photographs.meta_info == own['datasets']['train']['meta_info']
+    else:
+        assert config.data.faces.factors == own['datasets']['train']['factors']
+    assert {'sdakd_no_student_d', 'sdakd_no_stage1', 'sdakd_no_stage2', 'sdakd_linear', 'dcd', 'dcd_modified'} <= set(
+        rows
+    )
+    assert len({row.iterations for row in rows.values()}) == 1 and config.primary.metric == 'fid'
+    cells = {f'{row}_w{str(ratio).replace("/", "-")}_s{seed}' for row in rows for ratio in config.ratios()
+             for seed in config.seeds}  # fmt: skip
+    for table in {'realesrgan': ('table_fid', 'table_ablation'), 'gcfsr': ('table_fid_gcfsr',)}[name]:
+        content = yaml.safe_load((ROOT / f'test_scripts/configs/{table}.yml').read_text())
+        assert {row['model'] for row in content['rows']} - {'teacher'} <= cells
+        assert {Path(folder).parts[1] for folder in content['results']} == {Path(config.output).name}
+        assert {column['set'] for column in content['columns']} <= set(config.data.test)
+
+
 # ------------------------------------------------------- faces -------------------------------------------------------
 
 METHODS = ('none_student_d', 'none_teacher_d', 'sdakd', 'dgl_gan', 'akdg', 'dcd', 'dcd_modified', 'crd', 'omgd', 'l1')

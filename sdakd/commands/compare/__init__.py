@@ -257,7 +257,7 @@ def _broken(runs: Sequence[Run], total: int, lost: Sequence[str]) -> str:
     """What to say of cells that broke, and of rows without any finished trial."""
     if not runs:
         return ''
-    first = '; '.join(f'{run.name}: {run.record.reason.rstrip(".")}' for run in runs[:3])
+    first = '; '.join(f'{run.name}: {run.record.reason.rstrip(".") or "it is not finished"}' for run in runs[:3])
     more = '; ...' if len(runs) > 3 else ''
     without = f' (no trial of {", ".join(lost)} was finished)' if lost else ''
     return (
