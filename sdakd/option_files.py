@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import yaml
 
@@ -61,19 +62,23 @@ def read_yaml(path: str | os.PathLike) -> dict:
     return content
 
 
-def read_merged(path: str | os.PathLike) -> dict:
+def read_merged(path: str | os.PathLike, instead: Mapping[Path, Path] | None = None) -> dict:
     """Reads a file and what it extends: ``extends: other.yml``, relative to the folder of the file that says so.
 
     Where there is no such file, it may be the name of one that ships (:func:`sdakd.shipped.find_shipped`). See
     :func:`merge`. The modules under ``imports`` add up.
 
+    Args:
+        path: The file.
+        instead: Files that are extended in the place of others.
+
     Raises:
         UserError: As :func:`read_yaml`; a file that is missing or extends itself.
     """
-    return _read_chain(str(path), [])
+    return _read_chain(str(path), [], {os.path.realpath(old): str(new) for old, new in (instead or {}).items()})
 
 
-def _read_chain(path: str, above: list[str]) -> dict:
+def _read_chain(path: str, above: list[str], instead: Mapping[str, str]) -> dict:
     if any(os.path.realpath(path) == os.path.realpath(other) for other in above):
         raise UserError(f'{path}: extends: files extend each other in a circle, {" -> ".join([*above, path])}.')
     content = read_yaml(path)
@@ -91,7 +96,8 @@ def _read_chain(path: str, above: list[str]) -> dict:
                 f'the name of an option file that ships, {near_shipped(name)}.'
             )
         base = str(shipped)
-    inherited = _read_chain(base, [*above, path])
+    base = instead.get(os.path.realpath(base), base)
+    inherited = _read_chain(base, [*above, path], instead)
     merged = merge(inherited, content)
     lists = [block['imports'] for block in (inherited, content) if isinstance(block.get('imports'), list)]
     if len(lists) == 2:
@@ -172,7 +178,9 @@ def _force(opt: dict, entry: str) -> None:
     block[last] = value
 
 
-def read_options(path: str | os.PathLike, overrides: Iterable[str] = ()) -> tuple[dict, list[str]]:
+def read_options(
+    path: str | os.PathLike, overrides: Iterable[str] = (), instead: Mapping[Path, Path] | None = None
+) -> tuple[dict, list[str]]:
     """Reads an option file with what it extends and applies ``--force_yml``: all that YAML alone tells.
 
     Returns:
@@ -182,7 +190,7 @@ def read_options(path: str | os.PathLike, overrides: Iterable[str] = ()) -> tupl
     Raises:
         UserError: As :func:`read_merged` and :func:`force`, with the file's name.
     """
-    opt, overrides = read_merged(path), list(overrides)
+    opt, overrides = read_merged(path, instead), list(overrides)
     within = [entry for entry in overrides if WITHIN_NETWORK.match(entry.strip())]
     left: list[str] = []
     try:

@@ -21,7 +21,7 @@ from sdakd_models.manifest import Manifest, is_pool
 from sdakd_models.processes import meet
 from sdakd_models.threads import resume_threads
 
-PROCESSES, NETWORKS = 3, 4  # what a seed is for, beside those of data and validation
+PROCESSES, NETWORKS, BATCHES = 3, 4, 5  # what a seed is for, beside those of data and validation
 
 
 def peak_memory(device: torch.device) -> float | None:

@@ -189,6 +189,13 @@ class Train(Block):
             'queue_size.',
         ),
     ] = 1
+    pool_flips: Annotated[
+        bool,
+        Meta(
+            description='Mirror half of these crops where the data set has use_hflip and a stage compares no feature '
+            'maps, besides the flips of the images themselves.'
+        ),
+    ] = True
     micro_batch_size: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -111,7 +112,12 @@ def forget_states() -> None:
     _states.clear()
 
 
-def read_run(path: str | os.PathLike, overrides: Iterable[str] = (), root_path: str = '') -> dict:
+def read_run(
+    path: str | os.PathLike,
+    overrides: Iterable[str] = (),
+    root_path: str = '',
+    instead: Mapping[Path, Path] | None = None,
+) -> dict:
     """Reads the option file of a run: complete, with everything that it extends, imports and narrows.
 
     Args:
@@ -119,11 +125,12 @@ def read_run(path: str | os.PathLike, overrides: Iterable[str] = (), root_path: 
         overrides: Entries of ``--force_yml`` (:func:`force`), as if they stood in the file; those inside a network with
             a ``width`` change the narrowed network.
         root_path: Where a relative path of the teacher's file is looked for after the current folder.
+        instead: Files that are extended in the place of others.
 
     Raises:
         UserError: All mistakes that reading finds, with the file's name.
     """
-    opt, left = read_options(path, overrides)
+    opt, left = read_options(path, overrides, instead)
     try:
         with Mistakes() as mistakes:
             complete(opt, left, root_path, mistakes)

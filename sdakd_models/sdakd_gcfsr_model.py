@@ -36,9 +36,9 @@ class SDAKDGCFSRModel(SDAKDModel):
         in_size = torch.full((number, 1), 16 * factor / scenario.crop)
         return {**super().noise_batch(scenario, number), 'in_size': in_size}
 
-    def feed_data(self, data: Mapping) -> None:
+    def take(self, data: Mapping) -> None:
         """Takes a batch of :class:`sdakd_data.face_dataset.FaceDataset` and, in training, draws its noise."""
-        super().feed_data(data)
+        super().take(data)
         self.in_size = data['in_size'].to(self.device)
         self.paths = data.get('gt_path')
         if self.is_train:

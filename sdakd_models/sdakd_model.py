@@ -24,9 +24,9 @@ from sdakd_data.answers import Answer
 from sdakd_data.cache_filling import fill
 from sdakd_data.cached_dataset import answers_in
 from sdakd_data.pool import ReusingPool
-from sdakd_data.randomness import seed_all
+from sdakd_data.randomness import aside, seed_all
 from sdakd_models.cast import Cast, distributed, student_network
-from sdakd_models.checkpoints import NETWORKS, PROCESSES, Checkpoints
+from sdakd_models.checkpoints import BATCHES, NETWORKS, PROCESSES, Checkpoints
 from sdakd_models.clock import Clock
 from sdakd_models.common import Common
 from sdakd_models.context import Context
@@ -222,6 +222,14 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         self.settle()
         for backbone in self.cast.backbones if self.is_train else ():
             backbone.forget()
+        with self._drawing() if self.is_train and not self.opt.get('rehearsal') else nullcontext():
+            self._next(data)
+
+    def _drawing(self) -> AbstractContextManager:
+        """What a batch draws, its degradation, crops and noise, depends on seed and iteration, and on no term."""
+        return aside(self.opt['manual_seed'], BATCHES, self.last_iter + 1, self.opt['rank'], device=self.device)
+
+    def _next(self, data: Mapping) -> None:
         pooled, batch = self.pool is not None and self.is_train, len(next(iter(data.values())))
         if not pooled or self.pool.wants(batch):
             self.take(data)
@@ -241,7 +249,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         # mirrored feature maps are not those of the mirrored input: the filters are oriented
         names = self.scenario.active[self.plan.at(self.last_iter + 1).name]
         compared = any(self.terms[name].needs_features for name in names if name in self.terms)
-        flips = self.opt['datasets']['train'].get('use_hflip', False) and not compared
+        flips = self.opt['datasets']['train'].get('use_hflip', False) and self.train_options.pool_flips and not compared
         self.lq, self.gt = self.pool.draw(batch, flips)
 
     def target(self, term: str) -> torch.Tensor:

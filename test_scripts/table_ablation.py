@@ -1,10 +1,10 @@
 """The ablation: SDAKD without its student discriminator, without stage 1, without feature distillation.
 
-    sdakd evaluate -m full=... no_stage1=... -d datasets/... --metrics fid -o results/ablation
+    sdakd compare -opt options/compare/paper_realesrgan.yml
     python test_scripts/table_ablation.py -opt test_scripts/configs/table_ablation.yml
 
-The trainings are one command each: docs/paper.md. Every cell comes from a results.json of `sdakd evaluate` that the
-YAML names. The paper's cells come from test_scripts/paper.yml; those that could not be read are empty. It writes
+Every cell comes from a results.json of `sdakd compare`, or of `sdakd evaluate`, that the YAML names. The paper's
+cells come from test_scripts/paper.yml; those that could not be read are empty. It writes
 table_ablation.md, .csv and .tex.
 """
 

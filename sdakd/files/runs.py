@@ -146,11 +146,12 @@ class Run:
         write(self.path('yml'), yaml.safe_dump({**self.options, 'name': self.name}, sort_keys=False).encode())
         return self.path('yml')
 
-    def start(self, threads: int) -> subprocess.Popen:
+    def start(self, threads: int, device: str | None = None) -> subprocess.Popen:
         """Starts its process, or lets it go on from its last checkpoint.
 
         Args:
             threads: That it may use for arithmetic.
+            device: The GPU that it sees, as in CUDA_VISIBLE_DEVICES; None: what this process sees.
         """
         if self.record.starts and not any((self.experiment / 'training_states').glob('*.state')):
             check_free(self.experiment)
@@ -161,6 +162,8 @@ class Run:
         self.record.starts += 1
         self.save()
         environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'MKL_NUM_THREADS': str(threads)}
+        if device is not None:
+            environment['CUDA_VISIBLE_DEVICES'] = device
         path = [os.environ.get('PYTHONPATH')]
         if self.options.get('imports'):  # its modules may lie where the user works, and the process works elsewhere
             path.append(os.getcwd())
@@ -267,12 +270,23 @@ def end(processes: Iterable[subprocess.Popen]) -> None:
         reader.join()
 
 
+def gpus() -> list[str]:
+    """The GPUs that this process sees, as in CUDA_VISIBLE_DEVICES."""
+    named = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if named is not None:
+        return [each.strip() for each in named.split(',') if each.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
 @dataclass
 class _Busy:
     run: Run
     process: subprocess.Popen
     begun: float  # monotonic
     before: float  # seconds of earlier processes
+    device: str | None = None
     saved: float = 0.0
 
     def look(self) -> None:
@@ -291,12 +305,14 @@ def train_all(
     jobs: int = 1,
     threads: int | None = None,
     watch: Callable[[Run, str], None] = lambda run, event: None,
+    devices: Sequence[str] = (),
 ) -> None:
     """Trains every run that is not done, ``jobs`` at a time; a broken one is noted in its record, the others go on.
 
     Args:
         threads: For each process; default: the machine's cores, divided among ``jobs``.
         watch: Called with a run and ``begun``, ``busy`` (several times a second), ``done``, ``broken`` or ``kept``.
+        devices: GPUs (:func:`gpus`): each training sees one of them, the one with the fewest.
 
     Raises:
         KeyboardInterrupt: After the processes were ended; the records say how far they were.
@@ -311,8 +327,10 @@ def train_all(
                     watch(run, 'kept')
                     continue
                 before = run.record.seconds
+                taken = [one.device for one in busy]
+                device = min(devices, key=taken.count, default=None)
                 with stops.held_back():  # none is started that is not known
-                    busy.append(_Busy(run, run.start(threads), time.monotonic(), before))
+                    busy.append(_Busy(run, run.start(threads, device), time.monotonic(), before, device))
                 watch(run, 'begun')
             for one in list(busy):
                 one.look()

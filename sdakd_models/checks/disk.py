@@ -9,6 +9,7 @@ from pathlib import Path
 from sdakd.compat import UserError
 from sdakd_data.pool import ROOM
 from sdakd_models.cast import Cast
+from sdakd_models.scenario import Scenario
 
 FLOAT = 4  # bytes
 MOMENTS = 2  # of Adam, for every weight
@@ -23,24 +24,34 @@ def check(cast: Cast) -> str:
     """
     scenario = cast.scenario
     one, pool = networks_of(cast), pool_of(cast)
-    every, last = int(scenario.logger.save_checkpoint_freq), scenario.logger.keep_last
-    ends = set(scenario.plan.ends)
-    number = len({*range(every, scenario.plan.total_iter + 1, every), *ends})
-    if last is not None:
-        number = min(number, last + len(ends) + (scenario.best_by is not None))
+    number = number_of(scenario)
     folder = Path(scenario.path['experiments_root'])
     there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     free = shutil.disk_usage(there).free
-    least, most = 2 * (one + pool), number * one + min(number, POOLS) * pool
+    least, most = 2 * (one + pool), most_of(cast)
     if free < least:
         raise UserError(
             'path:experiments_root',
-            f'two checkpoints take {_size(least)}, and the disk of {there} has {_size(free)} left; make room, or train '
+            f'two checkpoints take {size(least)}, and the disk of {there} has {size(free)} left; make room, or train '
             'in another folder.',
         )
     short = ', which is MORE THAN THERE IS' if most > free else ''
     kept = f'{number} that stay' if number > 1 else 'it'
-    return f'A checkpoint takes about {_size(one + pool)}, {kept} {_size(most)} of {_size(free)} on this disk{short}.'
+    return f'A checkpoint takes about {size(one + pool)}, {kept} {size(most)} of {size(free)} on this disk{short}.'
+
+
+def number_of(scenario: Scenario) -> int:
+    """How many checkpoints of a run stay."""
+    every, last = int(scenario.logger.save_checkpoint_freq), scenario.logger.keep_last
+    ends = set(scenario.plan.ends)
+    number = len({*range(every, scenario.plan.total_iter + 1, every), *ends})
+    return number if last is None else min(number, last + len(ends) + (scenario.best_by is not None))
+
+
+def most_of(cast: Cast) -> int:
+    """Bytes of all checkpoints that stay while a run lasts."""
+    number = number_of(cast.scenario)
+    return number * networks_of(cast) + min(number, POOLS) * pool_of(cast)
 
 
 def networks_of(cast: Cast) -> int:
@@ -69,7 +80,8 @@ def pool_of(cast: Cast) -> int:
     return pair * scenario.file['queue_size']
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes in words, ``3.4 GiB``."""
     power = min(3, int(math.log2(max(count, 1))) // 10)
     value = count / 1024**power
     return f'{value:,.{int(value < 10 and power > 0)}f} {("bytes", "KiB", "MiB", "GiB")[power]}'

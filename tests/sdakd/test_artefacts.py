@@ -390,26 +390,28 @@ def evaluate_section(scale, models, low=None):
 
 
 def test_fid_table_puts_ours_beside_an_empty_paper(sample, call, tmp_path, capsys):
-    write_section(tmp_path / 'x4', 'evaluate', evaluate_section(4, {'teacher': 10.126, 'sdakd_1_4': 20.0}))
+    write_section(tmp_path / 'x4', 'evaluate', evaluate_section(4, {'teacher': 10.126, 'sdakd_w1-4_s0': 20.0}))
     write_section(tmp_path / 'x2', 'evaluate', evaluate_section(2, {'teacher': 5.5}, low=0.25))
-    content = config('table_fid', results=[str(tmp_path / 'x4'), str(tmp_path / 'x2')])
+    columns = [{'label': f'FID x{scale}', 'set': 'DIV2K', 'scale': scale, 'metric': 'fid'} for scale in (2, 4)]
+    content = config('table_fid', results=[str(tmp_path / 'x4'), str(tmp_path / 'x2')], columns=columns)
     call('table_fid', '-opt', save(tmp_path / 'a.yml', content), '-o', tmp_path / 'out')
     rows = read_csv(tmp_path / 'out/table_fid.csv')
     assert list(rows[0]) == ['Method', 'Width', 'FID x2', 'Paper: FID x2', 'FID x4', 'Paper: FID x4']
     assert list(rows[0].values()) == ['teacher', '1', '5.50 [5.25, 5.75]', '', '10.13', '']
     assert list(rows[2].values()) == ['SDAKD', '1/4', '', '', '20.00', '']
-    assert all(row['Paper: FID x2'] == row['Paper: FID x4'] == '' for row in rows) and len(rows) == 7
-    assert 'sdakd_1_4: FID x2' in capsys.readouterr().err  # what is missing is named
+    assert all(row['Paper: FID x2'] == row['Paper: FID x4'] == '' for row in rows) and len(rows) == 13
+    assert 'sdakd_w1-4_s0: FID x2' in capsys.readouterr().err  # what is missing is named
     assert 'could not be read' in (tmp_path / 'out/table_fid.md').read_text()
 
 
 def test_ablation_table(sample, call, tmp_path):
-    scores = {'full': 20.0, 'teacher_discriminator': 25.0, 'no_stage1': 24.0, 'no_feature': 23.0}
+    names = ('sdakd', 'sdakd_no_student_d', 'sdakd_no_stage1', 'sdakd_no_stage2')
+    scores = {f'{name}_w1-4_s0': value for name, value in zip(names, (20.0, 25.0, 24.0, 23.0), strict=True)}
     write_section(tmp_path / 'results', 'evaluate', evaluate_section(4, scores))
     content = config('table_ablation', results=[str(tmp_path / 'results')])
     call('table_ablation', '-opt', save(tmp_path / 'a.yml', content), '-o', tmp_path / 'out')
     rows = read_csv(tmp_path / 'out/table_ablation.csv')
-    assert [row['FID x4'] for row in rows] == ['20.00', '25.00', '24.00', '23.00', '']
+    assert [row['FID x4'] for row in rows] == ['20.00', '25.00', '24.00', '23.00', '', '']
     assert {row['Paper: FID x4'] for row in rows} == {''}
 
 

@@ -309,6 +309,31 @@ def test_dry_run_shows_the_matrix_and_writes_nothing(here, capsys):
     assert sorted(here.rglob('*')) == before
 
 
+def test_the_room_foreseen_is_what_students_take(finished, tmp_path, monkeypatch):
+    """Of all cells in a new folder; of none in the one that has them."""
+    from sdakd.commands.compare import rehearsal, room
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.data import open_images, set_places
+    from sdakd.commands.compare.matrix import Matrix
+    from sdakd.commands.compare.rows import read_rows
+
+    monkeypatch.chdir(finished[0].parent)
+    config = read_config(str(SMOKE))
+    rows = read_rows(config, SMOKE.parent)
+    made = [Matrix(config, rows, open_images(config), output) for output in (tmp_path / 'new', finished[0])]
+    parsed = rehearsal.check_rows(made[0], tmp_path, real_data=False)
+    names = {cell['name'] for cell in results(finished[0])['compare']['cells']}
+    names |= {'first_stage_w1-2_s0', 'first_stage_w1-2_s1'}
+    taken = 0
+    for path in (path for path in finished[0].glob('experiments/*/models/net_g_*.pth') if path.parts[-3] in names):
+        states = torch.load(path, weights_only=True).values()
+        taken += sum(value.numel() * value.element_size() for state in states for value in state.values())
+    assert room.needed(made[0], parsed, 1).students == taken > 0
+    set_places(made[1].images, finished[0])
+    left = room.needed(made[1], parsed, 1)
+    assert (left.students, left.running, left.images) == (0, 0, 0)
+
+
 # ---------------------------------------------------- a single run ----------------------------------------------------
 
 
@@ -366,7 +391,7 @@ def matrix(here):
     def make(**changes):
         options = {**smoke(), **changes}
         config = read_config(str(write(here, options, 'matrix.yml')))
-        return Matrix(config, read_rows(config, here), open_images(config)[0], here / 'M')
+        return Matrix(config, read_rows(config, here), open_images(config), here / 'M')
 
     return make
 
@@ -705,8 +730,8 @@ def test_photographs_are_split_and_paired(here, photographs, capfd):
     options = smoke()
     options['data'] = {'photographs': {'folder': 'photographs', 'validation': 1}, 'test': options['data']['test']}
     config = read_config(str(write(here, options)))
-    images, splits = open_images(config)
-    make_pairs(config, images, splits, here / 'P', 4)
+    images = open_images(config)
+    make_pairs(config, images, here / 'P', 4)
     made = {part: sorted(p.stem for p in (here / f'P/data/{part}/gt').iterdir()) for part in ('train', 'validation')}
     assert made == {'train': ['astronaut', 'chelsea', 'rocket'], 'validation': ['coffee']}
     assert cv2.imread(str(images.train[0] / 'rocket.png')).shape == (64, 68, 3)
@@ -756,8 +781,8 @@ MISTAKES = [
         'data:test:smoke: .*HR holds 2 images',
     ),
     (['data', 'validation', 'gt'], HR.format('train'), 'is also in data:train:gt'),
-    (['data', 'validation'], None, 'data: write either photographs, or both train and validation'),
-    (['data', 'photographs'], {'folder': 'x', 'validation': 1}, 'data: write either photographs, or both'),
+    (['data', 'validation'], None, 'data: write either photographs, or faces, or both train and validation'),
+    (['data', 'photographs'], {'folder': 'x', 'validation': 1}, 'data: write either photographs, or faces, or both'),
     (['budget', 'crop'], 30, 'budget:crop: 30 must be a multiple of the scale 4'),
     (['budget', 'crop'], 96, 'methods:none_student_d: datasets:train:gt_size: the crop of 96'),
     (['budget', 'batch'], 0, 'budget:batch'),

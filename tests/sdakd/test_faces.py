@@ -292,12 +292,12 @@ def test_a_face_alone_that_cannot_be_used(ground, tmp_path):
 
 @pytest.fixture(scope='module')
 def measured(ground):
-    """A teacher and two students at two factors, as the comment of table_fid_gcfsr.yml says, with another distance."""
+    """A teacher and two students at two factors, with the names of table_fid_gcfsr.yml, with another distance."""
     torch.manual_seed(5)
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), ground.root / 'squeezenet.pth')
     out = ground.root / 'results'
-    models = [f'teacher={ground.root / "teacher.pth"}', f'sdakd_1_2={ground.root / "half.pth"}']
-    models += [f'sdakd_1_4={ground.root / "quarter.pth"}', 'bicubic']
+    models = [f'teacher={ground.root / "teacher.pth"}', f'sdakd_w1-2_s0={ground.root / "half.pth"}']
+    models += [f'sdakd_w1-4_s0={ground.root / "quarter.pth"}', 'bicubic']
     done = command(
         *('-m', 'sdakd.cli', 'evaluate', '-m', *models, '-d', f'CelebA-HQ={ground.root / "HR"}', '--scale', 2, 4),
         *('--metrics', 'fd', 'psnr', '--backbone', f'squeezenet:{ground.root / "squeezenet.pth"}', '-o', out),
@@ -322,7 +322,7 @@ def distance(network, one, other):
     return (step @ step + sum((values**2).sum() / count for values in centred) - 2 * cross).item()
 
 
-MODELS = {'teacher': 'teacher', 'sdakd_1_2': 'half', 'sdakd_1_4': 'quarter'}
+MODELS = {'teacher': 'teacher', 'sdakd_w1-2_s0': 'half', 'sdakd_w1-4_s0': 'quarter'}
 
 
 @pytest.fixture(scope='module')
@@ -354,7 +354,7 @@ def test_several_factors_are_measured_in_one_call(ground, measured, expected):
             fd, psnr = expected[name, factor]
             assert score(found, name, 'fd')['mean'] == pytest.approx(fd, rel=2e-2)
             assert score(found, name, 'psnr')['mean'] == pytest.approx(psnr, abs=2e-3)
-        picture = out / f'x{factor}' / found['pictures']['CelebA-HQ']['coffee1']['models']['sdakd_1_2']
+        picture = out / f'x{factor}' / found['pictures']['CelebA-HQ']['coffee1']['models']['sdakd_w1-2_s0']
         assert apart(load(picture), ground.made('half', ground.faces['coffee1'], factor)) <= 1
     assert len({round(fd) for fd, _ in expected.values()}) > 3  # the cells differ, so that exchanged ones were seen
     assert 'GMACs: for 64x64 input pixels; GCFSR: for one face.' in done.stdout
@@ -389,7 +389,7 @@ def test_the_papers_table_in_miniature(measured, expected, tmp_path, monkeypatch
 
 def test_the_full_size_table_is_sound_but_for_its_inputs(tmp_path, monkeypatch):
     config = ROOT / 'test_scripts/configs/table_fid_gcfsr.yml'
-    with pytest.raises(UserError, match='results/gcfsr/x8/results.json holds no results of evaluate'):
+    with pytest.raises(UserError, match='experiments/compare_paper_gcfsr/x8/results.json holds no results of evaluate'):
         call('table_fid', config, tmp_path / 'out', tmp_path, monkeypatch)
     assert files(tmp_path) == []
 

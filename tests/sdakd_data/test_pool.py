@@ -365,7 +365,9 @@ def test_pairs_of_a_data_set_are_reused_and_have_context(world, parse, paired):
             crop = entry.lq[:, top : top + 8, left : left + 8]
             assert torch.equal(lq, crop.flip(-1) if flip else crop)
         seen.append(model.lq)
-    assert set(passes) == {(2, 3, 16, 16)} and len(passes) <= 24 / 4 + 8
+    # where the stage with feature maps begins, an odd number of pairs may wait for theirs
+    assert {shape[1:] for shape in passes} == {(3, 16, 16)} and {shape[0] for shape in passes} <= {1, 2}
+    assert len(passes) <= 24 / 4 + 8
     pairs = {batch.flatten().sum().item() for batch in seen}
     assert len(pairs) > 12  # crops differ
 

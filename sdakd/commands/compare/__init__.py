@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,10 @@ from typing import TYPE_CHECKING
 from sdakd import compat, stops
 from sdakd.commands.interface import Flags, Outcome, number, whole
 from sdakd.compat import UserError
-from sdakd.progress import Progress
 from sdakd.shipped import option_file
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from sdakd.commands.compare.matrix import Matrix
-    from sdakd.commands.compare.rows import Row
     from sdakd.commands.compare.search import Search
     from sdakd.commands.compare.summary import Cell
     from sdakd.files.runs import Run
@@ -29,8 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = Flags(parser, compare)
     add('-opt', dest='config', metavar='FILE', help="the comparison's YAML, or the name of one that ships")
     add('-o', '--output', metavar='FOLDER', help="folder for runs, tables and figures, instead of the YAML's")
-    add('--jobs', type=number, metavar='N', help='trainings at a time, which share the cores (default: {default})')
-    add('--dry_run', action='store_true', help='show the cells and what they would cost; train nothing')
+    add('--jobs', type=number, metavar='N', help='trainings at a time, which share cores and GPUs (default: {default})')
+    add('--dry_run', action='store_true', help='show cells, their time and disk, and what is missing; train nothing')
+    add('--slurm', metavar='FILE.sh', help='write the comparison as a job file of SLURM, one task a training')
+    add('--part', metavar='NAME', help='one part, as a job of that file does it: data, a training, search or tables')
 
 
 @dataclass
@@ -58,61 +57,24 @@ class Compared(Outcome):
 # ----------------------------------------------------- the parts -----------------------------------------------------
 
 
-def _dry_run(matrix: Matrix, jobs: int, threads: int) -> str:
-    """The matrix for people, with the time of every cell as a few of its steps foretell it."""
-    from sdakd.commands.compare import rehearsal
-    from sdakd.commands.compare.progress import duration
-    from sdakd.commands.compare.search import factors_of
-    from sdakd.commands.compare.summary import budget_line
-    from sdakd.files import results
-
-    config = matrix.config
-    discriminator, rows, total, count = matrix.discriminator_run(), [], 0.0, 0
-    with tempfile.TemporaryDirectory() as place:
-        parsed = rehearsal.check_rows(matrix, Path(place), real_data=False)
-        for name, ratio in Progress('timing', len(parsed), 'runs').over(parsed):
-            seconds = rehearsal.time_row(parsed[name, ratio], threads)
-            row = next((row for row in matrix.rows if row.name == name), None)
-            searched = len(factors_of(config, row)) - 1 if row and ratio == config.ratios()[0] else 0
-            cells = len(config.seeds) + searched
-            total, count = total + cells * seconds, count + cells
-            stages = parsed[name, ratio]['train']['stages'].values()
-            times = [duration(seconds), duration(cells * seconds)]
-            rows.append([name, str(ratio), str(cells), f'{sum(stage["iters"] for stage in stages):,d}', *times])
-    text = results.table(['Method', 'Width', 'Cells', 'Iterations', 'One cell', 'All'], rows)
-    text += f'{budget_line(config.budget)}\n'
-    if discriminator is not None:
-        text += f"The teacher's discriminator, trained before them, is not counted: {discriminator.iterations:,d}.\n"
-    return text + (
-        f'{count} cells, about {duration(total / jobs)} with {jobs} at a time, {threads} thread{"s" * (threads > 1)} '
-        'each, by a few steps of every stage; measuring comes on top. Nothing was written.\n'
-    )
-
-
 def _train(matrix: Matrix, jobs: int, threads: int) -> tuple[list[Cell], list[Cell], Search]:
     """Trains what rows share, trials and cells.
 
     Returns:
         The cells of the tables, all cells, and what the search found.
     """
+    from sdakd.commands.compare import parts
     from sdakd.commands.compare.progress import Progress
-    from sdakd.commands.compare.search import choose, factors_of
-    from sdakd.commands.compare.summary import Cell
-    from sdakd.files.runs import train_all
+    from sdakd.commands.compare.search import choose
+    from sdakd.files.runs import gpus, train_all
 
     config, ratios, seeds = matrix.config, matrix.config.ratios(), matrix.config.seeds
-
-    def cell(row: Row, ratio, seed: int, factor: float) -> Cell:
-        return Cell(row, ratio, seed, factor, matrix.run(row, ratio, seed, factor))
-
-    discriminator = matrix.discriminator_run()
-    trials = [cell(row, ratios[0], seeds[0], f) for row in matrix.rows for f in factors_of(config, row)]
-    shared = [run for seed in seeds for ratio in ratios for run in matrix.first_runs(ratio, seed)]
-    shared += [discriminator] if discriminator else []
+    discriminator, trials, shared = matrix.discriminator_run(), parts.trials(matrix), parts.shared(matrix)
     others = len(ratios) * len(seeds) - 1  # of a row, beyond the one whose trial is chosen
     iterations = sum(run.iterations for run in (*shared, *(trial.run for trial in trials)))
-    iterations += others * sum(cell(row, ratios[0], seeds[0], 1).run.iterations for row in matrix.rows)
+    iterations += others * sum(matrix.run(row, ratios[0], seeds[0], 1).iterations for row in matrix.rows)
     progress = Progress(len(shared) + len(trials) + others * len(matrix.rows), iterations)
+    devices = gpus()
 
     begun: set[str] = set()
 
@@ -121,7 +83,7 @@ def _train(matrix: Matrix, jobs: int, threads: int) -> tuple[list[Cell], list[Ce
         begin = [matrix.first_run(each.row, each.ratio, each.seed) for each in cells]
         begin = {run.name: run for run in begin if run is not None and run.name not in begun}
         begun.update(begin)
-        train_all(begin.values(), jobs, threads, progress)
+        train_all(begin.values(), jobs, threads, progress, devices)
         ready = []
         for each in cells:
             first = matrix.first_run(each.row, each.ratio, each.seed)
@@ -130,20 +92,15 @@ def _train(matrix: Matrix, jobs: int, threads: int) -> tuple[list[Cell], list[Ce
             else:
                 record = each.run.record
                 record.state, record.reason = 'broken', f'its first stage, {first.name}, broke: {first.record.reason}'
-        train_all(ready, jobs, threads, progress)
+        train_all(ready, jobs, threads, progress, devices)
 
     try:
-        train_all([discriminator] if discriminator else [], 1, threads * jobs, progress)
+        train_all([discriminator] if discriminator else [], 1, threads * jobs, progress, devices)
         train(trials)
         search = choose(config, matrix, trials)
         every = {trial.run.name: trial for trial in trials}
-        final = []
+        final = [every.setdefault(one.run.name, one) for one in parts.finals(matrix, search.best)]
         for seed in seeds:  # seed by seed: a comparison that is stopped early is one of all methods
-            for ratio in ratios:
-                for row in matrix.rows:
-                    if row.name in search.best:
-                        one = cell(row, ratio, seed, search.best[row.name])
-                        final.append(every.setdefault(one.run.name, one))
             train([one for one in final if one.seed == seed and one not in trials])
     finally:
         progress.progress.close()
@@ -162,7 +119,8 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
 
     config, output = matrix.config, matrix.output
     done, broken = [c for c in final if c.run.done], [c for c in every if not c.run.done]
-    section = measure(config, matrix, output, done, matrix.images.test, config.metrics, ['bicubic', 'teacher'], True)
+    section = measure(config, matrix, output, done, matrix.images.test, config.metrics,
+                      ['bicubic', 'teacher'], config.images)  # fmt: skip
     section, short = without_short(section)
     scores, differences = summary.over_seeds(section, done, config.reference)
     spent = summary.costs(done)
@@ -228,14 +186,24 @@ def _summarise(name: str, matrix: Matrix, final: list[Cell], every: list[Cell], 
 
 
 @stops.leaving('give the same command again to go on')
-def compare(config: str | Path, *, output: str | Path | None = None, jobs: int = 1, dry_run: bool = False) -> Compared:
+def compare(
+    config: str | Path,
+    *,
+    output: str | Path | None = None,
+    jobs: int = 1,
+    dry_run: bool = False,
+    slurm: str | Path | None = None,
+    part: str | None = None,
+) -> Compared:
     """Trains methods x widths x seeds on equal terms, measures them, and makes one table; goes on where it stopped.
 
     Args:
         config: The comparison's YAML, see docs/compare.md.
         output: Folder for runs, tables and figures; default: the YAML's.
-        jobs: Trainings at a time, which share the cores.
-        dry_run: Only say what would be trained and how long it would take.
+        jobs: Trainings at a time, which share the cores, or each of which has a GPU.
+        dry_run: Only say what would be trained, how long it would take, how much disk, and what is missing.
+        slurm: Only write the comparison as a job file of SLURM's, here.
+        part: Only do this part of it, as a job does: ``data``, a training by its name, ``search`` or ``tables``.
 
     Returns:
         Tables and notes; its ``check()`` raises a UserError if cells broke.
@@ -244,13 +212,16 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
         UserError: A mistake in the option file or in a file that it names, found before any training.
     """
     jobs, file = whole(jobs, '--jobs', 1), option_file(str(config))
+    if sum([dry_run, slurm is not None, part is not None]) > 1:
+        raise UserError('--dry_run, --slurm, --part', 'each is a command of its own; give one of them.')
     threads = max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // jobs)
     compat.import_basicsr()
     import sdakd_models  # noqa: F401  registers models and terms
-    from sdakd.commands.compare import data, measuring, rehearsal
+    from sdakd.commands.compare import data, dry, measuring, parts
     from sdakd.commands.compare.config import read_config
     from sdakd.commands.compare.matrix import Matrix
     from sdakd.commands.compare.rows import read_rows
+    from sdakd.commands.compare.slurm import write_jobs
     from sdakd.files.results import output_folder, read_results
     from sdakd.lock import alone_in
 
@@ -260,30 +231,28 @@ def compare(config: str | Path, *, output: str | Path | None = None, jobs: int =
         raise UserError(f'{file}: output', 'no folder is named; name one here, or give -o FOLDER.')
     place, text = Path(folder).absolute(), ''
     try:
-        rows = read_rows(config, Path(file).parent)
-        images, splits = data.open_images(config)
-        matrix = Matrix(config, rows, images, place)
-        measuring.check_measures(config, matrix, splits)
         if dry_run:
-            return Compared(_dry_run(matrix, jobs, threads), '', file)
+            return Compared(dry.dry_run(config, file, place, jobs, threads), '', file)
+        rows = read_rows(config, Path(file).parent)
+        matrix = Matrix(config, rows, data.open_images(config), place)
+        if slurm is not None:
+            return Compared(write_jobs(Path(slurm), Path(file).resolve(), matrix, parts.groups(matrix)), '', file)
+        if part not in (None, parts.TABLES):
+            return Compared(parts.run_part(matrix, part, threads) + '\n', '', file)
+        measuring.check_measures(config, matrix)
         read_results(place)
         output_folder(place)
         with alone_in(place, '-o'):
-            data.make_pairs(config, images, splits, place, matrix.scale)
-            with tempfile.TemporaryDirectory() as rehearsed:
-                rehearsal.check_rows(matrix, Path(rehearsed), real_data=True)
-            for ratio in config.ratios():
-                for seed in config.seeds:
-                    matrix.make_start(ratio, seed)
-            final, every, search = _train(matrix, jobs, threads)
+            if part is None:
+                parts.prepare(matrix, jobs)
+            final, every, search = parts.measured(matrix) if part else _train(matrix, jobs, threads)
             if any(cell.run.done for cell in final):
                 text = _summarise(Path(file).name, matrix, final, every, search, jobs)
                 text += f'Written to {folder}: comparison.md, tables, figures, results.json, report.html\n'
     except UserError as error:
         raise error.within(file) from None
-    shared = [run for ratio in config.ratios() for seed in config.seeds for run in matrix.first_runs(ratio, seed)]
-    shared += [run] if (run := matrix.discriminator_run()) else []
-    shared = [run for run in shared if run.record.state != 'new']  # of a row that is lost, other seeds are not begun
+    # of a row that is lost, other seeds are not begun
+    shared = [run for run in parts.shared(matrix) if run.record.state != 'new']
     broken = [run for run in [*shared, *(cell.run for cell in every)] if not run.done]
     return Compared(text, _broken(broken, len(every) + len(shared), search.lost), file)
 
@@ -292,7 +261,7 @@ def _broken(runs: Sequence[Run], total: int, lost: Sequence[str]) -> str:
     """What to say of cells that broke, and of rows without any finished trial."""
     if not runs:
         return ''
-    first = '; '.join(f'{run.name}: {run.record.reason.rstrip(".")}' for run in runs[:3])
+    first = '; '.join(f'{run.name}: {run.record.reason.rstrip(".") or "it is not finished"}' for run in runs[:3])
     more = '; ...' if len(runs) > 3 else ''
     without = f' (no trial of {", ".join(lost)} was finished)' if lost else ''
     return (

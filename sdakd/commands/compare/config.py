@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from sdakd.commands.compare import missing
 from sdakd.compat import Mistakes, UserError, near
 from sdakd.files.runs import ROOT
 from sdakd.files.testsets import split_pair
@@ -32,18 +33,35 @@ class Pairs(Struct, forbid_unknown_fields=True):
 
 
 class Photographs(Struct, forbid_unknown_fields=True):
-    """A folder of photographs, from which pairs are made; some of them are held out for validation."""
+    """A folder of photographs to train on, and those to choose weights on: so many of them, or another folder.
+
+    Pairs are made of them once, or, ``on_line``, drawn anew for every crop as in Real-ESRGAN's training.
+    """
 
     folder: str
-    validation: Count
+    validation: Count | str | None = None  # where something is searched
     degradation: Literal['bicubic', 'realesrgan'] = 'bicubic'
+    on_line: bool = False
+    meta_info: str | None = None  # BasicSR's list of the images in the folder that count
+    queue_size: Count = 180  # pairs in the pool
+    pool_reuse: Count = 1  # crops of each
+
+
+class Faces(Struct, forbid_unknown_fields=True):
+    """Aligned faces of the teacher's size: two folders, and the factors that training draws from."""
+
+    train: str
+    factors: Annotated[list[Annotated[int, Meta(ge=2)]], Meta(min_length=1)]  # often as they stand there
+    validation: str | None = None  # where something is searched
+    measured: list[Annotated[int, Meta(ge=2)]] = []  # each of them by itself; default: those of the training
 
 
 class Data(Struct, forbid_unknown_fields=True):
-    """Either ``photographs``, or ``train`` and ``validation``; and the test sets by name, as ``sdakd evaluate -d``."""
+    """``photographs``, ``faces``, or ``train`` and ``validation``; and the test sets, as ``sdakd evaluate -d``."""
 
     test: Annotated[dict[str, str], Meta(min_length=1)]
     photographs: Photographs | None = None
+    faces: Faces | None = None
     train: Pairs | None = None
     validation: Pairs | None = None
 
@@ -62,7 +80,7 @@ class Budget(Struct, forbid_unknown_fields=True):
 
     stages: Annotated[dict[str, Length], Meta(min_length=1)]
     batch: Count
-    crop: Count
+    crop: Count | None = None  # of the ground truth; faces are whole
     workers: Count = 1
     ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.999
     precision: Literal['fp32', 'tf32', 'bf16', 'fp16'] = 'tf32'
@@ -134,8 +152,19 @@ class Config(Struct, forbid_unknown_fields=True):
     perceptual: str | StandIn = 'as published'  # or none, or a backbone, of which KIND:FILE is the short form
     fd_backbone: str | None = None  # of fd, and of kid, which takes InceptionV3 without it
     teacher_cache: str | None = None  # a folder of the teacher's answers, the same for all cells
+    images: bool = True  # whether the students' images of the test sets stay, for the report
     exploratory: str | None = None
     output: str | None = None
+
+    @property
+    def on_line(self) -> bool:
+        """Whether the degradation is drawn while training."""
+        return self.data.photographs is not None and self.data.photographs.on_line
+
+    def factors(self) -> list[int]:
+        """The factors at which students of faces are measured, in order; empty for others."""
+        faces = self.data.faces
+        return sorted(set(faces.measured or faces.factors)) if faces else []
 
     def ratios(self) -> list[Fraction]:
         """The widths as fractions of the teacher's channels."""
@@ -183,6 +212,7 @@ def read_config(path: str) -> Config:
 
 BLOCKS = {
     'data:photographs': Photographs,
+    'data:faces': Faces,
     'data:train': Pairs,
     'data:validation': Pairs,
     'data': Data,
@@ -213,13 +243,38 @@ def _distinct(values: Iterable[object], where: str) -> None:
         raise UserError(where, f'{double} stands there twice; write it once.')
 
 
+def _check_data(config: Config) -> None:
+    """One kind of data, and the keys that belong to it."""
+    data, budget, photographs = config.data, config.budget, config.data.photographs
+    pairs = [data.train is not None, data.validation is not None]
+    if sum([photographs is not None, data.faces is not None, any(pairs)]) != 1 or any(pairs) != all(pairs):
+        raise UserError('data', 'write either photographs, or faces, or both train and validation.')
+    if (data.faces is None) == (budget.crop is None):
+        fits = 'leave it out, faces are trained on whole' if data.faces else 'the key is missing'
+        raise UserError('budget:crop', f'{fits}.')
+    if data.faces and config.teacher_cache:
+        raise UserError('teacher_cache', 'inputs of faces are made while training; leave it out.')
+    held = photographs or data.faces
+    if held and held.validation is None and len(config.search.factors) > 1:
+        where = f'data:{"photographs" if photographs else "faces"}:validation'
+        raise UserError(where, 'the search chooses weights on other images; write which, or one factor.')
+    if photographs is None:
+        return
+    if photographs.on_line and photographs.degradation != 'realesrgan':
+        raise UserError('data:photographs:on_line', "it is Real-ESRGAN's degradation; write degradation: realesrgan.")
+    if photographs.on_line and config.teacher_cache:
+        raise UserError('teacher_cache', 'no input comes twice where the degradation is drawn on line; leave it out.')
+    own = {'meta_info': None, 'queue_size': 180, 'pool_reuse': 1}
+    if not photographs.on_line and (key := next((k for k, v in own.items() if getattr(photographs, k) != v), None)):
+        raise UserError(f'data:photographs:{key}', 'it belongs to on_line: true; write that, or leave it out.')
+    if photographs.meta_info and isinstance(photographs.validation, int):
+        sentence = 'name a folder of other photographs; crops of one photograph may stand in the list several times.'
+        raise UserError('data:photographs:validation', sentence)
+
+
 def _check(config: Config) -> None:
     """What the types cannot say."""
-    data = config.data
-    if (data.photographs is None) == (data.train is None or data.validation is None) or (
-        data.photographs is not None and (data.train or data.validation)
-    ):
-        raise UserError('data', 'write either photographs, or both train and validation.')
+    _check_data(config)
     _distinct(config.ratios(), 'widths')
     _distinct(config.seeds, 'seeds')
     _distinct(config.search.factors, 'search:factors')
@@ -265,7 +320,8 @@ def locate(path: str, where: str, folder: bool = False) -> Path:
     """The absolute path of what an option file names: from the current folder, or from the checkout of this project.
 
     Raises:
-        UserError: There is neither; an official weights file is fetched where the machine is online.
+        UserError: There is neither; an official weights file is fetched where the machine is online. In a dry run
+            (:mod:`.missing`), what is missing is noted, and nothing is fetched.
     """
     from sdakd_arch.zoo import ensure_file
 
@@ -274,8 +330,11 @@ def locate(path: str, where: str, folder: bool = False) -> Path:
         if found.is_dir() if folder else found.is_file():
             return found
     if folder:
-        raise UserError(where, f'the folder {path} does not exist; correct the path.')
-    ensure_file(given.absolute(), where)
+        missing.note(where, missing.folder_to_get(path))
+    elif missing.noting():
+        missing.note(where, missing.how_to_get(given.absolute()))
+    else:
+        ensure_file(given.absolute(), where)
     return given.absolute()
 
 

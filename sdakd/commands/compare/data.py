@@ -1,4 +1,4 @@
-"""The images of a comparison: pairs to train on, a validation split, and test sets that share no image with either."""
+"""The images of a comparison: what is trained on, a validation split, and test sets that share no image with either."""
 
 from __future__ import annotations
 
@@ -7,14 +7,30 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from sdakd.commands.compare import missing
 from sdakd.commands.compare.config import Config, Pairs, locate, locate_set
 from sdakd.compat import UserError
 from sdakd.files.images import ENDINGS, Pass, by_stem, list_images, write
 from sdakd.files.runs import digest
 from sdakd.files.testsets import split_pair
+
+LIST = Path('data/train.txt')  # in the comparison's folder: the photographs that are degraded on line
+
+
+@dataclass
+class Split:
+    """Photographs of one folder.
+
+    Args:
+        folder: It.
+        names: Their paths in it.
+    """
+
+    folder: Path
+    names: list[str]
 
 
 @dataclass
@@ -22,17 +38,21 @@ class Images:
     """The folders of the images.
 
     Args:
-        train, validation: Folders of ground truth and input.
+        train: Folders of ground truth and input; of photographs that are degraded on line, the folder and the list of
+            those that count; of faces, the folder.
+        validation: Folders of ground truth and, where it is there, input.
         test: Test sets as ``sdakd evaluate -d`` takes them, by name.
         identity: A digest of what is trained on, the same wherever it lies.
         facts: Lines about them for the table.
+        splits: The photographs of which pairs, or a list, are still to be made; by ``train`` and ``validation``.
     """
 
-    train: tuple[Path, Path]
-    validation: tuple[Path, Path]
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
     test: dict[str, str]
     identity: str
     facts: list[str]
+    splits: dict[str, Split] = field(default_factory=dict)
 
 
 def hold_out(names: list[str], count: int) -> list[str]:
@@ -74,93 +94,178 @@ def check_apart(groups: Mapping[str, list[Path]]) -> None:
                 )
 
 
-def open_images(config: Config) -> tuple[Images, dict[str, list[str]]]:
+def open_images(config: Config) -> Images:
     """Finds the images and checks them; makes nothing yet.
 
     Returns:
-        The images, with the folders of pairs that are still to be made where photographs are given, and the names of
-        the photographs of each split.
+        The images; where photographs are given, with folders of pairs that are still to be made.
 
     Raises:
         UserError: A folder is missing or empty, or two splits share an image.
     """
-    data, facts = config.data, []
-    test = {name: locate_set(source, f'data:test:{name}') for name, source in config.data.test.items()}
+    data = config.data
+    test = {name: locate_set(source, f'data:test:{name}') for name, source in data.test.items()}
+    test = {name: source for name, source in test.items() if missing.is_there(source)}
     groups = {
         f'data:test:{name}': _files(Path(split_pair(source)[0]))
         for name, source in test.items()
         if source[0] != ':' and not source.endswith('.lmdb')
     }
     if data.photographs is not None:
-        where = 'data:photographs:folder'
-        folder = locate(data.photographs.folder, where, folder=True)
-        names = list(by_stem(list_images(str(folder), where), str(folder), where=where).values())
-        if len(names) < data.photographs.validation + 1:
-            raise UserError(
-                'data:photographs:validation',
-                f'{data.photographs.validation} of the {len(names)} images in {folder} '
-                'cannot be held out; write fewer.',
-            )
-        inner = next((name for name in names if '/' in name), None)
-        if inner is not None:
-            raise UserError(where, f'{inner} of {folder} lies in a sub-folder; put all photographs into one folder.')
-        held = hold_out(names, data.photographs.validation)
-        splits = {'train': [name for name in names if name not in set(held)], 'validation': held}
-        groups |= {f'data:photographs ({part})': [folder / name for name in splits[part]] for part in splits}
-        check_apart(groups)
-        kind = {'bicubic': "MATLAB's bicubic downscaling", 'realesrgan': "Real-ESRGAN's published degradation"}
-        facts.append(
-            f'{len(splits["train"])} photographs of {Path(data.photographs.folder).name} to train on and {len(held)} '
-            f'held out to choose weights; LQ by {kind[data.photographs.degradation]}.'
-        )
-        identity = f'{listing(folder, splits["train"])} {data.photographs.degradation}'
-        nowhere = Path('data')
-        places = {part: (nowhere / part / 'gt', nowhere / part / 'lq') for part in splits}
-        return Images(places['train'], places['validation'], test, identity, facts), splits
+        return _open_photographs(config, test, groups)
+    if data.faces is not None:
+        return _open_faces(config, test, groups)
     found = {}
     for part, pairs in (('train', data.train), ('validation', data.validation)):
         found[part] = tuple(
             locate(getattr(pairs, side), f'data:{part}:{side}', folder=True) for side in Pairs.__struct_fields__
         )
-        list_images(str(found[part][0]), f'data:{part}:gt')
+        _list(found[part][0], f'data:{part}:gt')
         groups[f'data:{part}:gt'] = _files(found[part][0])
     check_apart(groups)
     gt, lq = found['train']
     identity = ' '.join(listing(side, [path.name for path in _files(side)]) for side in (gt, lq))
     counts = [len(groups[f'data:{part}:gt']) for part in ('train', 'validation')]
-    facts.append(f'{counts[0]} pairs to train on and {counts[1]} others to choose weights.')
-    return Images(found['train'], found['validation'], test, identity, facts), {}
+    facts = [f'{counts[0]} pairs to train on and {counts[1]} others to choose weights.']
+    return Images(found['train'], found['validation'], test, identity, facts)
 
 
-def make_pairs(config: Config, images: Images, splits: dict[str, list[str]], output: Path, scale: int) -> None:
-    """Makes the pairs of the photographs in ``output/data``, where they are not there already.
+def _list(folder: Path, where: str) -> list[str]:
+    """The images of a folder; none of one whose lack is noted."""
+    return list_images(str(folder), where) if folder.is_dir() else []
+
+
+def _open_faces(config: Config, test: dict[str, str], groups: dict[str, list[Path]]) -> Images:
+    faces, folders = config.data.faces, {}
+    for part in ('train', 'validation'):
+        if getattr(faces, part) is None:
+            continue
+        folders[part] = locate(getattr(faces, part), f'data:faces:{part}', folder=True)
+        _list(folders[part], f'data:faces:{part}')
+        groups[f'data:faces:{part}'] = _files(folders[part])
+    check_apart(groups)
+    count, held = (len(groups.get(f'data:faces:{part}', ())) for part in ('train', 'validation'))
+    names = [str(path.relative_to(folders['train'])) for path in groups['data:faces:train']]
+    drawn = ', '.join(f'x{factor}' for factor in faces.factors)
+    facts = [
+        f'{count} faces to train on and {held} others to choose weights; factors in training, often as they stand '
+        f'here: {drawn}. Sets and validation are measured at every factor by itself.'
+    ]
+    identity = f'{listing(folders["train"], names)} faces'
+    return Images((folders['train'],), tuple(list(folders.values())[1:]), test, identity, facts)
+
+
+def _open_photographs(config: Config, test: dict[str, str], groups: dict[str, list[Path]]) -> Images:
+    wanted, where = config.data.photographs, 'data:photographs:folder'
+    folder = locate(wanted.folder, where, folder=True)
+    if wanted.meta_info:
+        names = _listed(folder, locate(wanted.meta_info, 'data:photographs:meta_info'))
+    else:
+        names = list(by_stem(_list(folder, where), str(folder), where=where).values())
+    if isinstance(wanted.validation, str):
+        other = locate(wanted.validation, 'data:photographs:validation', folder=True)
+        held = Split(other, _list(other, 'data:photographs:validation'))
+        train = Split(folder, names)
+    else:
+        if folder.is_dir() and len(names) < (wanted.validation or 0) + 1:
+            raise UserError(
+                'data:photographs:validation',
+                f'{wanted.validation} of the {len(names)} images in {folder} cannot be held out; write fewer.',
+            )
+        held = Split(folder, hold_out(names, wanted.validation) if names and wanted.validation else [])
+        train = Split(folder, [name for name in names if name not in set(held.names)])
+    splits = {'train': train, 'validation': held}
+    _check_names(splits, wanted.on_line)
+    groups |= {f'data:photographs ({part})': [s.folder / name for name in s.names] for part, s in splits.items()}
+    check_apart(groups)
+    kind = {'bicubic': "MATLAB's bicubic downscaling", 'realesrgan': "Real-ESRGAN's published degradation"}
+    how = kind[wanted.degradation]
+    if wanted.on_line:
+        how += (
+            f', drawn on line from the seed and the iteration alone, the same for all methods (every pair used '
+            f'{wanted.pool_reuse} times); sharpened targets, as in Real-ESRGAN. Pairs to choose weights are fixed draws'
+        )
+    facts = [
+        f'{len(train.names)} photographs of {Path(wanted.folder).name} to train on and {len(held.names)} held out to '
+        f'choose weights; LQ by {how}.'
+    ]
+    identity = f'{listing(folder, train.names)} {wanted.degradation}{" on line" * wanted.on_line}'
+    made = {part: (Path('data') / part / 'gt', Path('data') / part / 'lq') for part in splits}
+    places = (folder, LIST) if wanted.on_line else made['train']
+    return Images(places, made['validation'], test, identity, facts, splits)
+
+
+def _check_names(splits: Mapping[str, Split], on_line: bool) -> None:
+    """What is made of a photograph has its name, in one folder; BasicSR ends a name in a list at its first space.
+
+    Raises:
+        UserError: With the first name that will not do.
+    """
+    where = 'data:photographs:folder'
+    for part, split in splits.items():
+        listed = on_line and part == 'train'
+        bad = next((name for name in split.names if (' ' if listed else '/') in name), None)
+        if bad is not None and listed:
+            raise UserError(where, f'{bad} of {split.folder} has a space in its name; rename it.')
+        if bad is not None:
+            lies = f'{bad} of {split.folder} lies in a sub-folder'
+            raise UserError(where, f'{lies}; put all photographs into one folder, or name a folder as validation.')
+
+
+def _listed(folder: Path, list_file: Path) -> list[str]:
+    """The names in a list of BasicSR's that are there.
+
+    Raises:
+        UserError: One of them is not.
+    """
+    if not list_file.is_file() or not folder.is_dir():
+        return []
+    names = [line.split(' ')[0].strip() for line in list_file.read_text(encoding='utf-8').splitlines() if line.strip()]
+    lost = next((name for name in names if not (folder / name).is_file()), None)
+    if lost is not None:
+        raise UserError('data:photographs:meta_info', f'{lost} is not in {folder}; correct the list, or the folder.')
+    return names
+
+
+def make_pairs(config: Config, images: Images, output: Path, scale: int | None) -> None:
+    """Makes what cells read in ``output/data``, where it is not there already: pairs, or the list of photographs.
 
     Raises:
         UserError: A photograph cannot be used.
     """
-    if not splits:
+    if not images.splits:
         return
     from sdakd.commands.prepare import synthesis as pairs
 
     wanted = config.data.photographs
-    folder = locate(wanted.folder, 'data:photographs:folder', folder=True)
     settings = pairs.read_settings(wanted.degradation, scale, None, 0)
+    splits = {part: split for part, split in images.splits.items() if part != 'train' or not wanted.on_line}
     made, mark = output / 'data', output / 'data' / 'made.json'
-    note = json.dumps({'settings': settings, 'splits': {p: listing(folder, n) for p, n in splits.items()}}, indent=2)
+    content = {'settings': settings, 'splits': {part: listing(s.folder, s.names) for part, s in splits.items()}}
+    note = json.dumps(content, indent=2)
     if made.exists() and not (mark.is_file() and mark.read_text(encoding='utf-8') == note):
         shutil.rmtree(made)
     write(mark, note.encode())
-    for part, names in splits.items():
+    if wanted.on_line:
+        write(output / LIST, ''.join(f'{name}\n' for name in images.splits['train'].names).encode())
+    for part, split in splits.items():
         place = made / part
-        missing = [
-            n for n in names if not all((place / side / f'{Path(n).stem}.png').exists() for side in ('gt', 'lq'))
+        names = [
+            n for n in split.names if not all((place / side / f'{Path(n).stem}.png').exists() for side in ('gt', 'lq'))
         ]
-        if missing:
+        if names:
             work = functools.partial(
-                pairs.make_pair, source=str(folder), output=str(place), settings=json.dumps(settings)
+                pairs.make_pair, source=str(split.folder), output=str(place), settings=json.dumps(settings)
             )
-            every = Pass(f'pairs to {part}', str(folder), workers=1)
-            every.run(work, missing)
+            every = Pass(f'pairs to {part}', str(split.folder), workers=1)
+            every.run(work, names)
             if every.unusable:
-                raise UserError(f'data:photographs: {folder}', f'{every.unusable[0]}; repair or remove it.')
-    images.train, images.validation = (tuple(made / part / side for side in ('gt', 'lq')) for part in splits)
+                raise UserError(f'data:photographs: {split.folder}', f'{every.unusable[0]}; repair or remove it.')
+    set_places(images, output)
+
+
+def set_places(images: Images, output: Path) -> None:
+    """Has the images lie where :func:`make_pairs` has made them, or will."""
+    if images.splits:
+        images.train = tuple(output / path for path in images.train)  # of absolute ones nothing changes
+        images.validation = tuple(output / path for path in images.validation)

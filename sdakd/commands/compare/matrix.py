@@ -15,17 +15,17 @@ import torch
 from sdakd import __version__
 from sdakd.commands.compare.config import Config, locate
 from sdakd.commands.compare.data import Images
+from sdakd.commands.compare.kinds import kind_of
 from sdakd.commands.compare.rows import Row, look_up
+from sdakd.commands.compare.teacher import open_teacher
 from sdakd.compat import UserError
-from sdakd.files.generators import open_network
 from sdakd.files.runs import Run, digest, key_of
 from sdakd_arch.families import family_of
 from sdakd_arch.weights import save_whole
-from sdakd_arch.width import build, build_on_meta, initialise, student_of
+from sdakd_arch.width import build, build_on_meta, discriminator_of, initialise, student_of
 
 SUPERVISED = frozenset({'pixel', 'perceptual'})  # terms of a first stage that rows may share
 MEASURED = 30  # times in a cell that the shares of the gradient are measured
-OPTIMIZER = {'type': 'Adam', 'weight_decay': 0, 'betas': [0.9, 0.99]}
 
 
 @dataclass
@@ -47,16 +47,15 @@ class Matrix:
     firsts: dict[str, str] = field(default_factory=dict)  # keys of shared first stages, by their students
 
     def __post_init__(self) -> None:
-        self.teacher = locate(self.config.teacher, 'teacher')
-        if self.teacher.suffix == '.onnx':
-            raise UserError(f'teacher: {self.teacher} is an exported graph; give the .pth or .safetensors behind it.')
-        opened = open_network(self.teacher, 'teacher')
-        self.network, self.scale = opened.network, opened.scale
+        found = open_teacher(self.config)
+        self.teacher, self.network, self.scale = found.weights, found.network, found.scale
+        self.kind = kind_of(self.config, self.network)
         folder = self.config.teacher_cache
         self.cache = {'cache': str(Path(folder).expanduser().absolute())} if folder else {}
+        self.teaches = {'weights': str(self.teacher), 'network': dict(self.network), **found.keys, **self.cache}
         for ratio in self.config.ratios():
             student_of(self.network, float(ratio))
-        if self.config.budget.crop % self.scale:
+        if self.scale and self.config.budget.crop % self.scale:
             raise UserError('budget:crop', f'{self.config.budget.crop} must be a multiple of the scale {self.scale}.')
         self.guided = [row.name for row in self.rows if _named(row.options)]
 
@@ -64,28 +63,25 @@ class Matrix:
 
     def _shared(self, iterations: int, seed: int) -> dict:
         """What all option files have."""
-        budget, (gt, lq) = self.config.budget, self.images.train
+        budget, kind = self.config.budget, self.kind
+        folders = {key: str(path) for key, path in zip(kind.folders, self.images.train, strict=True)}
         return {
-            'model_type': 'SDAKDModel',
-            'scale': self.scale,
+            **deepcopy(kind.beside),
+            **({'scale': self.scale} if self.scale else {}),
             'num_gpu': 'auto',
             'manual_seed': seed,
             'datasets': {
                 'train': {
                     'name': 'train',
-                    'type': 'PairedImageDataset',
-                    'dataroot_gt': str(gt),
-                    'dataroot_lq': str(lq),
+                    **deepcopy(kind.dataset),
+                    **folders,
                     'io_backend': {'type': 'disk'},
-                    'gt_size': budget.crop,
-                    'use_hflip': budget.flips,
-                    'use_rot': budget.flips,
                     'num_worker_per_gpu': budget.workers,
                     'batch_size_per_gpu': budget.batch,
                     'prefetch_mode': None,
                 }
             },
-            'teacher': {'weights': str(self.teacher), 'network': dict(self.network), **self.cache},
+            'teacher': deepcopy(self.teaches),
             'logger': {
                 'print_freq': max(1, min(100, iterations // 50)),
                 'save_checkpoint_freq': max(1, math.ceil(iterations / budget.checkpoints)),
@@ -106,7 +102,8 @@ class Matrix:
             'path': {'resume_state': None},
             'train': {
                 'precision': self.config.budget.precision,
-                'optim_d': deepcopy(OPTIMIZER),
+                **deepcopy(self.kind.train | self.kind.judged),
+                'optim_d': deepcopy(self.kind.optimizers['optim_d']),
                 'stages': {'discriminator': {'iters': wanted.iters, 'lr_d': wanted.lr_d, 'terms': ['gan:teacher']}},
                 'gan_opt': deepcopy(row.options['train']['gan_opt']),
             },
@@ -124,7 +121,8 @@ class Matrix:
             'train': {
                 'ema_decay': budget.ema_decay,
                 'precision': budget.precision,
-                'optim_g': deepcopy(OPTIMIZER),
+                **deepcopy(self.kind.train),
+                'optim_g': deepcopy(self.kind.optimizers['optim_g']),
                 'share_freq': max(1, sum(stage['iters'] for stage in stages.values()) // MEASURED),
                 'stages': stages,
                 **terms,
@@ -203,7 +201,9 @@ class Matrix:
         if first is not None:
             self.firsts[str(start)] = first.key
         options = self._shared(iterations, seed) | self._student(student, start, stages, terms)
-        options['train']['optim_d'] = deepcopy(OPTIMIZER)
+        options['train']['optim_d'] = deepcopy(self.kind.optimizers['optim_d'])
+        if any('lr_d' in stage and any(term.startswith('gan') for term in stage['terms']) for stage in stages.values()):
+            options['train'] |= self.kind.judged
         if row.placebo is not None:
             options['teacher']['shuffle'] = row.placebo
             if 'cache' in options['teacher']:  # its answers are others
@@ -231,6 +231,10 @@ class Matrix:
     def _discriminator(self, network: Mapping, method: Mapping, student: Mapping) -> dict:
         """A discriminator as wide as the method's file says: as its student, as its teacher, or neither of them."""
         family, teacher = family_of(network), method['teacher'].get('network')
+        if self.scale is None:  # of faces: the published one, as wide
+            narrow = network.get('narrow', 1) if 'narrow' in network or not family.channels else None
+            as_student = narrow is not None and narrow == method['network_g'].get('narrow', 1) != 1
+            return discriminator_of(student if as_student else self.network)
         key, width = next(iter(family.channels), 'num_feat'), family.width(network)
         if width == family_of(method['network_g']).width(method['network_g']):
             return dict(network) | {key: family_of(student).width(student)}
@@ -278,7 +282,7 @@ class Matrix:
         for text in _texts(options):
             if text not in self.stand_ins and Path(text).is_absolute() and Path(text).is_file():
                 self.stand_ins[text] = digest(text)
-        found = {str(folder): side for folder, side in zip(self.images.train, ('gt', 'lq'), strict=True)}
+        found = {str(folder): side for folder, side in zip(self.images.train, ('gt', 'lq'), strict=False)}
         found |= {folder: 'cache' for folder in self.cache.values()}
         start = options['path'].get('pretrain_network_g', '')
         return {**self.stand_ins, **found, start: self.firsts.get(start, 'start')}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdakd.commands.compare.config import Config, locate
+from sdakd.commands.compare.factors import merge, names_of, source_of
 from sdakd.commands.compare.matrix import Matrix
 from sdakd.compat import UserError
 from sdakd.files.images import UnusableError, read_header
@@ -21,40 +22,42 @@ ROUNDS = 10  # of timing a network
 Sizes = list[tuple[int, int] | None]  # height and width of images; None of one that cannot be read
 
 
-def check_measures(config: Config, matrix: Matrix, splits: Mapping[str, list[str]]) -> None:
+def check_measures(config: Config, matrix: Matrix) -> None:
     """Opens metrics and test sets before any training.
 
     Args:
         config, matrix: The comparison.
-        splits: Names of the photographs of each split, where pairs are made from photographs.
     """
     from sdakd.files.testsets import open_sets
     from sdakd_metrics.metrics import Settings, open_metrics
 
     check_judge(config)
+    scales = config.factors() or [matrix.scale]
     try:
-        metrics = open_metrics(config.metrics, Settings(matrix.scale, backbone=fd_backbone(config)))
+        metrics = open_metrics(config.metrics, Settings(scales[0], backbone=fd_backbone(config)))
     except UserError as error:
         keys = {'--backbone': 'fd_backbone', '--face_model': 'metrics'}
         raise error.at(keys.get(error.where, error.where.removeprefix('--'))) from None
     sizes: dict[str, Sizes] = {}
     if len(config.search.factors) > 1:
-        sizes['the validation split'] = _validation_sizes(config, matrix, splits)
+        sizes['the validation split'] = _validation_sizes(matrix)
     for name, source in matrix.images.test.items():
         try:
-            (testset,) = open_sets([f'{name}={source}'], matrix.scale)
+            for scale in scales:
+                (testset,) = open_sets([f'{name}={source}'], scale)
         except UserError as error:
             raise error.at(f'data:test:{name}') from None
         sizes[name] = [testset.size(image) for image in testset.names]
-    check_samples(next(metric for metric in metrics if metric.name == config.primary.metric), sizes)
+    for metric in metrics:
+        if metric.name == config.primary.metric == 'fd':  # papers decide by FID on sets of every size; its note says so
+            check_samples(metric, sizes)
 
 
-def _validation_sizes(config: Config, matrix: Matrix, splits: Mapping[str, list[str]]) -> Sizes:
-    folder = matrix.images.validation[0]
-    if splits:
-        folder = locate(config.data.photographs.folder, 'data:photographs:folder', folder=True)
-    found: Sizes = []
-    for path in [folder / name for name in splits['validation']] if splits else sorted(folder.iterdir()):
+def _validation_sizes(matrix: Matrix) -> Sizes:
+    """Of the ground truth of the validation split: photographs as they are, or the folder's."""
+    split, found = matrix.images.splits.get('validation'), []
+    paths = [split.folder / name for name in split.names] if split else sorted(matrix.images.validation[0].iterdir())
+    for path in paths:
         try:
             header = read_header(path)
             found.append((header.height, header.width))
@@ -108,7 +111,8 @@ def check_judge(config: Config) -> None:
     """
     judge, trainer = (fd_backbone(config) or '').partition(':')[2], config.stand_in()
     if judge and trainer is not None:
-        if digest(judge) == digest(locate(trainer.weights, 'perceptual')):
+        trains = locate(trainer.weights, 'perceptual')
+        if trains.is_file() and Path(judge).is_file() and digest(judge) == digest(trains):
             raise UserError(
                 'fd_backbone',
                 f'{Path(judge).name} is also what trains students (perceptual), who learn to please it; judge them by '
@@ -141,7 +145,9 @@ def measure(
     known = read_results(folder).get('evaluate') or {}
     wanted = {name: None if path == 'bicubic' else digest(path) for name, path in models.items()}
     same = {model['name']: model['sha256'] for model in known.get('models', ())} == wanted
-    same = same and {s['name']: s['source'] for s in known['sets']} == sources
+    factors = config.factors()
+    same = same and [s['name'] for s in known['sets']] == names_of(list(sets), factors)
+    same = same and all(s['source'] == source_of(s['name'], sources) for s in known['sets'])
     backbone = fd_backbone(config) if {'fd', 'kid'} & set(metrics) else None
     for metric in known.get('metrics', ()):
         if metric['name'] in ('fd', 'kid'):
@@ -152,13 +158,13 @@ def measure(
         [f'{name}={path}' for name, path in models.items()],
         list(sources.values()),
         folder,
-        scale=matrix.scale,
+        scale=factors or matrix.scale,
         metrics=metrics,
         backbone=backbone,
         teacher='teacher' if 'teacher' in others else None,
         images=images,
     ).check()
-    return read_results(folder)['evaluate']
+    return merge(folder, factors) if len(factors) > 1 else read_results(folder)['evaluate']
 
 
 def latencies(matrix: Matrix, cells: Sequence[Cell]) -> tuple[dict[str, dict], str]:

@@ -12,19 +12,23 @@ import torch
 import yaml
 from basicsr.models import build_model
 
+from sdakd.commands.compare import missing, standins
 from sdakd.commands.compare.matrix import Matrix
 from sdakd.compat import Mistakes, UserError
-from sdakd.files.images import write_png
-from sdakd_arch.width import build
+from sdakd.files.images import write, write_png
+from sdakd_arch.width import cost
 from sdakd_models import launch
 from sdakd_models.rehearsal import untouched
+from sdakd_models.scenario import Scenario
 
 STEPS = 3  # of each stage; the first warms up
 OWN_KEYS = {'teacher:cache': 'teacher_cache'}  # a comparison's keys for those of training
 START = 6.0  # seconds until a process trains: imports, checks, data
+SLOW = 20e9  # multiply-accumulates of the teacher for a crop from which on a CPU takes minutes for a few steps
+WHOLE = 400  # side of what Real-ESRGAN's data set gives to degrade
 
 
-def parse(options: dict, name: str, folder: Path) -> dict:
+def parse(options: dict, name: str, folder: Path, rehearses: bool = True) -> dict:
     """What training makes of a row's options, after all of its checks.
 
     Raises:
@@ -32,7 +36,7 @@ def parse(options: dict, name: str, folder: Path) -> dict:
     """
     options = yaml.safe_load(yaml.safe_dump({**options, 'name': name}))  # as the row's process will read them
     try:
-        launch.check_options(options, str(folder), f'{name}.yml')
+        launch.check_options(options, str(folder), f'{name}.yml', rehearses=rehearses)
     except UserError as error:
         with Mistakes() as mistakes:
             for each in error.mistakes:
@@ -40,23 +44,31 @@ def parse(options: dict, name: str, folder: Path) -> dict:
     return options
 
 
-def _pairs(folder: Path, crop: int, scale: int) -> tuple[Path, Path]:
-    """A pair of grey images that the data checks accept; a rehearsal needs no photographs."""
-    for side, size in (('gt', crop), ('lq', crop // scale)):
+def _images(matrix: Matrix, folder: Path) -> dict[str, str]:
+    """Grey images that the data checks accept, by the data set's keys; a rehearsal needs no photographs."""
+    crop, scale = matrix.config.budget.crop or matrix.network['out_size'], matrix.scale or 1
+    sides = {'dataroot_gt': crop} if matrix.kind.folders != ('dataroot_gt', 'dataroot_lq') else {
+        'dataroot_gt': crop, 'dataroot_lq': crop // scale}  # fmt: skip
+    for side, size in sides.items():
         write_png(folder / side / 'grey.png', np.full((size, size, 3), 128, np.uint8))
-    return folder / 'gt', folder / 'lq'
+    found = {side: str(folder / side) for side in sides}
+    if 'meta_info' in matrix.kind.folders:
+        write(folder / 'list.txt', b'grey.png\n')
+        found['meta_info'] = str(folder / 'list.txt')
+    return found
 
 
-def _stand_in(options: dict, matrix: Matrix, folder: Path) -> None:
-    """A file for the teacher's discriminator where it has yet to be trained."""
-    trained = matrix.discriminator_run()
-    for entry in (options.get('discriminators') or {}).values():
-        if trained is not None and entry.get('weights') == str(trained.result) and not trained.result.is_file():
-            entry['weights'] = str(folder / 'discriminator.pth')
-            torch.save({'params': build(entry['network'], 'discriminators').state_dict()}, entry['weights'])
+def too_slow(matrix: Matrix) -> bool:
+    """Whether a few steps would take minutes: large networks where there is no GPU."""
+    if torch.cuda.is_available():
+        return False
+    side = matrix.config.budget.crop // matrix.scale if matrix.scale else 64  # a face has one size
+    return cost(matrix.network, side)[1] > SLOW
 
 
-def check_rows(matrix: Matrix, folder: Path, real_data: bool) -> dict[tuple[str, Fraction], dict]:
+def check_rows(
+    matrix: Matrix, folder: Path, real_data: bool, rehearses: bool = True
+) -> dict[tuple[str, Fraction], dict]:
     """Checks the options of every row and width, and of the first stages that rows share.
 
     Returns:
@@ -65,24 +77,25 @@ def check_rows(matrix: Matrix, folder: Path, real_data: bool) -> dict[tuple[str,
     Args:
         folder: A folder for what the checks need, empty and the caller's to remove.
         real_data: Whether the pairs are there; else grey images stand for them.
+        rehearses: Whether the first steps are rehearsed.
 
     Raises:
         UserError: The first mistake.
     """
     found = {}
-    pairs = None if real_data else _pairs(folder, matrix.config.budget.crop, matrix.scale)
+    images = None if real_data else _images(matrix, folder)
     seed = matrix.config.seeds[0]
     for ratio in matrix.config.ratios():
         wanted = {row.name: matrix.options(row, ratio, seed, 1) for row in matrix.rows}
         wanted |= {run.name.partition('_w')[0]: deepcopy(run.options) for run in matrix.first_runs(ratio, seed)}
         for name, options in wanted.items():
             options['path']['pretrain_network_g'] = None
-            _stand_in(options, matrix, folder)
-            if pairs:
-                options['datasets']['train'].update(dataroot_gt=str(pairs[0]), dataroot_lq=str(pairs[1]))
+            standins.put(options, matrix, folder)
+            if images:
+                options['datasets']['train'].update(images)
                 if 'cache' in options['teacher']:
                     options['teacher']['cache'] = str(folder / 'cache')  # it has no answers to grey images
-            found[name, ratio] = parse(options, name, folder)
+            found[name, ratio] = parse(options, name, folder, rehearses or not missing.noting())
     return found
 
 
@@ -101,10 +114,16 @@ def time_row(options: dict, threads: int) -> float:
         with untouched(torch.cuda.is_available()):  # every training warns of what it sees itself
             options = deepcopy(options) | {'rehearsal': True}  # no answers in advance
             options['datasets']['train'].pop('caches', None)
+            scenario = Scenario.read(options)
+            number, drawing = options['datasets']['train']['batch_size_per_gpu'], 0.0
+            if scenario.degrades:
+                drawing = _degrading(options, number, clock)
+                options |= {'high_order_degradation': False}
+                options['train']['pool_reuse'] = 1
             model = build_model(options)
-            crop, batch = options['datasets']['train']['gt_size'], options['datasets']['train']['batch_size_per_gpu']
-            gt = torch.rand(batch, 3, crop, crop)
-            lq = torch.nn.functional.avg_pool2d(gt, options['scale'])
+            batch = model.noise_batch(scenario, number)
+            if options.get('scale'):
+                batch['lq'] = torch.nn.functional.avg_pool2d(batch['gt'], options['scale'])
             seconds, first = START, 1
             for stage in options['train']['stages'].values():
                 times = []
@@ -112,13 +131,31 @@ def time_row(options: dict, threads: int) -> float:
                 for iteration in range(max(first, last - STEPS), last):
                     begun = clock()
                     model.update_learning_rate(iteration)
-                    model.feed_data({'lq': lq, 'gt': gt})
+                    model.feed_data(batch)
                     model.optimize_parameters(iteration)
                     if torch.cuda.is_available():
                         torch.cuda.synchronize()
                     times.append(clock() - begun)
-                seconds += stage['iters'] * min(times[1:] or times)  # the least: other programs only ever add
+                # the least: other programs only ever add
+                seconds += stage['iters'] * (min(times[1:] or times) + drawing)
                 first = last
             return seconds
     finally:
         torch.set_num_threads(before)
+
+
+def _degrading(options: dict, number: int, clock) -> float:
+    """Seconds that the degradation adds to a step on average."""
+    reuse = options['train'].get('pool_reuse', 1)
+    model = build_model(deepcopy(options))
+    kernel = torch.zeros(number, 21, 21)
+    kernel[:, 10, 10] = 1
+    batch = {'gt': torch.rand(number, 3, WHOLE, WHOLE)} | dict.fromkeys(('kernel1', 'kernel2', 'sinc_kernel'), kernel)
+    times = []
+    for _ in range(STEPS):
+        begun = clock()
+        model.take(batch)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(clock() - begun)
+    return sum(times[1:]) / len(times[1:]) / reuse  # resized at random: the mean

@@ -9,10 +9,12 @@ from pathlib import Path
 import msgspec
 
 from sdakd.commands.compare.config import Config, Length, StandIn, method_file
+from sdakd.commands.compare.kinds import REGULARISED, setting_of
 from sdakd.compat import UserError, near
 from sdakd_models.reader import read_run
 
 FREE = ('train:', 'discriminators:', 'teachers:', 'network_d:', 'path:pretrain_network_d')  # a method's own keys
+FACES_LAYER = 'final_linear.1:input'  # what the last layer of GCFSR's discriminator takes
 PLACEBO = 'teacher:shuffle'  # what a row may change of the teacher that all share
 
 
@@ -128,17 +130,19 @@ def read_rows(config: Config, base: Path) -> list[Row]:
     Raises:
         UserError: A file is missing or damaged, or a key of the comparison is not in it.
     """
-    rows = []
+    rows, setting, faces = [], setting_of(config), config.data.faces is not None
     for name, method in config.methods.items():
         where, file = f'methods:{name}', method_file(name, method, base)
-        options = read_run(file)
+        options = read_run(file, instead=setting)
         for key in ('network_g', 'train', 'teacher'):
             if not isinstance(options.get(key), Mapping):
                 raise UserError(where, f'{file} has no block {key}, as an option file of a method must.')
         if options.get('students'):
             raise UserError(where, f'{file} trains several students, and a cell is one; name a file without students.')
-        for key in ('r1_reg_weight', 'net_d_reg_every', 'precision'):
-            if options['train'].get(key) is not None:
+        if faces:
+            _of_faces(options)
+        for key in (*REGULARISED, 'precision'):
+            if options['train'].get(key) is not None and not (faces and key in REGULARISED):
                 raise UserError(where, f'{file} has train:{key}, which a comparison does not know; leave it out.')
         if options['teacher'].get('cotrain'):
             raise UserError(
@@ -186,6 +190,17 @@ def read_rows(config: Config, base: Path) -> list[Row]:
         stages = schedule(entry.stages, row.options['train']['stages'], f'schedules:{name}')
         rows.append(Row(name, row.method, row.file, row.options, row.weights, stages, own_schedule=True))
     return rows
+
+
+def _of_faces(options: dict) -> None:
+    """What files of methods say of Real-ESRGAN's discriminators, as GCFSR's are trained and built."""
+    gan = options['train'].get('gan_opt')
+    for entry in (options.get('discriminators') or {}).values():
+        if entry.get('gan_opt') and gan:
+            entry['gan_opt'] = {**entry['gan_opt'], 'gan_type': gan['gan_type']}
+    for block in options['train'].values():
+        if isinstance(block, dict) and str(block.get('discriminator_layer', '')).startswith('conv'):
+            block['discriminator_layer'] = FACES_LAYER
 
 
 def _stand_in(options: dict, config: Config) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sdakd.commands.compare.config import Config
@@ -36,6 +37,15 @@ def factors_of(config: Config, row: Row) -> list[float]:
     return list(config.search.factors) if row.weights else [1.0]
 
 
+def _means(section: Mapping, against: str) -> dict[str, float | None]:
+    """The primary metric of every model on the validation split: of faces, the mean over the factors."""
+    values: dict[str, list] = {}
+    for score in section['scores']:
+        if score['reference'] in (against, None):
+            values.setdefault(score['model'], []).append(score['mean'])
+    return {model: None if None in of else statistics.fmean(of) for model, of in values.items()}
+
+
 def choose(config: Config, matrix: Matrix, cells: Sequence[Cell]) -> Search:
     """Measures the trials that are done on the validation split, and finds every row's best factor."""
     done = [cell for cell in cells if cell.run.done]
@@ -45,11 +55,11 @@ def choose(config: Config, matrix: Matrix, cells: Sequence[Cell]) -> Search:
     )
     factors = config.search.factors
     if done and len(factors) > 1:
-        gt, lq = matrix.images.validation
+        source = ':'.join(map(str, matrix.images.validation))
         others = ['teacher'] if primary.against == 'teacher' else []
-        section = measure(config, matrix, matrix.output / 'validation', done, {'validation': f'{gt}:{lq}'},
+        section = measure(config, matrix, matrix.output / 'validation', done, {'validation': source},
                           [primary.metric], others, images=False)  # fmt: skip
-        scores = {s['model']: s['mean'] for s in section['scores'] if s['reference'] in (primary.against, None)}
+        scores = _means(section, primary.against)
         sign = -1 if section['metrics'][0]['higher_is_better'] else 1
         for cell, trial in zip(cells, found.trials, strict=True):
             trial['value'] = scores.get(cell.run.name)

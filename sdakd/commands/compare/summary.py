@@ -242,7 +242,8 @@ def budget_line(budget: Budget) -> str:
         for name, stage in budget.stages.items()
     )
     precision = '' if budget.precision in ('fp32', 'tf32') else f', {budget.precision}'
-    return f'Iterations: {stages}; batch {budget.batch}, crop {budget.crop} of the ground truth{precision}.'
+    crop = f'crop {budget.crop} of the ground truth' if budget.crop else 'whole faces'
+    return f'Iterations: {stages}; batch {budget.batch}, {crop}{precision}.'
 
 
 def perceptual_line(config: Config) -> str:
@@ -297,8 +298,7 @@ def notes(
     again = [cell.run.name for cell in cells if cell.run.record.starts > 1]
     if again:
         found.append(
-            'Continued after an interruption, from where the images came in another order than for the others: '
-            f'{", ".join(again)}.'
+            f'Continued after an interruption, with the images and draws of an uninterrupted run: {", ".join(again)}.'
         )
     found += [f'Broken: {cell.run.name}: {cell.run.record.reason}' for cell in broken]
     threads = sorted({cell.run.record.threads for cell in cells})
