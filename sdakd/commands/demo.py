@@ -8,11 +8,12 @@ from pathlib import Path
 from sdakd import compat, stops
 from sdakd.commands.distill import Distilled, check_folder, distill, open_teacher
 from sdakd.commands.interface import MOST_SEED, Flags, number, whole
+from sdakd.files.named import zoo
 
-PRETRAINED = Path(__file__).resolve().parents[1] / 'pretrained'
 TRAIN = ('astronaut', 'coffee', 'rocket', 'hubble_deep_field', 'retina', 'immunohistochemistry')
 HELD_OUT = ('chelsea', 'motorcycle')  # of the second, the left image of a pair
 TIME = '6m'
+TEACHER = 'demo_teacher_x4'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +53,7 @@ def demo(
     if shipped:
         photographs = write_photographs(output / 'photographs')
     return distill(
-        teacher or PRETRAINED / 'demo_teacher_x4.safetensors',
+        teacher or zoo().models[TEACHER].path,
         photographs / 'train' if shipped else photographs,
         output,
         degradation='bicubic',

@@ -88,6 +88,7 @@ REQUIRED = {
     'fetch': '',
     'init': '--from a -t b',
     'link': 'folder',
+    'models': '',
     'options': '',
     'publish': '-m a',
     'report': '-i a -o out',
