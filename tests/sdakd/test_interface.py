@@ -84,7 +84,7 @@ REQUIRED = {
     'distill': '-t a -d b -o out',
     'doctor': '',
     'evaluate': '-m a -d b -o out',
-    'export': '-m a -o out',
+    'export': '-o out',
     'fetch': '',
     'init': '--from a -t b',
     'link': 'folder',
