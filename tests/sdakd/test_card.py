@@ -22,18 +22,14 @@ import sdakd
 from sdakd.commands.card import SHEET, openmodeldb
 from sdakd.compat import UserError
 from sdakd.files.generators import open_network
+from sdakd.files.named import PRETRAINED
+from sdakd.files.named import zoo as zoo_of_ours
 from sdakd.files.training import training_of, without_folders
 from sdakd_arch import zoo
 from sdakd_arch.zoo import MODELS, official, values_digest
 
-PRETRAINED = Path(sdakd.__file__).parent / 'pretrained'
-# SHA-256 of the committed weights, taken before their metadata were completed
-VALUES = {
-    'demo_teacher_x4': '70c672cbadb9471fd8daba2effa98e192d94f4770b1fcb1ca65a99ccbe6568cb',
-    'x4plus_rrdbnet_1_4': 'f466cd5a299c0213a4729e28f0ed1c204974c1c8503096b596b4aa43f0447d7a',
-    'x4plus_rrdbnet_1_8': '657e2767ebf765e5ec8cd4fb479617f79d6bcc58071d139e449fdc61e7d8003a',
-    'x4plus_srvgg_64x16': '357dd99f96401b192e7e4108b1ec7ede5ff7d627852987509ae68e3db004c1c0',
-}
+ROOT = Path(sdakd.__file__).parents[1]
+SHIPPED = zoo_of_ours().models
 TEXT = {'type': 'string', 'minLength': 1}
 COUNT = {'type': 'integer', 'minimum': 1}
 # the parts of OpenModelDB's src/lib/schema.ts and src/lib/model-props.ts that a record of one file has to do with
@@ -104,25 +100,33 @@ def parsed(folder):
 # --------------------------------------------------------------------------------------------------- committed files
 
 
-@pytest.mark.parametrize('name', VALUES)
-def test_committed_weights_are_what_they_were_and_say_how_they_were_trained(name):
-    state = load_file(PRETRAINED / f'{name}.safetensors')
-    assert values_digest(state) == VALUES[name] and {tensor.dtype for tensor in state.values()} == {torch.float16}
-    training = training_of(open_network(PRETRAINED / f'{name}.safetensors'))
-    assert training['source'] in ('option file', 'stated') and training['facts']['iterations'] > 1000
-    assert Path(PRETRAINED.parents[1], training['facts']['recipe']).is_file()
-    if name.startswith('x4plus'):
-        (teacher,) = training['facts']['teachers']
-        assert teacher['official'] == 'RealESRGAN_x4plus' and teacher['license'] == 'BSD-3-Clause'
-        assert teacher['values'] == MODELS['RealESRGAN_x4plus'].values
-        table = (PRETRAINED / 'README.md').read_text()
-        row = re.search(rf'`{name}.safetensors` \|.*\| ([\d,]+) \| (.*) \|', table)
-        assert int(row[1].replace(',', '')) == training['facts']['iterations'] and row[2] == training['facts']['batch']
+@pytest.mark.parametrize('name', SHIPPED)
+def test_what_ships_says_how_it_was_trained(name):
+    training = training_of(open_network(SHIPPED[name].path))
+    facts = training['facts']
+    assert training['source'] in ('option file', 'stated') and facts['recipe'] and facts['limits']
+    if facts['recipe'].startswith('options/'):
+        assert Path(ROOT, facts['recipe']).is_file() and facts['iterations'] > 1000
+    found = [teacher.get('official') or Path(teacher['file']).stem for teacher in facts['teachers']]
+    assert found == ([SHIPPED[name].teacher] if SHIPPED[name].teacher else [])
+    for teacher in facts['teachers']:
+        own = SHIPPED.get(Path(teacher['file']).stem) or MODELS[teacher['official']]
+        assert teacher['values'] == own.values
 
 
-def test_the_demo_student_is_described_beside_its_file():
-    training = training_of(open_network(PRETRAINED / 'demo_student_x4.pth'))
-    assert training['facts']['teachers'][0]['values'] == VALUES['demo_teacher_x4']
+@pytest.mark.parametrize('name', SHIPPED)
+def test_what_ships_has_a_card_and_a_record(name, tmp_path):
+    made = sdakd.card(name, tmp_path, repo='Some-one/sdakd', author='Some one')
+    assert made.license == SHIPPED[name].license and made.notes == []
+    card = parsed(tmp_path)
+    assert card.data.license == made.license.lower() and SHIPPED[name].sha256 in card.text
+    (path,) = tmp_path.glob('*.json')
+    record = json.loads(path.read_text())
+    jsonschema.validate(record, RECORD)
+    assert path.stem == canonical(path.stem)
+    (resource,) = record['resources']
+    assert (resource['size'], resource['sha256']) == (SHIPPED[name].bytes, SHIPPED[name].sha256)
+    assert f'{SHIPPED[name].cost.parameters:,d} parameters' in record['description']
 
 
 # --------------------------------------------------------------------------------------------------- training
@@ -287,8 +291,10 @@ def test_the_hub_reads_the_card(eighth):
     assert card.data.eval_results is None
     for name in re.findall(r'!\[.*?\]\((.*?)\)', card.text):
         assert cv2.imread(str(eighth.folder / name)) is not None
-    for fact in ('RealESRGAN_x4plus', MODELS['RealESRGAN_x4plus'].values, '3,123 iterations', 'x4plus_rrdbnet_1_8.yml',
-                 digest(PRETRAINED / 'x4plus_rrdbnet_1_8.safetensors'), 'Its training is not finished', '--to padded',
+    facts = training_of(open_network(PRETRAINED / 'x4plus_rrdbnet_1_8.safetensors'))['facts']
+    for fact in ('RealESRGAN_x4plus', MODELS['RealESRGAN_x4plus'].values, 'x4plus_rrdbnet_1_8.yml', '--to padded',
+                 f'{facts["iterations"]:,d} iterations', facts['limits'],
+                 digest(PRETRAINED / 'x4plus_rrdbnet_1_8.safetensors'),
                  'hf download Some-one/x4plus.eighth x4plus_rrdbnet_1_8.safetensors'):  # fmt: skip
         assert fact in card.text, fact
 

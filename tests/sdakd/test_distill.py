@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
-from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -444,4 +443,40 @@ def test_the_demo_writes_its_photographs(tmp_path):
     import skimage.data
 
     assert np.array_equal(cv2.imread(str(folder / 'held_out/chelsea.png'))[..., ::-1], skimage.data.chelsea())
-    assert Path(sdakd.commands.demo.PRETRAINED, 'demo_teacher_x4.safetensors').is_file()
+
+
+def test_the_demos_picture_shows_what_ships_beside_what_it_trained(tmp_path, photographs):
+    from sdakd.commands import demo
+    from sdakd.commands.distill import Distilled, closing
+    from sdakd.commands.report.pictures import choose_region
+    from sdakd.files.named import zoo
+
+    lq, gt = tmp_path / 'data/held_out/lq', tmp_path / 'data/held_out/gt'
+    for folder, side in ((lq, 20), (gt, 80)):
+        folder.mkdir(parents=True)
+        image = np.ascontiguousarray(photographs['coffee'][:80, :80, ::-1])
+        cv2.imwrite(str(folder / 'coffee.png'), cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA))
+    names = ['bicubic', 'teacher=demo_teacher_x4', 'student=demo_student_x4']
+    results = tmp_path / 'results'
+    sdakd.evaluate(names, [f'held-out={gt}:{lq}'], results, metrics=['psnr'], teacher='teacher')
+    done = Distilled(tmp_path, {}, [['a'], ['b']], 'facts', [])
+    closing.picture(results, tmp_path / 'comparison.png')
+    before = cv2.imread(str(tmp_path / 'comparison.png'))
+    demo._show_what_ships(done)
+    after = cv2.imread(str(tmp_path / 'comparison.png'))
+    side = 288 + 8
+    assert after.shape[1] == before.shape[1] + side
+    own, truth = after[:, -2 * side : -side], after[:, -side:]  # the truth is the last column, as before
+    assert np.array_equal(after[:, : -2 * side], before[:, :-side]) and np.array_equal(truth, before[:, -side:])
+    sdakd.upscale(lq, tmp_path / 'own', model=zoo().models[zoo().default].path, suffix='')
+    images = [cv2.imread(str(results / 'images/held-out' / name / 'coffee.png')) for name in ('teacher', 'student')]
+    left, top, across, down = choose_region(*images)
+    wanted = cv2.imread(str(tmp_path / 'own/coffee.png'))[top : top + down, left : left + across]
+    assert np.array_equal(own[26 : 26 + 288, :288], cv2.resize(wanted, (288, 288), interpolation=cv2.INTER_NEAREST))
+    assert f'ships: {zoo().default}' in str(done) and 'trained here' in str(done)
+    content = json.loads((results / 'results.json').read_text())
+    content['evaluate']['scale'] = 2
+    (results / 'results.json').write_text(json.dumps(content))
+    (tmp_path / 'comparison.png').unlink()
+    demo._show_what_ships(done)  # nothing to compare with: what ships enlarges four times
+    assert not (tmp_path / 'comparison.png').exists() and len(done.notes) == 1

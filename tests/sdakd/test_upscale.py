@@ -26,8 +26,9 @@ from sdakd.compat import UserError
 from sdakd.files import pictures
 from sdakd.files.generators import Opened, open_network
 from sdakd.files.images import UnusableError
+from sdakd.files.named import PRETRAINED, zoo
 
-STUDENT = upscale.PRETRAINED / 'demo_student_x4.pth'
+STUDENT = PRETRAINED / 'demo_student_x4.pth'
 
 
 @pytest.fixture(scope='module')
@@ -118,7 +119,12 @@ def test_result_is_the_networks(tmp_path, model, picture, capsys):
 
 def test_without_a_model_the_shipped_student_enlarges(tmp_path, picture):
     run('-i', save(tmp_path / 'a.png', picture), '-o', tmp_path / 'out')
-    assert is_rounded(load(tmp_path / 'out/a_out.png'), direct(STUDENT, picture))
+    default = PRETRAINED / f'{zoo().default}.safetensors'
+    assert is_rounded(load(tmp_path / 'out/a_out.png'), direct(default, picture))
+    for flag in ('-n', '--model_name', '-m'):
+        run('-i', tmp_path / 'a.png', '-o', tmp_path / 'named', flag, 'demo_student_x4', '--overwrite')
+        assert is_rounded(load(tmp_path / 'named/a_out.png'), direct(STUDENT, picture))
+        (tmp_path / 'named/a_out.png').unlink()
 
 
 @pytest.mark.parametrize('outscale', [None, 2.5])
@@ -692,7 +698,10 @@ def test_mistakes_on_the_command_line(tmp_path, model, picture, monkeypatch):
         (['-i', 'clash', '-o', 'out', '--ext', 'jpg', '-n', 'x'], '-n: no model is called x'),
         (['-i', 'in', '-o', 'out', '-n', 'RealESRGAN_x4plu'], '-n: no model is called RealESRGAN_x4plu; did you mean'),
         (['-i', 'in', '-o', 'out', '-n', 'RealESRGAN_x4plus', *good], '-m and -n: give one'),
+        (['-i', 'in', '-o', 'out', '-n', 'x4plus_rrdbnet_14'], 'did you mean x4plus_rrdbnet_1_4'),
         (['-i', 'in', '-o', 'out', '-m', 'none.pth'], '-m: the file none.pth does not exist'),
+        (['-i', 'in', '-o', 'out', '-m', 'x4plus_rrdb'], '-m: the file x4plus_rrdb does not exist, and no model is'),
+        (['-i', 'in', '-o', 'out', '-m', 'x4plus_rrdb'], 'did you mean x4plus_rrdbnet_1_'),
         (['-i', 'in', '-o', 'out', '-m', 'broken.pth'], '-m: broken.pth cannot be read as a weights file'),
         (['-i', 'in', '-o', 'out', '-m', 'broken.onnx'], '-m: broken.onnx cannot be read as an ONNX graph'),
         (['-i', 'in', '-o', 'out', '-g', '99', *good], '-g: there is no GPU 99'),
@@ -726,22 +735,20 @@ def test_values_that_flags_refuse(flags, message, capsys):
     assert re.search(message, capsys.readouterr().err or str(error.value))
 
 
-def test_an_official_model_that_cannot_be_downloaded(tmp_path, picture, monkeypatch):
-    from sdakd_arch import zoo
-
+@pytest.mark.parametrize('flag', ['-n', '-m'])
+def test_a_published_model_that_is_not_here(tmp_path, picture, monkeypatch, flag):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(zoo.URLS, 'RealESRGAN_x2plus.pth', 'http://127.0.0.1:9/RealESRGAN_x2plus.pth')
     source = save(tmp_path / 'a.png', picture)
-    with pytest.raises(
-        UserError, match=r'-n: experiments.*RealESRGAN_x2plus.pth .*cannot be downloaded .*or name another'
-    ):
-        run('-i', source, '-o', 'out', '-n', 'RealESRGAN_x2plus')
+    with pytest.raises(UserError, match=f'^{flag}: RealESRGAN_x2plus .*get it by `sdakd fetch RealESRGAN_x2plus`'):
+        run('-i', source, '-o', 'out', flag, 'RealESRGAN_x2plus')
     assert files(tmp_path) == ['a.png']
 
 
-def test_an_official_model_by_name(tmp_path, model, picture, monkeypatch):
+@pytest.mark.parametrize('folder', ['experiments/pretrained_models', 'weights'])
+@pytest.mark.parametrize('name', ['realesr-general-x4v3', 'realesr-general-x4v3.pth'])
+def test_a_published_model_by_name(tmp_path, model, picture, monkeypatch, folder, name):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'experiments/pretrained_models').mkdir(parents=True)
-    (tmp_path / 'experiments/pretrained_models/realesr-general-x4v3.pth').write_bytes(model.read_bytes())
-    run('-i', save(tmp_path / 'a.png', picture), '-o', 'out', '-n', 'realesr-general-x4v3')
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / 'realesr-general-x4v3.pth').write_bytes(model.read_bytes())
+    run('-i', save(tmp_path / 'a.png', picture), '-o', 'out', '-n', name)
     assert apart(load(tmp_path / 'out/a_out.png'), direct(model, picture).round().astype(np.uint8)) == 0

@@ -31,6 +31,7 @@ from skimage import data
 from sdakd import cli
 from sdakd.commands.export import web, web_folder
 from sdakd.compat import UserError
+from sdakd.files.named import zoo
 from sdakd.files.pictures import filled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +115,12 @@ def test_folder_holds_what_it_names_and_nothing_of_this_machine(site):
     for name in there:
         assert str(site.root).encode() not in (site.folder / name).read_bytes(), name
     assert not [path for path in site.folder.parent.iterdir() if path != site.folder]  # no half-made folders
+
+
+def test_without_a_model_the_page_has_the_best_general_student(site, tmp_path):
+    assert run('--to', 'web', '-o', tmp_path / 'page') == 0
+    (entry,) = json.loads((tmp_path / 'page/models.json').read_text())
+    assert entry['name'] == zoo().default and entry['facts']['Teacher'] == 'RealESRGAN_x4plus'
 
 
 def test_lock_file_names_no_registry():

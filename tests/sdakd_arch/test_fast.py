@@ -12,8 +12,8 @@ from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from torch import nn
 from torch.nn import functional as F
 
-from sdakd.commands.upscale import PRETRAINED
 from sdakd.files.generators import open_network
+from sdakd.files.named import PRETRAINED
 from sdakd_arch.families import family_of
 from sdakd_arch.inference.fast import Plain, accelerate
 from sdakd_arch.inference.onednn import Convolution, FastRRDBNet, FastSRVGG

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = Flags(parser, bench)
     models = (
-        '.pth, .safetensors, ncnn .param or .onnx, or random:TYPE:WIDTH for random weights, such as random:RRDBNet:1/4 '
-        'or random:GCFSR512:1/4; NAME=MODEL names the row; the first one is the teacher'
+        '.pth, .safetensors, ncnn .param or .onnx, a name of `sdakd models`, or random:TYPE:WIDTH for random weights, '
+        'such as random:RRDBNet:1/4 or random:GCFSR512:1/4; NAME=MODEL names the row; the first one is the teacher'
     )
     add('-m', '--models', nargs='+', metavar='MODEL', help=models)
     add('-o', '--output', required=True, help='folder for results.json and the tables')
@@ -341,8 +341,9 @@ def bench(
     """Measures what models cost: parameters, multiply-accumulates, latency and memory.
 
     Args:
-        models: ``.pth``, ``.safetensors`` or ``.onnx`` files, or ``random:TYPE:WIDTH`` for random weights, each with
-            ``NAME=`` in front where wanted. The first one is the teacher, to which ratios refer.
+        models: ``.pth``, ``.safetensors`` or ``.onnx`` files, names of :mod:`sdakd.files.named`, or
+            ``random:TYPE:WIDTH`` for random weights, each with ``NAME=`` in front where wanted. The first one is the
+            teacher, to which ratios refer.
         output: Folder for results.json and the tables; None writes nothing.
         size: Side of the input in pixels, at least 8.
         rounds: How often each is timed.

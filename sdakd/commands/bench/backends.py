@@ -21,7 +21,7 @@ DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def open_model(source: str, threads: int = 0) -> Opened:
-    """Opens a generator's file, or makes one with random weights from ``random:TYPE`` or ``random:TYPE:WIDTH``.
+    """Opens a generator by file or name, or makes one with random weights: ``random:TYPE`` or ``random:TYPE:WIDTH``.
 
     ``random:RRDBNet:1/4`` is BasicSR's RRDBNet with its default options and a quarter of the channels, ``GCFSR512`` is
     GCFSR at 512 pixels, and any other registered architecture goes by its name; the weights are the architecture's own
@@ -31,11 +31,12 @@ def open_model(source: str, threads: int = 0) -> Opened:
         UserError: See :func:`sdakd.files.generators.open_network`; or an unknown architecture or width.
     """
     from sdakd.files.generators import FaceNetwork, Opened, open_network
+    from sdakd.files.named import model_file
     from sdakd_arch.families import example_of
     from sdakd_arch.width import build, scale_of, student_of
 
     if not source.startswith(RANDOM):
-        return open_network(source, '-m', threads, faces=True, foreign=True)
+        return open_network(model_file(source), '-m', threads, faces=True, foreign=True)
     kind, _, width = source.removeprefix(RANDOM).partition(':')
     try:
         network = example_of(kind)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sdakd import compat, stops
 from sdakd.commands.interface import Flags, Outcome
 from sdakd.compat import UserError, no_file
+from sdakd.files.named import PRETRAINED, model_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 README = 'README.md'
 SHEET = 'comparison.png'
-SMOKE = Path(__file__).resolve().parents[2] / 'pretrained/smoke'
+SMOKE = PRETRAINED / 'smoke'
 SHIPPED = ('photographs/chelsea', 'test/rocket')  # shown where no picture is given: crops, cut into halves
 LARGEST = 256  # pixels: of larger pictures the middle is shown
 SHOWN = 128  # pixels on a side, of what is put side by side
@@ -32,7 +33,7 @@ REPO = re.compile(r'[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?/[A-Za-z0-9](
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = Flags(parser, card)
-    add('-m', '--model', metavar='FILE', help='the model: .pth, .safetensors, ncnn .param or .onnx')
+    add('-m', '--model', metavar='FILE', help='.pth, .safetensors, ncnn .param or .onnx, or a name of `sdakd models`')
     add('-o', '--output', metavar='FOLDER', help='folder for the card (default: {default})')
     add('--picture', dest='pictures', nargs='+', metavar='IMAGE', help='inputs to show before and after, the middle '
         f'{LARGEST} pixels of each (default: parts of two photographs that are shipped)')  # fmt: skip
@@ -82,7 +83,7 @@ def card(
     Both say what the model's file and ``results.json`` say, and no more.
 
     Args:
-        model: The model.
+        model: The model's file, or a name of :mod:`sdakd.files.named`.
         output: A folder. Cards that this command wrote there are replaced.
         pictures: Images that the model enlarges; default: parts of two photographs that are shipped.
         results: ``results.json`` of `sdakd evaluate`, or its folder.
@@ -94,7 +95,7 @@ def card(
     Raises:
         UserError: A mistake in an argument, or a file that cannot be read or is in the way; nothing is written then.
     """
-    model, output = Path(model), Path(output)
+    model, output = model_file(model), Path(output)
     pictures = [pictures] if isinstance(pictures, str | Path) else list(pictures)
     for flag, name in (('--repo', repo), ('--base_model', base_model)):
         check_repo(flag, name)

@@ -21,13 +21,14 @@ from sdakd.commands.report import report
 from sdakd.commands.report.pictures import choose_region
 from sdakd.files.generators import open_network
 from sdakd.files.images import list_images, read_image, write
-from sdakd.files.results import write_tables
+from sdakd.files.results import read_results, write_tables
 from sdakd.files.sheets import enlarged, image_of, sheet
 from sdakd.files.training import beside, training_of, values_of
 
 if TYPE_CHECKING:
     from sdakd.commands.bench import Timings
     from sdakd.commands.evaluate import Results
+    from sdakd.files.generators import Opened
 
 TEACHER, STUDENT, PLAIN, BICUBIC = 'teacher', 'student', 'student without teacher', 'bicubic'
 HEADER = ['model', 'PSNR-Y to the teacher', 'PSNR-Y', 'SSIM-Y', 'NIQE', 'parameters', 'GMACs', 'ms', 'ms, fast']
@@ -89,12 +90,19 @@ def measure(models: Mapping[str, str], held_out: Path, scale: int, results: Path
     return Measured(quality, times, rows)
 
 
-def picture(measured: Measured, path: Path) -> None:
-    """Writes a strip for each of some photographs: the whole, and the part where student and teacher differ most."""
-    results, section, side = measured.quality.output, next(iter(measured.quality.sections.values())), 288
+def picture(results: Path, path: Path, beside: Mapping[str, Mapping[str, np.ndarray]] | None = None) -> None:
+    """Writes a strip for each of some photographs: the whole, and the part where student and teacher differ most.
+
+    Args:
+        results: The folder of what was measured.
+        path: The PNG.
+        beside: More columns by their titles: what else makes of the photographs, by their names, BGR.
+    """
+    section, side = read_results(results)['evaluate'], 288
     strips = []
     for photograph, files in list(section['pictures']['held-out'].items())[:SHOWN]:
         versions = {name: read_image(results / file) for name, file in files['models'].items()}
+        versions |= {title: made[photograph] for title, made in (beside or {}).items()}
         versions['ground truth'] = read_image(results / files['gt'])
         height, width = (min(image.shape[axis] for image in versions.values()) for axis in (0, 1))
         versions = {name: np.ascontiguousarray(image[:height, :width]) for name, image in versions.items()}
@@ -108,6 +116,22 @@ def picture(measured: Measured, path: Path) -> None:
         crops = {name: image[top : top + down, left : left + across] for name, image in versions.items()}
         strips.append([(photograph, first), *((name, enlarged(crop, side, side)) for name, crop in crops.items())])
     write(path, sheet(strips))
+
+
+def shown_by(model: Opened, results: Path, inputs: Path) -> dict[str, np.ndarray]:
+    """What a model makes of the photographs in :func:`picture`, by their names.
+
+    Args:
+        model: It enlarges as often as the student.
+        results: The folder of what was measured.
+        inputs: The folder of the reduced photographs.
+    """
+    from sdakd.commands.upscale import open_upscaler
+
+    section, upscaler = read_results(results)['evaluate'], open_upscaler(model)
+    files = {Path(name).stem: inputs / name for name in list_images(str(inputs))}
+    names = list(section['pictures']['held-out'])[:SHOWN]
+    return {name: upscaler.enhance(read_image(files[Path(name).stem]))[0] for name in names}
 
 
 def write_student(folder: Path, checkpoint: Path, facts: Mapping) -> Path:
@@ -149,7 +173,7 @@ def close(
     measured = measure(models, folder / 'data/held_out', scale, folder / 'results')
     student = write_student(folder, Path(models[STUDENT]), facts)
     write_tables(folder, 'table', HEADER, measured.rows)
-    picture(measured, folder / 'comparison.png')
+    picture(folder / 'results', folder / 'comparison.png')
     report([folder / 'results'], folder / 'report.html', student=STUDENT)
     left_out = export(student, 'all', folder / 'export').left_out
     inputs = folder / 'data/held_out/lq'

@@ -29,8 +29,8 @@ NOISE = ('none', 'random', 'fixed')
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = Flags(parser, evaluate)
-    add('-m', '--models', nargs='+', metavar='MODEL', help='.pth, .safetensors, ncnn .param or .onnx, a folder of '
-        'enlarged images, or bicubic; NAME=MODEL names the row')  # fmt: skip
+    add('-m', '--models', nargs='+', metavar='MODEL', help='.pth, .safetensors, ncnn .param or .onnx, a name of '
+        '`sdakd models`, a folder of enlarged images, or bicubic; NAME=MODEL names the row')  # fmt: skip
     add('-d', '--data', nargs='+', metavar='SET', help='folder or .lmdb of HR images, HR:LR for two folders, :LR '
         'without ground truth; NAME=SET names the set')  # fmt: skip
     add('-o', '--output', required=True, help='folder for results.json, tables and images')
@@ -336,8 +336,8 @@ def evaluate(
     """Measures models on test sets, against the ground truth and against the teacher.
 
     Args:
-        models: ``.pth``, ``.safetensors`` or ``.onnx`` files, folders of images that something else enlarged, or
-            ``bicubic``, each with ``NAME=`` in front where wanted.
+        models: ``.pth``, ``.safetensors`` or ``.onnx`` files, names of :mod:`sdakd.files.named`, folders of images that
+            something else enlarged, or ``bicubic``, each with ``NAME=`` in front where wanted.
         data: Test sets: ``HR``, ``HR:LR`` or ``:LR``, folders or LMDB databases, each with ``NAME=`` in front where
             wanted. LR images that are not given are made by MATLAB's bicubic interpolation.
         output: Folder for results.json, tables and images; None writes nothing.

@@ -13,6 +13,7 @@ import torch
 
 from sdakd.compat import UserError
 from sdakd.files.images import UnusableError
+from sdakd.files.named import model_file
 from sdakd.files.testsets import Folder, Sample, TestSet, partners, split_name
 from sdakd.progress import say
 
@@ -268,6 +269,7 @@ def open_contenders(
                 raise UserError('-m', f'{path} holds images of one factor, but --scale gives several; give one.')
             contenders.append(FolderContender(name, source, path))
         else:
+            path = str(model_file(path))
             contenders.append(NetworkContender(name, source, path, scale, device, tile, noise, seed))
             say(f'{name}: {_network_line(contenders[-1])}')
     if noise != 'none' and not any(getattr(contender, 'faces', False) for contender in contenders):

@@ -23,6 +23,7 @@ from sdakd.commands.export import int8, web
 from sdakd.commands.export.formats import to_onnx, to_openvino
 from sdakd.commands.interface import Flags, Outcome, number, one_of
 from sdakd.compat import UserError
+from sdakd.files.named import model_files, zoo
 from sdakd.progress import Progress
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ for _name, _quantiser in int8.QUANTISERS.items():  # as the format that they qua
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     add = Flags(parser, export)
-    which = 'the generator: .pth, .safetensors or ncnn .param; for web one or several'
+    which = 'the generator: .pth, .safetensors, ncnn .param, or a name of `sdakd models`; for web one or several '
+    which += f'(default: {zoo().default})'
     add('-m', '--model', nargs='+', metavar='FILE', help=which)
     every = f'{", ".join(FORMATS)}; all (the default): those that the model and this machine allow; '
     every += 'web, which all leaves out: a folder with an application for browsers, built with npm'
@@ -137,7 +139,7 @@ class Exported(Outcome):
 
 @stops.leaving('only whole files were written; give the same command again')
 def export(
-    model: str | Path | Sequence[str | Path],
+    model: str | Path | Sequence[str | Path] | None = None,
     to: Sequence[str] = (ALL,),
     output: str | Path = '.',
     *,
@@ -150,7 +152,8 @@ def export(
     Each file gets its name when its own runtime has read it back and its output was compared with PyTorch's.
 
     Args:
-        model: ``.pth`` or ``.safetensors``; for ``web`` one or several.
+        model: ``.pth`` or ``.safetensors``, or a name of :mod:`sdakd.files.named`; for ``web`` one or several; its
+            default is that of `sdakd upscale`.
         to: Of :data:`FORMATS`; or ``all``, which leaves out those that cannot be had and says why; or ``web`` alone.
         output: A folder, or for one format a file name with the format's ending.
         half: Weights in float16; input and output stay float32.
@@ -166,9 +169,11 @@ def export(
             the same only where no format is left.
     """
     names, output = list(dict.fromkeys([to] if isinstance(to, str) else to)), Path(output)
-    models = list(map(Path, [model] if isinstance(model, str | Path) else model))
     for name in names:
         one_of(name, [*FORMATS, web.NAME, ALL], '--to')
+    if model is None and names != [web.NAME]:
+        raise UserError('-m', f'name a model; only --to {web.NAME} has one of its own ({zoo().default}).')
+    models = model_files(zoo().default if model is None else model)
     for path in models:
         if path.suffix == '.onnx':
             raise UserError(

@@ -17,9 +17,10 @@ from sdakd.commands.interface import MOST_THREADS, Flags, number, one_of, whole
 from sdakd.commands.upscale.enhancer import FACE_URLS, face_enhancer, with_faces
 from sdakd.commands.upscale.inputs import check_flags, plan_of, rate_of
 from sdakd.commands.upscale.passes import Upscaled, enlarge_images, enlarge_videos, first_looks, left_behind
-from sdakd.compat import UserError, near
+from sdakd.compat import UserError
 from sdakd.files.encoding import Wanted
 from sdakd.files.limits import MAX_PIXELS, limited
+from sdakd.files.named import by_name, model_file, zoo
 from sdakd.files.pictures import read
 from sdakd.files.results import output_folder
 from sdakd.progress import say
@@ -30,10 +31,7 @@ if TYPE_CHECKING:
     from sdakd.files.generators import Opened
 
 __all__ = ['FACE_URLS', 'Upscaled', 'add_arguments', 'open_upscaler', 'read', 'upscale', 'with_faces']
-DEFAULT = 'demo_student_x4'
 EXTENSIONS, ALPHA = ('auto', 'png', 'jpg', 'webp'), ('realesrgan', 'bicubic')
-PRETRAINED = Path(__file__).parents[2] / 'pretrained'
-DOWNLOADS = Path('experiments/pretrained_models')  # where the option files want official networks, too
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     result = 'folder for the results; of a video also a file, frames/%05d.png, or - for a pipe'
     add('-o', '--output', help=result)
     add('-m', '--model_path', dest='model', metavar='FILE', help='model: .pth, .safetensors, ncnn .param or .onnx')
-    named = f'a model by name instead: {DEFAULT} (default), RealESRGAN_x4plus, realesr-general-x4v3, ...'
+    named = f'a model by name: {zoo().default} (default), ..., RealESRGAN_x4plus, ...; `sdakd models` lists them'
     add('-n', '--model_name', dest='name', metavar='NAME', help=named)
     own = "factor between input and output (default: the model's own)"
     add('-s', '--outscale', type=number, help=own)
@@ -98,27 +96,16 @@ def _positive(value: object, where: str) -> float | None:
 
 
 def _model_file(model: str | Path | None, name: str | None) -> tuple[Path, str]:
-    """The model's file and the flag that named it; an official one is downloaded where it is missing.
+    """The model's file and the flag that named it.
 
     Raises:
-        UserError: Both flags, an unknown name, or a file that is not there and cannot be downloaded.
+        UserError: Both flags, a name that is unknown, or a published model that is not here.
     """
-    from sdakd_arch.zoo import URLS, ensure_file
-
-    if model is not None:
-        if name is not None:
-            raise UserError('-m and -n', 'give one of them, a file or a name.')
-        return Path(model), '-m'
-    name = (name or DEFAULT).removesuffix('.pth')
-    shipped = {path.stem: path for path in PRETRAINED.iterdir() if path.suffix in ('.pth', '.safetensors')}
-    if name in shipped:
-        return shipped[name], '-n'
-    official = {Path(file).stem for file in URLS if file.lower().startswith('realesr') and 'netD' not in file}
-    if name not in official:
-        raise UserError('-n', f'no model is called {name}; {near(name, official | shipped.keys())}.')
-    path = DOWNLOADS / f'{name}.pth'
-    ensure_file(path, '-n', 'name another file with -m')
-    return path, '-n'
+    if model is None:
+        return by_name(zoo().default if name is None else name), '-n'
+    if name is not None:
+        raise UserError('-m and -n', 'give one of them, a file or a name.')
+    return model_file(model), '-m'
 
 
 def _device(gpu: int | None, onnx: bool) -> str:
@@ -194,8 +181,9 @@ def upscale(
         images: An image (grey, colour or alpha, 8 or 16 bits), a video, or a folder of them. Numbered pictures such as
             ``frames/%05d.png`` are a video; ``-`` is one on standard input.
         output: Folder for the results. Of a video, a file too, numbered pictures, or ``-`` for standard output.
-        model: ``.pth``, ``.safetensors`` or ``.onnx``; default: the student that ships with this project.
-        name: Instead of ``model``, a model that ships with this project or an official one, which is downloaded.
+        model: ``.pth``, ``.safetensors``, ncnn's ``.param`` or ``.onnx``, or what ``name`` may be; default: the best
+            general student that ships with this project (:attr:`sdakd.files.named.Zoo.default`).
+        name: Instead of ``model``, a model that ships with this project, or a published one that `sdakd fetch` has got.
         outscale: Factor between input and output; default: the model's own. Lanczos interpolation does the rest.
         factor: What GCFSR is told; default: what the size of the face says.
         tile: Side of a tile in input pixels; 0: no tiles; None: what fits into the memory.
