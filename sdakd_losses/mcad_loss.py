@@ -9,6 +9,8 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
+from sdakd_losses.shared import gather_of_all
+
 
 def contrast(student: torch.Tensor, teacher: torch.Tensor, tau: float, first: int = 0) -> torch.Tensor:
     """InfoNCE without the positive pair in its denominator, as MCAD-KD has it.
@@ -109,7 +111,7 @@ class ContrastiveImageLoss(nn.Module):
 
     def _contrast(self, head: nn.Module, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            known, first = _of_all_processes(F.normalize(head(teacher), dim=1))
+            known, first = gather_of_all(F.normalize(head(teacher), dim=1))
         return contrast(F.normalize(head(student), dim=1), known, self.tau, first)
 
     def _places(self, height: int, width: int) -> list[tuple]:
@@ -124,12 +126,3 @@ def _head(channels: list[int], embedding: int) -> nn.Sequential:
     for own, following in zip(channels, channels[1:], strict=False):
         layers += [nn.Conv2d(own, following, 3, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], embedding))
-
-
-def _of_all_processes(embeddings: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The embeddings of the batches of all processes, one after the other, and where those of this one begin."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return embeddings, 0
-    found = [torch.empty_like(embeddings) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(found, embeddings)
-    return torch.cat(found), torch.distributed.get_rank() * len(embeddings)

@@ -24,7 +24,6 @@ def test_it_is_the_recipe_of_the_zoo():
     one, other = own['discriminators']['image'], zoo['discriminators']['image']
     assert (one['real'], one['fake']) == (other['real'], other['fake']) == ('teacher', ['student'])
     assert one['network']['num_feat'] == own['network_g']['num_feat']
-    assert one['gan_opt']['share'] == zoo['train']['gan_opt']['share']
     first = load('methods/sdakd')['train']['stages']['supervised']
     assert own['train']['stages']['supervised'] == first
     scenario = Scenario.read(own)
