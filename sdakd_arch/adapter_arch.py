@@ -35,16 +35,18 @@ class ChannelMLP(nn.Sequential):
         in_ch: Channels of the student's feature map.
         out_ch: Channels of the teacher's feature map.
         hidden_ratio: Hidden channels as a multiple of ``out_ch``; 0 leaves one linear 1x1 convolution, for ablations.
+        bias: Whether convolutions have one.
 
     Shape: ``(N, in_ch, H, W)`` to ``(N, out_ch, H, W)``.
     """
 
-    def __init__(self, in_ch: int, out_ch: int, hidden_ratio: float = 1.0) -> None:
+    def __init__(self, in_ch: int, out_ch: int, hidden_ratio: float = 1.0, bias: bool = True) -> None:
         if hidden_ratio == 0:
-            super().__init__(nn.Conv2d(in_ch, out_ch, 1))
+            super().__init__(nn.Conv2d(in_ch, out_ch, 1, bias=bias))
             return
         hidden = max(1, round(out_ch * hidden_ratio))
-        super().__init__(nn.Conv2d(in_ch, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, out_ch, 1))
+        layers = nn.Conv2d(in_ch, hidden, 1, bias=bias), nn.ReLU(inplace=True), nn.Conv2d(hidden, out_ch, 1, bias=bias)
+        super().__init__(*layers)
 
 
 @ARCH_REGISTRY.register()
@@ -74,15 +76,17 @@ class AdapterBank(nn.Module):
 
     Args:
         channels: For each student tap, by name, the numbers of channels ``(student, teacher)``.
-        hidden_ratio: See :class:`ChannelMLP`; None makes every adapter a :class:`Connector`.
+        hidden_ratio, bias: See :class:`ChannelMLP`; None for the first makes every adapter a :class:`Connector`.
     """
 
-    def __init__(self, channels: Mapping[str, tuple[int, int]], hidden_ratio: float | None = 1.0) -> None:
+    def __init__(
+        self, channels: Mapping[str, tuple[int, int]], hidden_ratio: float | None = 1.0, bias: bool = True
+    ) -> None:
         super().__init__()
         # a parameter's name may hold no dot, a module path does
         self.adapters = nn.ModuleDict(
             {
-                self._key(name): Connector(*pair) if hidden_ratio is None else ChannelMLP(*pair, hidden_ratio)
+                self._key(name): Connector(*pair) if hidden_ratio is None else ChannelMLP(*pair, hidden_ratio, bias)
                 for name, pair in channels.items()
             }
         )

@@ -22,7 +22,7 @@ from sdakd import stops
 from sdakd.compat import UserError
 from sdakd_data.randomness import aside
 
-IMAGES, SAMPLES = 0, 1  # what a seed is for
+IMAGES, SAMPLES, HELD_OUT = 0, 1, 2  # what a seed is for
 AHEAD = 2  # batches that a process loads ahead, torch's default
 TRIES = 50  # images that are skipped in a row before the data set is given up
 
@@ -97,27 +97,38 @@ class Drawn(Dataset):
         seed: Of the run.
         where: Its key in the option file.
         skip: Whether a sample that cannot be made is replaced by the next one; else it raises :class:`SampleError`.
+        held_out: Of so many images, by name, one is held out: it is no sample, and every sample brings one of these
+            along as ``held_out``, drawn at random. 0 holds none out.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, where: str, skip: bool = False) -> None:
+    def __init__(self, dataset: Dataset, seed: int, where: str, skip: bool = False, held_out: int = 0) -> None:
         self.dataset, self.seed, self.where, self.skip = dataset, seed, where, skip
         options = getattr(dataset, 'opt', None)
         backend = options.get('io_backend') if isinstance(options, Mapping) else None
         # told now: data sets take the type out of their options when they read the first image
         self.on_disk = isinstance(backend, Mapping) and backend.get('type') == 'disk'
-        self.order = sorted(range(len(dataset)), key=self._key)
+        order = sorted(range(len(dataset)), key=self._key)
+        self.held = order[held_out - 1 :: held_out] if held_out else []
+        self.order = [index for number, index in enumerate(order) if not held_out or (number + 1) % held_out]
 
     def _key(self, index: int) -> list[list[str]]:
         return [os.path.splitext(path)[0].replace(os.sep, '/').split('/') for path in self._paths(index)]
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.order)
 
     def __getitem__(self, drawn: tuple[int, int]) -> Mapping:
         first, draw = drawn
-        for number in range(min(TRIES, len(self)) if self.skip else 1):
-            index = self.order[(first + number) % len(self)]
-            with aside(self.seed, SAMPLES, draw):
+        sample = self._sample(self.order, first, draw, SAMPLES)
+        if self.held:
+            chosen = int(np.random.default_rng([self.seed, HELD_OUT, draw]).integers(len(self.held)))
+            sample = {**sample, 'held_out': self._sample(self.held, chosen, draw, HELD_OUT)}
+        return sample
+
+    def _sample(self, order: list[int], first: int, draw: int, purpose: int) -> Mapping:
+        for number in range(min(TRIES, len(order)) if self.skip else 1):
+            index = order[(first + number) % len(order)]
+            with aside(self.seed, purpose, draw):
                 try:
                     self._look(index)
                     return self.dataset[index]

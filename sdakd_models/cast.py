@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdakd.compat import Mistakes, UserError
 from sdakd_arch.backbones import PerceptualBackbone
+from sdakd_arch.channel_masks import ChannelMasks
 from sdakd_arch.families import family_of, untold
 from sdakd_arch.foreign import Foreign, needs_spandrel, open_foreign
 from sdakd_arch.placebo import shuffle
@@ -30,6 +31,7 @@ from sdakd_models.precision import DTYPES, Lowered, Precisions, compile_in_place
 from sdakd_models.reader import read_state
 from sdakd_models.registry import TERMS
 from sdakd_models.scenario import Scenario
+from sdakd_models.selection import Selection
 
 
 class Cast:
@@ -82,6 +84,9 @@ class Cast:
             for name, entry in scenario.discriminators.items():
                 with mistakes.collect():
                     self.discriminators[name] = self._discriminator(entry)
+            for discriminator in self.discriminators.values():
+                with mistakes.collect():
+                    self._select(discriminator)
         if self.on_meta:  # batches of one image
             for network in (*[player.bare for player in self.players], *self.teachers.values()):
                 network.eval()
@@ -232,6 +237,21 @@ class Cast:
             freeze(network)
         loss = None if self.on_meta else self.scenario.terms[entry.term].build(self.device)
         return Discriminator(entry.name, entry, loss, network, player)
+
+    def _select(self, discriminator: Discriminator) -> None:
+        """Gives a discriminator its channel masks, where it is activated selectively."""
+        options = discriminator.facts.selective
+        teacher = self.discriminators.get(options.against) if options is not None else None
+        if teacher is None or discriminator.player is None:  # the checks say why
+            return
+        masks = ChannelMasks(
+            discriminator.bare, options.layers, options.threshold, discriminator.facts.key('selective:layers')
+        )
+        optim = {'type': 'Adam', 'betas': [0.9, 0.999]}  # published
+        name, terms = f'{discriminator.player.name}_masks', (discriminator.term,)
+        player = Player(name, masks, masks, 'd', terms, optim, self.scaler, options.lr)
+        self.players.append(player)
+        discriminator.selection = Selection(discriminator, masks, player, teacher)
 
 
 def student_network(options: Mapping, path: Mapping | None) -> nn.Module:

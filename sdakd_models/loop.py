@@ -22,6 +22,7 @@ from sdakd import stops
 from sdakd.compat import UserError, exit_with_sentence
 from sdakd_data.draws import Drawn, Draws, SampleError, training_loader
 from sdakd_models.processes import ending_together, is_ending
+from sdakd_models.scenario import held_out_of
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -222,12 +223,14 @@ def create_train_val_dataloader(opt: dict, logger) -> tuple:
         if phase == 'train':
             skip = options.get('on_bad_sample') == 'skip'
             batch, processes = options['batch_size_per_gpu'], opt['world_size']
-            draws = Draws(len(dataset), batch, seed, loop.iteration + 1, total, opt['rank'], processes)
+            drawn = Drawn(dataset, seed, 'datasets:train', skip, held_out_of(opt))
+            draws = Draws(len(drawn), batch, seed, loop.iteration + 1, total, opt['rank'], processes)
             if 'loading' in opt:
                 logger.info(opt['loading'])
-            train = training_loader(Drawn(dataset, seed, 'datasets:train', skip), draws, opt)
+            train = training_loader(drawn, draws, opt)
+            held = f', {len(drawn.held):,d} more held out' if drawn.held else ''
             logger.info(
-                f'Training statistics:\n\tNumber of train images: {len(dataset):,d}\n\tBatch size per gpu: {batch}'
+                f'Training statistics:\n\tNumber of train images: {len(drawn):,d}{held}\n\tBatch size per gpu: {batch}'
                 f'\n\tWorld size (gpu number): {processes}\n\tEpochs: {draws.epoch(total) + 1:,d}; iters: {total:,d}.'
             )
         else:

@@ -22,7 +22,7 @@ from torch import nn
 from sdakd.compat import Mistakes, UserError, gathering, meant, near, one_line
 from sdakd_arch.weights import tensors_only
 from sdakd_arch.width import lookup
-from sdakd_models.stages import Count, Plan, Stage
+from sdakd_models.stages import Count, Plan, Positive, Stage
 
 T = TypeVar('T')
 CHOICE = "`foreach` or `fused` choose PyTorch's implementation, by default the fused one, from torch 2.5 on."
@@ -88,6 +88,32 @@ class TeacherBlock(Block):
     ] = None
 
 
+class Selective(Block):
+    """Selective activation (GCC): channels go on and off so that a discriminator keeps the balance of the teacher's."""
+
+    against: Annotated[str, Meta(description="Entry of `discriminators` whose balance is kept: the teacher's.")] = (
+        'teacher'
+    )
+    lr: Annotated[
+        Positive,
+        Meta(description='Learning rate of the numbers that stand for the channels, decaying as the stage does.'),
+    ] = 1e-4
+    threshold: Annotated[
+        float, Meta(gt=0, lt=1, description='A channel is off where its number, 1 at first, is no larger.')
+    ] = 0.5
+    held_out: Annotated[
+        int,
+        Meta(ge=2, description='Of so many training images, by name, one is shown to this step alone: 10 for a tenth.'),
+    ] = 10
+    layers: Annotated[
+        list[str] | None,
+        Meta(
+            description='Whose channels: convolutions, or the batch normalisations that follow them. By default all '
+            'convolutions but the last.'
+        ),
+    ] = None
+
+
 class DiscriminatorBlock(Block):
     """A further discriminator: an entry of ``discriminators:``, switched on in a stage as ``gan:<name>``."""
 
@@ -101,6 +127,9 @@ class DiscriminatorBlock(Block):
     learns: Annotated[bool, Meta(description='False: frozen, buffers included.')] = True
     trains_student: Annotated[bool, Meta(description='Whether the student is trained to please it.')] = True
     gan_opt: Annotated[dict | None, Meta(description='GAN loss; default train:gan_opt.')] = None
+    selective: Annotated[
+        Selective | None, Meta(description='Switch channels on and off, by images that are held out.')
+    ] = None
 
     name: ClassVar[str] = ''
 

@@ -21,6 +21,7 @@ from sdakd_models.options import DiscriminatorBlock
 from sdakd_models.parts import Still, advance, mixes
 from sdakd_models.precision import unscaled
 from sdakd_models.processes import together
+from sdakd_models.selection import Selection
 from sdakd_models.stages import Stage
 
 
@@ -122,6 +123,7 @@ class Player:
         terms: It learns in the stages where one of these terms is on; empty for every stage.
         optim: Type and values of its optimizer, without the rate.
         scaler: What scales its losses, and takes that back before a step; default: nothing does.
+        lr: A rate of its own in the place of the stages', which decays as theirs.
     """
 
     def __init__(
@@ -133,8 +135,10 @@ class Player:
         terms: Iterable[str],
         optim: Mapping,
         scaler: torch.amp.GradScaler | None = None,
+        lr: float | None = None,
     ) -> None:
         self.name, self.net, self.bare, self.side, self.terms = name, net, bare, side, tuple(terms)
+        self.lr = lr
         self.optimizer, self.scaler = make_optimizer(bare.parameters(), optim), scaler or unscaled()
 
     def learns_in(self, stage: Stage) -> bool:
@@ -189,7 +193,12 @@ class Discriminator:
         loss: Its GAN loss; ``loss_weight`` counts for the student only.
         bare: The network on its device.
         player: The player that trains it, or None when it is frozen.
+
+    Attributes:
+        selection: What chooses its channels, where it is activated selectively.
     """
+
+    selection: Selection | None = None
 
     def __init__(
         self, name: str, facts: DiscriminatorBlock, loss: nn.Module, bare: nn.Module, player: Player | None
@@ -217,9 +226,10 @@ class Discriminator:
         """
         self.bare.requires_grad_(False)
         self.bare.train(self.player is not None and who in self.facts.fake)
-        return self.loss(context.run(self.bare, self._shown(context, context.student)), True, is_disc=False)
+        return self.loss(context.run(self.bare, self.shown(context, context.student)), True, is_disc=False)
 
-    def _shown(self, context: Context, image: torch.Tensor) -> torch.Tensor:
+    def shown(self, context: Context, image: torch.Tensor) -> torch.Tensor:
+        """An image as the discriminator sees it: without the border where some of its images are the teacher's."""
         return context.inside(image) if self.facts.sees_teacher else image
 
     def learn(
@@ -237,7 +247,7 @@ class Discriminator:
             return {}
         self.bare.requires_grad_(True).train()
         net, log = self.player.net, {}
-        real = self._shown(context, context.target('gan') if self.facts.real == 'gt' else context.teacher)
+        real = self.shown(context, context.target('gan') if self.facts.real == 'gt' else context.teacher)
         images = {
             'student': lambda: context.student,
             'teacher': lambda: context.teacher if teacher is None else teacher.student,
@@ -253,7 +263,7 @@ class Discriminator:
             )
         losses, verdicts = [], []
         for name in self.facts.fake:
-            verdict = context.run(net, self._shown(context, images[name]().detach()))
+            verdict = context.run(net, self.shown(context, images[name]().detach()))
             loss = self.loss(verdict, False, is_disc=True) / len(self.facts.fake)
             self.player.derive(loss)
             losses.append(loss.detach())
@@ -272,6 +282,6 @@ class Discriminator:
             return {}
         self.bare.eval()
         with torch.no_grad():
-            images = (self._shown(context, image) for image in (context.teacher, context.target('gan')))
+            images = (self.shown(context, image) for image in (context.teacher, context.target('gan')))
             teacher, real = (together(context.run(self.bare, image)) for image in images)
         return {f'out_d_overlap{self.suffix}': overlap(teacher, real)}

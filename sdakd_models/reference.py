@@ -18,7 +18,7 @@ from sdakd_models.basicsr_options import (
     StudentBlock,
     Validation,
 )
-from sdakd_models.options import Cotrain, DiscriminatorBlock, Logger, TeacherBlock, Train, Wandb
+from sdakd_models.options import Cotrain, DiscriminatorBlock, Logger, Selective, TeacherBlock, Train, Wandb
 from sdakd_models.registry import TERMS
 from sdakd_models.stages import CosineAnnealingLR, MultiStepLR, Stage
 
@@ -106,7 +106,9 @@ One line takes a term out of all stages: `perceptual_opt: ~`. The log has `l_g_<
 backbones with the backbone's name (`l_g_percep_vgg16`), and for every discriminator `l_d_real`, `l_d_fake`,
 `out_d_real` and `out_d_fake`, with `_<name>` for entries of `discriminators`. One with
 `real: teacher` also logs `out_d_overlap_<name>`: how much its outputs on the teacher's images and on the ground truth
-overlap, 1 for equal distributions and 0 for separate ones.
+overlap, 1 for equal distributions and 0 for separate ones. One with `selective` also logs `l_d_gap_<name>`, how far
+its balance is from the teacher's, and `out_d_channels_<name>`, the part of its channels that are on
+([GCC](methods/gcc.md)).
 
 A run without `network_g`, whose stages have no `lr_g`, trains discriminators only. R1 is logged as `l_d_r1`. A
 teacher with `cotrain` learns at the student's rate and with its optimizer, by the terms that compare with no
@@ -235,6 +237,7 @@ def reference() -> str:
         ('CosineAnnealingLR', CosineAnnealingLR),
         *((f'train: {cls.option}', cls.Options) for _, cls in terms if structs.fields(cls.Options)),
         ('discriminators: an entry', DiscriminatorBlock),
+        ('selective', Selective),
         ('students: an entry', StudentBlock),
         ('logger', Logger),
         ('wandb', Wandb),

@@ -36,12 +36,14 @@ class Rehearsed:
         compares: By stage, whether feature maps are compared.
         taps: By teacher, which of its feature maps.
         pooled: Whether pairs are used several times.
+        held_out: Of so many training images one is held out; 0: none.
     """
 
     drawn: dict[str, Snapshot]
     compares: dict[str, bool]
     taps: dict[str, list[str]]
     pooled: bool
+    held_out: int = 0
 
 
 def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> Rehearsed:
@@ -97,7 +99,8 @@ def rehearse(opt: dict, cast: Cast | None = None, begins: bool = False) -> Rehea
         }
         taps = {name: each.names for name, each in model.taps.items() if name != 'student'}
         del model
-    return Rehearsed(drawn, compares, taps, Scenario.read(opt).train.pool_reuse > 1)
+    scenario = Scenario.read(opt)
+    return Rehearsed(drawn, compares, taps, scenario.train.pool_reuse > 1, scenario.held_out)
 
 
 def shrunk(opt: Mapping, cast: Cast) -> dict:

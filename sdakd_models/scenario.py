@@ -198,6 +198,12 @@ class Scenario:
     def scale(self) -> int:
         return self.file.get('scale') or 1
 
+    @property
+    def held_out(self) -> int:
+        """Of so many training images one is held out, for discriminators that are activated selectively; 0: none."""
+        found = [entry.selective.held_out for entry in self.discriminators.values() if entry.selective is not None]
+        return min(found, default=0)
+
     # ------------------------------------------------------------------------------------------------ sizes of crops
 
     @property
@@ -258,6 +264,11 @@ class Scenario:
         """Whether all terms of a stage compare with a teacher, which sees nothing of the border of crops."""
         blind = {entry.term for entry in self.discriminators.values() if entry.sees_teacher}
         return all(teachers_of(self.terms[term]) or term in blind for term in self.active[stage])
+
+
+def held_out_of(opt: Mapping) -> int:
+    """What a run of one student or of several holds out of its training images; see :attr:`Scenario.held_out`."""
+    return max(Scenario.read(each).held_out for each in (opt.get('students') or {'': opt}).values())
 
 
 def teachers_of(block: TermBlock) -> Iterable[str]:

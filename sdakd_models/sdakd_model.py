@@ -39,6 +39,7 @@ from sdakd_models.precision import eagerly
 from sdakd_models.processes import meet
 from sdakd_models.reader import forget_states
 from sdakd_models.scenario import Scenario
+from sdakd_models.selection import on_held_out
 from sdakd_models.shares import Shares
 from sdakd_models.stages import Moment, StageMark
 from sdakd_models.validation import Validation
@@ -60,7 +61,9 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
     discriminators_first = False  # Real-ESRGAN's order: the generator is updated before its discriminator
     unread: Callable[[], None] | None = None  # the end of the report on the last step, where it waits
     at_work = ''  # the term that a step is computing, for the sentence of a rehearsal
-    batch = ('lq', 'gt', 'answers', 'sources')  # what feed_data() sets that a step looks at
+    batch = ('lq', 'gt', 'answers', 'sources', 'held_out')  # what feed_data() sets that a step looks at
+    held_out: Mapping | None = None  # the images of the current iteration that are held out, as the loader gives them
+    aside = False  # whether these are at work
 
     def __init__(self, opt: Mapping) -> None:
         BaseModel.__init__(self, opt)  # not SRModel's constructor: the cast is what it would build
@@ -183,7 +186,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
 
         It comes from the pool, from a cache, or from what several students have in common.
         """
-        if any(teacher.name == who for teacher in self.cotrained):
+        if self.aside or any(teacher.name == who for teacher in self.cotrained):
             return None
         if self.pool is not None:
             return self.pool.answers(who, with_features, with_image)
@@ -230,6 +233,8 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         return aside(self.opt['manual_seed'], BATCHES, self.last_iter + 1, self.opt['rank'], device=self.device)
 
     def _next(self, data: Mapping) -> None:
+        data = dict(data)
+        self.held_out = data.pop('held_out', None)
         pooled, batch = self.pool is not None and self.is_train, len(next(iter(data.values())))
         if not pooled or self.pool.wants(batch):
             self.take(data)
@@ -265,7 +270,7 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         if self.loop is not None:
             self.loop.between()
         for player in self.players:
-            player.set_learning_rate(self.plan.learning_rate(current_iter, player.side))
+            player.set_learning_rate(self.plan.learning_rate(current_iter, player.side, player.lr))
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One step: the generators' side and every discriminator that learns in this stage."""
@@ -315,6 +320,9 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
                 log.update(each.learn(context, contexts.get('teacher'), self._r1_weight(current_iter)))
                 if each.player is not None:
                     each.player.step(stage.grad_clip)
+                if each.selection is not None:
+                    with on_held_out(self):
+                        log.update(each.selection.learn(Context(self, False, author=self.bare_student), moment))
                 if current_iter % self.opt['logger']['print_freq'] == 0:
                     log.update(each.diagnose(context))
             self.at_work = ''

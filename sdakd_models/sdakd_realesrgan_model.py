@@ -33,7 +33,7 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
     def take(self, data: Mapping) -> None:
         """Takes ``gt`` with blur kernels to degrade, or a pair of ``lq`` and ``gt``."""
         options = self.opt
-        if self.pool is not None and self.is_train and self.scenario.degrades:
+        if self.pool is not None and not self.aside and self.is_train and self.scenario.degrades:
             # the degradation's last step cuts pairs to gt_size; those of the pool are larger
             side = options['gt_size'] + (2 * self.teacher_margin + ROOM) * options['scale']
             side = min(side, data['gt'].shape[-1])
@@ -53,7 +53,7 @@ class SDAKDRealESRGANModel(SDAKDModel, RealESRGANModel):
 
         BasicSR shuffles all pairs in memory and takes the first ones; here only their order is shuffled.
         """
-        if self.pool is not None:
+        if self.pool is not None or self.aside:
             return
         if not hasattr(self, 'queue_lr'):
             self.queue_lr = self.lq.new_zeros(self.queue_size, *self.lq.shape[1:])

@@ -120,10 +120,10 @@ class Plan:
                     return f':{name}:{key}: it was {old!r} when the run began, and is {new!r}'
         return ''
 
-    def learning_rate(self, iteration: int, side: Literal['g', 'd']) -> float:
-        """The rate of the generator's or the discriminators' side; 0 where the stage names none."""
+    def learning_rate(self, iteration: int, side: Literal['g', 'd'], own: float | None = None) -> float:
+        """The rate of the generator's or the discriminators' side, or one of a player's own; 0 where there is none."""
         moment = self.at(iteration)
-        base = moment.stage.lr_g if side == 'g' else moment.stage.lr_d
+        base = own if own is not None else moment.stage.lr_g if side == 'g' else moment.stage.lr_d
         return (base or 0.0) * moment.stage.factor(moment.step)
 
 

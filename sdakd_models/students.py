@@ -150,6 +150,12 @@ def check_together(found: Mapping[str, Rehearsed]) -> None:
                     f'in a step of the stage {stage} it draws other random numbers than {first} (such as dropout), and '
                     'would have other training data in a run of its own; give it one.',
                 )
+            elif other.held_out != model.held_out:
+                mistakes.add(
+                    where,
+                    f'it holds out other training images than {first} for a selective discriminator, and would have '
+                    'other training data in a run of its own; give it one, or all students the same.',
+                )
             elif other.pooled and (other.compares, other.taps) != (model.compares, model.taps):
                 mistakes.add(
                     where,

@@ -57,6 +57,13 @@ def check_run(opt: dict, mistakes: Mistakes, quiet: bool = False) -> Cast | None
                 images[phase] = data.check(scenario, phase, shallow=shallow)
     if scenario.datasets and 'train' not in scenario.datasets and not mistakes.about('datasets:train'):
         mistakes.add('datasets:train', 'the data set to train on is missing.')
+    if 'train' in images and images['train'] < scenario.held_out:
+        entry = next(entry for entry in scenario.discriminators.values() if entry.selective is not None)
+        mistakes.add(
+            entry.key('selective:held_out'),
+            f'one of {scenario.held_out} training images is held out, and there are {images["train"]}; write a smaller '
+            'number.',
+        )
     if not mistakes.about('val'):
         for phase, number in images.items():
             with mistakes.collect():

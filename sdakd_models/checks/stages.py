@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sdakd.compat import Mistakes, UserError, near, one_line
-from sdakd_models.options import Train, gan_term
+from sdakd_models.options import DiscriminatorBlock, Train, gan_term
 from sdakd_models.players import OPTIMIZERS, make_optimizer
 from sdakd_models.registry import TERMS
 from sdakd_models.scenario import Scenario
@@ -40,6 +40,9 @@ def _check_stage(scenario: Scenario, stage: Stage, active: list[str], where: str
                 f'{where}:terms: the term {term!r} looks into the discriminator {which!r}, which is not on in this '
                 f'stage; add {gan_term(which)!r}.'
             )
+    for entry in scenario.discriminators.values():
+        if entry.term in active and entry.selective is not None:
+            _check_selective(scenario, entry, active, where)
     _check_shares(scenario, stage, active, where)
     on = [entry for entry in scenario.discriminators.values() if entry.term in active]
     training = [term for term in active if term in TERMS] + [entry.term for entry in on if entry.trains_student]
@@ -54,6 +57,24 @@ def _check_stage(scenario: Scenario, stage: Stage, active: list[str], where: str
         raise UserError(f'{where}:lr_d: the key is missing, but a discriminator learns in this stage ({learning[0]}).')
     if not training and not learning:
         raise UserError(f'{where}:terms: no term is left that trains the student or a discriminator.')
+
+
+def _check_selective(scenario: Scenario, entry: DiscriminatorBlock, active: list[str], where: str) -> None:
+    against = entry.selective.against
+    if not entry.learns or 'student' not in entry.fake:
+        raise entry.error('it balances a discriminator that learns from the student; leave it out here.', 'selective')
+    if scenario.faces:
+        raise entry.error('no face is held out from a training; leave it out here.', 'selective')
+    if against == entry.name:
+        raise entry.error('this is the discriminator itself; name that of the teacher.', 'selective:against')
+    if gan_term(against) not in active:
+        raise UserError(
+            f'{where}:terms',
+            f'{entry.term!r} keeps the balance of the discriminator {against!r} ({entry.key("selective:against")}), '
+            f'which is not on in this stage; add {gan_term(against)!r}.',
+        )
+    if len({each.selective.held_out for each in scenario.discriminators.values() if each.selective}) > 1:
+        raise entry.error('another discriminator holds out other images; write the same number.', 'selective:held_out')
 
 
 def _check_shares(scenario: Scenario, stage: Stage, active: list[str], where: str) -> None:

@@ -84,7 +84,7 @@ def scenario(world, kind):
         stage |= {'iters': STAGE, 'lr_g': 1e-3, 'warmup_iter': 0}
     options['logger'] |= {'save_checkpoint_freq': 3, 'print_freq': 1}
     options['datasets']['train']['num_worker_per_gpu'] = 2 if kind in ('paired', 'faces') else 0
-    if kind in ('degraded', 'reused'):
+    if kind in ('degraded', 'reused', 'selective'):
         names = sorted(path.name for path in (world.root / 'HR').iterdir())
         (world.root / 'HR.txt').write_text(''.join(f'{name} (64,64,3)\n' for name in names))
         options |= {'model_type': 'SDAKDRealESRGANModel', **world.degradation, 'gt_size': 64}
@@ -97,13 +97,21 @@ def scenario(world, kind):
         options |= {'queue_size': 8}
         options['train'] |= {'pool_reuse': 2, 'teacher_margin': 2, 'output_opt': {'type': 'L1Loss'}}
         options['train']['stages']['distillation']['terms'] = ['output', 'feature']
+    if kind == 'selective':  # channel masks of a discriminator, by images that are held out
+        judge = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
+        selective = {'lr': 0.2, 'held_out': 4}
+        options['discriminators'] = {
+            'selected': {'network': judge, 'selective': selective},
+            'teacher': {'network': judge, 'fake': ['teacher'], 'trains_student': False},
+        }
+        options['train']['stages']['adversarial']['terms'] += ['gan:selected', 'gan:teacher']
     if kind == 'paired':  # what validation changes: the best checkpoint, and a teacher that learns along
         options['teacher'] = {'weights': options['teacher']['weights'], 'cotrain': {'metric': 'psnr'}}
         options['val']['val_freq'], options['logger']['keep_best'] = 3, 'psnr'
     return options
 
 
-@pytest.mark.parametrize('kind', ['paired', 'degraded', 'reused'])
+@pytest.mark.parametrize('kind', ['paired', 'degraded', 'reused', 'selective'])
 def test_a_killed_run_that_goes_on_ends_in_the_same_bits(world, runs, kind):
     options = scenario(world, kind)
     files = {name: world.write(options | {'name': name}, f'{name}.yml') for name in ('whole', 'killed')}
@@ -115,6 +123,7 @@ def test_a_killed_run_that_goes_on_ends_in_the_same_bits(world, runs, kind):
     assert not differences(whole, killed)
     assert {'net_g_latest.pth', 'net_d_latest.pth', 'net_adapter_latest.pth', '12_random0.pth'} <= whole.keys()
     assert ('12_pool0.pth' in whole) == (kind != 'paired')
+    assert ('net_d_selected_masks_latest.pth' in whole) == (kind == 'selective')
     # it is not that nothing was random
     other = world.write(options | {'name': 'other', 'manual_seed': 1}, 'other.yml')
     runs(other)
