@@ -13,6 +13,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from skimage import data
@@ -287,6 +288,19 @@ def test_realesrgan_pairs_depend_on_seed_and_name_only(photos):
     for name in ('a', 'c'):
         gt, lq = (cv2.imread(str(root / 'first' / part / f'{name}.png')) for part in ('gt', 'lq'))
         assert 12 < psnr(lq, matlab_bicubic(gt, 4)) < 40
+
+
+def test_sharpened_ground_truth_is_that_of_basicsr(photos):
+    from basicsr.utils.img_process_util import USMSharp
+
+    plain, sharp = (realesrgan(photos, photos.parent / name, *more) for name, more in (('p', ()), ('s', ['--sharpen'])))
+    assert {name for name in plain if plain[name] != sharp[name]} == {'gt/a.png', 'gt/c.png'}  # LQ is the same
+    for name in 'ac':
+        gt, found = (cv2.imread(str(photos.parent / part / 'gt' / f'{name}.png')) for part in 'ps')
+        wanted = USMSharp()(torch.from_numpy(gt.transpose(2, 0, 1).astype(np.float32) / 255)[None])[0]
+        error = found.astype(float) - wanted.numpy().transpose(1, 2, 0) * 255
+        assert np.abs(error).max() < 0.51
+        assert np.abs(found.astype(int) - gt).max() > 10
 
 
 @pytest.mark.parametrize('links', [True, False])
@@ -569,6 +583,7 @@ def test_image_too_small(photos, job, capsys):
             'pairs -i in -o out --degradation bicubic --per_image 2',
             '--per_image: .*pairs of an image would be equal',
         ),
+        ('pairs -i in -o out --degradation bicubic --sharpen', "--sharpen: .*Real-ESRGAN's targets"),
         ('pairs -i in -o out --degradation realesrgan --per-image 0', "--per_image: .* at least 1, not '0'"),
         ('pairs -i in -o out --degradation bicubic -opt ok.yml', '-opt: .*leave it out'),
         ('pairs -i in -o out --degradation realesrgan -opt gone.yml', '-opt: .*gone.yml cannot be read'),

@@ -26,6 +26,7 @@ def pairs(
     scale: int | None = None,
     opt: str | None = None,
     per_image: int = 1,
+    sharpen: bool = False,
     seed: int = 0,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -39,6 +40,7 @@ def pairs(
         scale: GT over LQ; default: the option file's, or 4.
         opt: Training option file whose Real-ESRGAN degradation replaces the published one's.
         per_image: Degradations of every image, ``NAME_1`` to ``NAME_N``.
+        sharpen: Write the ground truth sharpened by USM, as Real-ESRGAN's pixel and perceptual losses want it.
         seed: Of the degradation.
         workers: Processes; default: one per core.
         max_pixels: Images of more pixels are not decoded.
@@ -55,7 +57,7 @@ def pairs(
     from sdakd.commands.prepare import synthesis
 
     opt = None if opt is None else option_file(opt)
-    settings = synthesis.read_settings(degradation, scale, opt, seed, per_image)
+    settings = synthesis.read_settings(degradation, scale, opt, seed, per_image, sharpen)
     claim(output, {'job': 'pairs', 'input': os.path.realpath(images), **settings})
     every = Pass('pairs', images, workers)
     work = functools.partial(synthesis.make_pair, source=images, output=output, settings=json.dumps(settings))
@@ -76,4 +78,5 @@ def add_to(jobs: Any) -> None:
     add('-opt', help=replaces)
     several = 'degradations of every image, NAME_1 to NAME_N (default: {default}, called NAME)'
     add('--per_image', '--per-image', type=number, metavar='N', help=several)
+    add('--sharpen', action='store_true', help="write gt/ sharpened by USM, as Real-ESRGAN's pixel losses want it")
     add('--seed', type=number, help='of the degradation (default: {default})')

@@ -94,7 +94,7 @@ def _read_options(path: str) -> dict[str, Any]:
 
 
 def read_settings(
-    degradation: str, scale: int | None, opt: str | None, seed: int, per_image: int = 1
+    degradation: str, scale: int | None, opt: str | None, seed: int, per_image: int = 1, sharpen: bool = False
 ) -> dict[str, Any]:
     """All that decides what the pairs of an image look like; it can be written as JSON.
 
@@ -104,6 +104,7 @@ def read_settings(
         opt: A training option file whose degradation replaces the published one, key by key.
         seed: Of the degradation.
         per_image: How many degradations every image gets.
+        sharpen: Whether the ground truth is written sharpened by USM.
 
     Raises:
         UserError: The option file cannot be read, has no degradation, or has a value of the wrong kind.
@@ -118,6 +119,10 @@ def read_settings(
                 '--per_image',
                 'bicubic downscaling draws nothing, all pairs of an image would be equal; '
                 'leave it out, or take --degradation realesrgan.',
+            )
+        if sharpen:
+            raise UserError(
+                '--sharpen', "it belongs to Real-ESRGAN's targets; leave it out with --degradation bicubic."
             )
         return {'degradation': degradation, 'scale': scale or 4}
     given: dict[str, Any] = {}
@@ -143,6 +148,7 @@ def read_settings(
         if len(settings[shares]) != count:
             raise UserError('-opt', f'{shares} in {opt} must have {count} shares, not {settings[shares]!r}.')
     several = {'per_image': per_image} if per_image > 1 else {}
+    several |= {'sharpen': True} if sharpen else {}
     return {'degradation': degradation, 'scale': scale or 4, 'seed': seed, **several, **settings}
 
 
@@ -181,6 +187,12 @@ class Degrader(RealESRGANModel):
         after_first_resize = reach / min(1, *self.opt['resize_range'])
         after_second_resize = self.opt['scale'] / min(1, *self.opt['resize_range2'])
         return math.ceil(max(after_sharpening, after_first_resize, after_second_resize, reach * self.opt['scale']))
+
+    def sharpened(self, image: np.ndarray) -> np.ndarray:
+        """What Real-ESRGAN's pixel and perceptual losses compare with: ``image`` and the result as in :meth:`degrade`."""
+        rgb = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1), np.float32) / 255)
+        sharp = (self.usm_sharpener(rgb[None])[0] * 255).round().byte().numpy()
+        return np.ascontiguousarray(sharp.transpose(1, 2, 0)[..., ::-1])
 
     def degrade(self, image: np.ndarray, seed: int) -> np.ndarray:
         """Makes the LQ image. Seeds the process's global generators, which BasicSR draws from.
@@ -266,7 +278,7 @@ def make_pair(name: str, source: str, output: str, settings: str) -> bool:
             lq = _degrader(settings).degrade(gt, int.from_bytes(digest[:4], 'big'))
         write_png(lq_path, lq)
         if gt_path == first:
-            write_png(gt_path, gt)
+            write_png(gt_path, _degrader(settings).sharpened(gt) if chosen.get('sharpen') else gt)
         else:  # where the first one was not good either, it was made before
             write_again(gt_path, first)
     return True
