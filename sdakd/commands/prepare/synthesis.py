@@ -189,7 +189,7 @@ class Degrader(RealESRGANModel):
         return math.ceil(max(after_sharpening, after_first_resize, after_second_resize, reach * self.opt['scale']))
 
     def sharpened(self, image: np.ndarray) -> np.ndarray:
-        """What Real-ESRGAN's pixel and perceptual losses compare with: ``image`` and the result as in :meth:`degrade`."""
+        """The target of Real-ESRGAN's pixel and perceptual losses; ``image`` and the result as in :meth:`degrade`."""
         rgb = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1), np.float32) / 255)
         sharp = (self.usm_sharpener(rgb[None])[0] * 255).round().byte().numpy()
         return np.ascontiguousarray(sharp.transpose(1, 2, 0)[..., ::-1])
