@@ -82,7 +82,7 @@ def test_studentised_bootstrap_is_its_definition():
     random, drawn = np.random.RandomState(5), []
     for _ in range(40_000):
         one = values[random.randint(0, 12, 12)]
-        drawn.append((one.mean() - values.mean()) / stats.sem(one))
+        drawn.append((one.mean() - values.mean()) / (one.std(ddof=1) / math.sqrt(12)))
     low, high = np.quantile(drawn, [0.025, 0.975])
     expected = values.mean() - high * stats.sem(values), values.mean() - low * stats.sem(values)
     found = np.mean([bootstrap_interval(values, seed)[1:] for seed in range(20)], 0)

