@@ -67,7 +67,10 @@ def _check_measures(config: Config, matrix: Matrix) -> None:
             kept = [name for name in kept if name not in metrics]
     if backbone and ':' in backbone and not Path(backbone.partition(':')[2]).is_file():
         kept, backbone = [name for name in kept if name not in ('fd', 'kid')], None
-    measuring.check_measures(structs.replace(config, metrics=kept, fd_backbone=backbone), matrix)
+    kept = kept or ['psnr']  # the test sets are looked at in any case
+    primary = config.primary if config.primary.metric in kept else structs.replace(config.primary, metric=kept[0])
+    there = structs.replace(config, metrics=kept, primary=primary, fd_backbone=backbone)
+    measuring.check_measures(there, matrix)
 
 
 def _times(matrix: Matrix, parsed: dict, jobs: int, threads: int, slow: bool) -> str:

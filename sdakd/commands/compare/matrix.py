@@ -232,8 +232,8 @@ class Matrix:
         """A discriminator as wide as the method's file says: as its student, as its teacher, or neither of them."""
         family, teacher = family_of(network), method['teacher'].get('network')
         if self.scale is None:  # of faces: the published one, as wide
-            narrow = network.get('narrow', 1) if 'narrow' in network or not family.channels else None
-            as_student = narrow is not None and narrow == method['network_g'].get('narrow', 1) != 1
+            narrow = None if family.channels else network.get('narrow', 1)  # Real-ESRGAN's is the teacher's
+            as_student = narrow == method['network_g'].get('narrow', 1) != 1
             return discriminator_of(student if as_student else self.network)
         key, width = next(iter(family.channels), 'num_feat'), family.width(network)
         if width == family_of(method['network_g']).width(method['network_g']):

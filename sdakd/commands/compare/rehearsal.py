@@ -22,7 +22,12 @@ from sdakd_models.rehearsal import untouched
 from sdakd_models.scenario import Scenario
 
 STEPS = 3  # of each stage; the first warms up
-OWN_KEYS = {'teacher:cache': 'teacher_cache'}  # a comparison's keys for those of training
+OWN_KEYS = {  # a comparison's keys for those of training
+    'teacher:cache': 'teacher_cache',
+    'gt_size': 'budget:crop',
+    'queue_size': 'data:photographs:queue_size',
+    'train:pool_reuse': 'data:photographs:pool_reuse',
+}
 START = 6.0  # seconds until a process trains: imports, checks, data
 SLOW = 20e9  # multiply-accumulates of the teacher for a crop from which on a CPU takes minutes for a few steps
 WHOLE = 400  # side of what Real-ESRGAN's data set gives to degrade
