@@ -207,6 +207,8 @@ def make(args: argparse.Namespace) -> str:
     folder, key = Path(args.output), Path(args.key)
     if (folder / ANSWERS).exists():
         raise UserError(f'-o: {folder / ANSWERS} is there already, and may hold answers; give another folder.')
+    if key.exists():
+        raise UserError(f'--key: {key} is there already, and may belong to other sheets; give another name.')
     for contender in contenders:
         contender.check([testset])
     pages, content = draw(testset, *contenders, args.count, args.crop, args.zoom, args.seed)
