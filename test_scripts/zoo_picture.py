@@ -91,15 +91,13 @@ def main() -> int:
         raise UserError(f'-o: the picture is a PNG; write a name that ends in .png, not {output}.')
     path = model_file(args.teacher, '-t')
     opened = open_network(path, '-t')
-    told = official(path)
-    if told is None or told[0] not in zoo().teachers:
-        known = ', '.join(zoo().teachers)
-        raise UserError(f'-t: {path} is the teacher of nothing that ships; give one of {known} (`sdakd fetch`).')
-    teacher = told[0]
+    teacher = (official(path) or ('',))[0]
+    students = {name: model for name, model in zoo().models.items() if teacher and model.teacher == teacher}
+    if not students:
+        known = ', '.join(dict.fromkeys(model.teacher for model in zoo().models.values() if model.teacher in MODELS))
+        raise UserError(f'-t: {path} is the teacher of nothing that ships; give {known} (`sdakd fetch`).')
     shown = {teacher: (opened, said(MODELS[teacher].size, zoo().teachers[teacher]))}
-    for name, model in zoo().models.items():
-        if model.teacher == teacher:
-            shown[name] = open_network(model.path), said(model.bytes, model.cost)
+    shown |= {name: (open_network(model.path), said(model.bytes, model.cost)) for name, model in students.items()}
     with tempfile.TemporaryDirectory() as folder:
         inputs = degraded(Path(folder))
 
