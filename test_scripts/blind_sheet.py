@@ -4,12 +4,12 @@
         -o blind --key key.json
     python test_scripts/blind_sheet.py score --key key.json --answers blind/answers.txt
 
-Each crop of an enlarged image is shown twice, as A and B: one by the student, one by the teacher, in an order that a coin
-decides for each. Who looks writes behind the numbers in answers.txt which one is the teacher's, A or B; what is left empty
-is not counted. A share of a half means that nobody can tell them apart.
+Each crop of an enlarged image is shown twice, as A and B: one by the student, one by the teacher, in an order that a
+coin decides for each. Who looks writes behind the numbers in answers.txt which one is the teacher's, A or B; what is
+left empty is not counted. A share of a half means that nobody can tell them apart.
 
-Models and set are written as for `sdakd evaluate`. Pixels are repeated, never interpolated. Of each image, the crop is the
-one of some at random in which the teacher draws most, since there is nothing to see in a sky.
+Models and set are written as for `sdakd evaluate`. Pixels are repeated, never interpolated. Of several places in an
+image, the one is shown in which the teacher draws most, since there is nothing to see in a sky.
 """
 
 from __future__ import annotations
@@ -207,6 +207,8 @@ def make(args: argparse.Namespace) -> str:
     folder, key = Path(args.output), Path(args.key)
     if (folder / ANSWERS).exists():
         raise UserError(f'-o: {folder / ANSWERS} is there already, and may hold answers; give another folder.')
+    if key.exists():
+        raise UserError(f'--key: {key} is there already, and may belong to other sheets; give another name.')
     for contender in contenders:
         contender.check([testset])
     pages, content = draw(testset, *contenders, args.count, args.crop, args.zoom, args.seed)
