@@ -363,7 +363,8 @@ SIGNED = 'train:*gan_opt:*_label_val'.split()
 # Entries of lists that may go, and lists that may be empty
 SHORTER = """
 train:stages:last:terms:* train:stages:only:terms:* train:stages:first:terms:1 train:stages:*:scheduler:milestones
-train:stages:*:scheduler:milestones:* train:feature_opt:layers:* discriminators:picked:selective:layers:* discriminators:other:fake:* datasets:train:factors:*
+train:stages:*:scheduler:milestones:* train:feature_opt:layers:* discriminators:other:fake:* datasets:train:factors:*
+discriminators:picked:selective:layers:*
 """.split()
 # Names that a user chooses: another one is no slip
 CHOSEN = 'train:stages:last train:stages:only val:metrics:ssim val:metrics:niqe faces/val:metrics:psnr'.split()
