@@ -21,7 +21,7 @@ class ChannelMasks(nn.Module):
     and activation of a discriminator's blocks: name normalisations as ``layers`` where there are some.
 
     The network's own tensors and keys stay as they are: the masks are hooks of this instance, and ``alphas`` are a
-    checkpoint of their own. They have a gradient within :meth:`learning` only.
+    checkpoint of their own. Whoever trains them turns their gradient on.
 
     Args:
         network: The network.

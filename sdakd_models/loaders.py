@@ -70,6 +70,7 @@ def settle_workers(opt: dict, model: SDAKDModel) -> None:
     here = max(1, cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
     most = max(1, here - (1 if gpu else torch.get_num_threads()))
     sample, step = _sample_seconds(train), _step_seconds(opt, model, batch if gpu else 1, batch)
+    sample *= 2 if model.scenario.held_out else 1  # every sample brings another one along
     train['num_worker_per_gpu'] = number = workers_for(batch * sample, step, most)
     processes = f'{number} process{"es" if number > 1 else ""}'
     opt['loading'] = (

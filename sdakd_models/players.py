@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from copy import deepcopy
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -21,8 +21,7 @@ from sdakd_models.options import DiscriminatorBlock
 from sdakd_models.parts import Still, advance, mixes
 from sdakd_models.precision import unscaled
 from sdakd_models.processes import together
-from sdakd_models.selection import Selection
-from sdakd_models.stages import Stage
+from sdakd_models.stages import Moment, Stage
 
 
 def freeze(network: nn.Module) -> nn.Module:
@@ -182,6 +181,12 @@ class Player:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+class Chooser(Protocol):
+    """What trains the channel masks of a discriminator (:class:`sdakd_models.selection.Selection`)."""
+
+    def learn(self, context: Context, moment: Moment) -> dict[str, torch.Tensor]: ...
+
+
 class Discriminator:
     """A discriminator: what is real to it, whose images are fake, whether it learns and whether it trains the student.
 
@@ -198,7 +203,7 @@ class Discriminator:
         selection: What chooses its channels, where it is activated selectively.
     """
 
-    selection: Selection | None = None
+    selection: Chooser | None = None
 
     def __init__(
         self, name: str, facts: DiscriminatorBlock, loss: nn.Module, bare: nn.Module, player: Player | None

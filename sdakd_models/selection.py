@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -12,15 +12,24 @@ from torch import nn
 from sdakd_arch.channel_masks import ChannelMasks
 from sdakd_losses.shared import mean_of_all
 from sdakd_models.context import Context
+from sdakd_models.players import Discriminator, Player
+from sdakd_models.scenario import Scenario
 from sdakd_models.stages import Moment
 
-if TYPE_CHECKING:
-    from sdakd_models.players import Discriminator, Player
-    from sdakd_models.sdakd_model import SDAKDModel
+
+class Holder(Protocol):
+    """What is asked of the model in training (:class:`sdakd_models.sdakd_model.SDAKDModel`)."""
+
+    scenario: Scenario
+    batch: tuple[str, ...]
+    held_out: Mapping | None
+    aside: bool
+
+    def take(self, data: Mapping) -> None: ...
 
 
 @contextmanager
-def on_held_out(model: SDAKDModel) -> Iterator[None]:
+def on_held_out(model: Holder) -> Iterator[None]:
     """Has a model work on the images that are held out for this iteration, in the place of its batch.
 
     Rehearsals and benchmarks hold none out: the batch itself stands in for them.

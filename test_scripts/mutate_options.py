@@ -142,7 +142,18 @@ def paired(folder: Path) -> dict:
                 'learns': True,
                 'trains_student': True,
                 'gan_opt': {'type': 'GANLoss', 'gan_type': 'lsgan', 'loss_weight': 0.1},
-            }
+                'selective': None,
+            },
+            'picked': {
+                'network': dict(judge),
+                'selective': {
+                    'against': 'other',
+                    'lr': 1e-3,
+                    'threshold': 0.5,
+                    'held_out': 2,
+                    'layers': ['conv1', 'conv2'],
+                },
+            },
         },
         'path': {
             'pretrain_network_g': _weights(folder / 'student.pth', generator),
@@ -183,7 +194,7 @@ def paired(folder: Path) -> dict:
                     'lr_g': 1e-3,
                     'lr_d': 1e-3,
                     'scheduler': {'type': 'CosineAnnealingLR', 'eta_min': 0.1},
-                    'terms': ['pixel', 'output', 'feature', 'fakd', 'gan', 'gan:other'],
+                    'terms': ['pixel', 'output', 'feature', 'fakd', 'gan', 'gan:other', 'gan:picked'],
                 },
             },
             'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
@@ -326,6 +337,7 @@ train train:stages paired/train:stages:first train:stages:only train:stages:*:it
 train:stages:*:lr_g train:stages:*:lr_d train:stages:*:scheduler:type train:stages:*:scheduler:milestones
 train:*_opt train:*_opt:type train:gan_opt:gan_type
 discriminators discriminators:other discriminators:other:network discriminators:other:gan_opt:*type
+discriminators:picked discriminators:picked:network discriminators:picked:selective:against
 datasets:*:name datasets:*:type datasets:*:dataroot_?? datasets:*:io_backend datasets:*:io_backend:type
 datasets:*:out_size datasets:*:factors datasets:train:meta_info datasets:train:num_worker_per_gpu
 datasets:train:batch_size_per_gpu paired/datasets:train:gt_size paired/datasets:train:use_????? datasets:train:use_rot
@@ -340,7 +352,8 @@ NULLABLE = """
 manual_seed teachers path path:pretrain_network_? path:param_key_? path:resume_state faces/val faces/val:metrics
 val:suffix val:noise logger logger:wandb logger:wandb:* logger:keep_last logger:keep_best dist_params dist_params:port
 teacher:param_key teacher:network teachers:second:param_key teachers:second:network
-discriminators:other:weights discriminators:other:param_key discriminators:other:gan_opt
+discriminators:other:weights discriminators:other:param_key discriminators:other:gan_opt discriminators:other:selective
+discriminators:picked:selective discriminators:picked:selective:layers
 train:start_stage train:teacher_margin train:stages:*:scheduler train:stages:*:grad_clip train:output_opt:share
 train:output_opt train:feature_opt train:fakd_opt degraded/train:pixel_opt faces/train:pixel_opt train:gan_opt
 train:feature_opt:layers datasets:*:prefetch_mode
@@ -351,6 +364,7 @@ SIGNED = 'train:*gan_opt:*_label_val'.split()
 SHORTER = """
 train:stages:last:terms:* train:stages:only:terms:* train:stages:first:terms:1 train:stages:*:scheduler:milestones
 train:stages:*:scheduler:milestones:* train:feature_opt:layers:* discriminators:other:fake:* datasets:train:factors:*
+discriminators:picked:selective:layers:*
 """.split()
 # Names that a user chooses: another one is no slip
 CHOSEN = 'train:stages:last train:stages:only val:metrics:ssim val:metrics:niqe faces/val:metrics:psnr'.split()

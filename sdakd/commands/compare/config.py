@@ -146,6 +146,7 @@ class Config(Struct, forbid_unknown_fields=True):
     widths: Annotated[list[str | int | float], Meta(min_length=1)]
     seeds: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)]
     metrics: Annotated[list[str], Meta(min_length=1)] = field(default_factory=lambda: ['psnr', 'ssim', 'niqe'])
+    student: dict[str, Any] | None = None  # a network that is narrowed in the teacher's place
     search: Search = field(default_factory=Search)
     schedules: dict[str, Schedule] = {}
     teacher_discriminator: DiscriminatorTraining | None = None  # takes the place of the files that methods name

@@ -10,7 +10,7 @@ from sdakd.commands.compare.matrix import Matrix
 from sdakd.commands.compare.summary import label_of
 from sdakd.compat import UserError
 from sdakd.files.images import write
-from sdakd_arch.width import cost, student_of
+from sdakd_arch.width import cost
 
 # Okabe and Ito, "Color Universal Design" (2008); a marker and a dash belong to each colour, and beyond the seven
 # colours markers and dashes go on, so that methods are told apart in grey and with every kind of colour blindness
@@ -132,4 +132,4 @@ def draw_all(matrix: Matrix, scores: list[dict], spent: list[dict], section: dic
 
 
 def _macs(matrix: Matrix, ratio) -> int:
-    return cost(student_of(matrix.network, float(ratio)))[1]
+    return cost(matrix.student(ratio))[1]

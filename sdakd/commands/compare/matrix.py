@@ -22,7 +22,7 @@ from sdakd.compat import UserError
 from sdakd.files.runs import Run, digest, key_of
 from sdakd_arch.families import family_of
 from sdakd_arch.weights import save_whole
-from sdakd_arch.width import build, build_on_meta, discriminator_of, initialise, student_of
+from sdakd_arch.width import build, build_on_meta, discriminator_of, initialise, scale_of, student_of
 
 SUPERVISED = frozenset({'pixel', 'perceptual'})  # terms of a first stage that rows may share
 MEASURED = 30  # times in a cell that the shares of the gradient are measured
@@ -54,10 +54,29 @@ class Matrix:
         self.cache = {'cache': str(Path(folder).expanduser().absolute())} if folder else {}
         self.teaches = {'weights': str(self.teacher), 'network': dict(self.network), **found.keys, **self.cache}
         for ratio in self.config.ratios():
-            student_of(self.network, float(ratio))
+            self.student(ratio)
         if self.scale and self.config.budget.crop % self.scale:
             raise UserError('budget:crop', f'{self.config.budget.crop} must be a multiple of the scale {self.scale}.')
         self.guided = [row.name for row in self.rows if _named(row.options)]
+
+    def student(self, ratio: Fraction) -> dict:
+        """Options of the student of a width: a part of the teacher's channels, or of ``student``'s.
+
+        Raises:
+            UserError: It cannot be that narrow, cannot be built, or enlarges otherwise than its teacher.
+        """
+        if self.config.student is None:
+            return student_of(self.network, float(ratio))
+        try:
+            network = student_of(self.config.student, float(ratio))
+            scale = scale_of(build_on_meta(network, 'student'), 'student')
+        except UserError as error:
+            raise error.at('student') from None
+        if scale != self.scale:
+            raise UserError(
+                'student', f'it enlarges by {scale}, and the teacher by {self.scale}; write one of {self.scale}.'
+            )
+        return network
 
     # ------------------------------------------------------------------------------------------------ option files
 
@@ -169,7 +188,7 @@ class Matrix:
         name = f'first_stage{number if number > 1 else ""}_w{_text(ratio)}_s{seed}'
         stages, terms = deepcopy(wanted['stages']), deepcopy(wanted['terms'])
         iterations = sum(stage['iters'] for stage in stages.values())
-        student = student_of(self.network, float(ratio))
+        student = self.student(ratio)
         options = self._shared(iterations, seed) | self._student(student, self.start(ratio, seed), stages, terms)
         if wanted['imports']:
             options['imports'] = deepcopy(wanted['imports'])
@@ -188,7 +207,7 @@ class Matrix:
         for key in row.weights if factor != 1 else ():
             block, last = look_up(method, key, f'methods:{row.method}:weight')
             block[last] = float(f'{_scaled(block[last], factor, last == "share"):.6g}')
-        student = student_of(self.network, float(ratio))
+        student = self.student(ratio)
         terms = {key: value for key, value in method['train'].items() if key.endswith('_opt')}
         if _trunk(self.network) != _trunk(method['teacher'].get('network') or method['network_g']):
             for block in terms.values():  # layers of a network of another depth: the terms know good ones themselves
@@ -262,7 +281,7 @@ class Matrix:
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = build(student_of(self.network, float(ratio)), 'network_g')
+            network = build(self.student(ratio), 'network_g')
             initialise(network)
         save_whole({'params': network.state_dict()}, path)
 
