@@ -538,6 +538,36 @@ def test_a_placebo_is_a_row_with_a_shuffled_teacher(matrix):
     assert first.key == made.first_run(rows['sdakd'], Fraction(1, 2), 0).key
 
 
+def test_a_method_of_fewer_seeds(matrix):
+    from sdakd.commands.compare import parts
+
+    made = matrix(methods={'none_student_d': {'weight': []}, 'l1': {'weight': [], 'seeds': 1}}, seeds=[4, 5, 6])
+    cells = [(cell.row.name, cell.seed) for cell in parts.finals(made, {'none_student_d': 1.0, 'l1': 1.0})]
+    assert cells == [('none_student_d', 4), ('l1', 4), ('none_student_d', 5), ('none_student_d', 6)]
+    names = parts.groups(made)
+    assert names['trials'] == ['none_student_d_w1-2_s4', 'l1_w1-2_s4']
+    assert names['cells'] == ['none_student_d_w1-2_s5', 'none_student_d_w1-2_s6']
+
+
+def test_students_of_another_architecture(matrix):
+    from sdakd_arch.width import build
+
+    wide = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_block': 2, 'num_grow_ch': 8}
+    made = matrix(methods=METHODS, widths=['1/2'], student=wide)
+    for row in made.rows:
+        options = made.options(row, Fraction(1, 2), 0, 1)
+        assert options['network_g'] == wide | {'num_feat': 8, 'num_grow_ch': 4}
+        assert options['teacher']['network']['type'] == 'SRVGGNetCompact'
+    made.make_start(Fraction(1, 2), 0)
+    state = torch.load(made.start(Fraction(1, 2), 0), weights_only=True)['params']
+    assert state.keys() == build(wide, 'network_g').state_dict().keys()
+    judges = (
+        made.options(made.rows[1], Fraction(1, 2), 0, 1)['network_d'],
+        made.options(made.rows[2], Fraction(1, 2), 0, 1),
+    )
+    assert judges[0]['num_feat'] == 8 and judges[1]['network_d']['num_feat'] == 8  # the student's, and the teacher's
+
+
 def test_the_best_factor_must_not_lie_at_the_edge(matrix, monkeypatch):
     """Of three or more; what the trials score is given."""
     from types import SimpleNamespace
@@ -815,6 +845,9 @@ MISTAKES = [
         'has this name',
     ),
     (['output'], None, 'output: no folder is named'),
+    (['methods', 'sdakd', 'seeds'], 3, 'methods:sdakd:seeds: there are 2 seeds, not 3'),
+    (['student'], {'type': 'SRVGGNetCompact', 'upscale': 2}, 'student: it enlarges by 2, and the teacher by 4'),
+    (['student'], {'type': 'SRVGGNetCompct'}, 'student: .*SRVGGNetCompact'),
 ]
 
 

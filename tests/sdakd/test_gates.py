@@ -18,7 +18,7 @@ def row(name, terms=('feature',), shuffle=None):
         stage: {'iters': 100, 'terms': [t for t in named if t not in ('feature',) or t in terms]}
         for stage, named in STAGES.items()
     }
-    return Row(name, name, None, {'teacher': {'shuffle': shuffle}}, [], stages)
+    return Row(name, name, None, {'teacher': {'shuffle': shuffle}}, [], stages, [0, 1, 2])
 
 
 def log(folder, share, real, fake, name='train_run_20260101_000000.log'):
@@ -140,3 +140,5 @@ def test_what_a_verdict_leaves_out():
     text = gates.verdict(PSNR, 'PSNR', OPEN, ['own'], scores, [better])
     assert 'better' not in text and 'void, their best weight lies at the edge of the search: own' in text
     assert 'of 1 seed, which is a tendency' in gates.verdict(PSNR, 'PSNR', OPEN, [], scores, [difference('own', [0.2])])
+    mixed = gates.verdict(PSNR, 'PSNR', OPEN, [], scores, [better, difference('rival', [0.2])])
+    assert ' own (' in mixed and ' rival* (' in mixed and '* of 1 seed, which is a tendency' in mixed

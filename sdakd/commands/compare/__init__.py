@@ -70,10 +70,10 @@ def _train(matrix: Matrix, jobs: int, threads: int) -> tuple[list[Cell], list[Ce
 
     config, ratios, seeds = matrix.config, matrix.config.ratios(), matrix.config.seeds
     discriminator, trials, shared = matrix.discriminator_run(), parts.trials(matrix), parts.shared(matrix)
-    others = len(ratios) * len(seeds) - 1  # of a row, beyond the one whose trial is chosen
+    others = {row.name: len(ratios) * len(row.seeds) - 1 for row in matrix.rows}  # beyond the one whose trial is chosen
     iterations = sum(run.iterations for run in (*shared, *(trial.run for trial in trials)))
-    iterations += others * sum(matrix.run(row, ratios[0], seeds[0], 1).iterations for row in matrix.rows)
-    progress = Progress(len(shared) + len(trials) + others * len(matrix.rows), iterations)
+    iterations += sum(others[row.name] * matrix.run(row, ratios[0], seeds[0], 1).iterations for row in matrix.rows)
+    progress = Progress(len(shared) + len(trials) + sum(others.values()), iterations)
     devices = gpus()
 
     begun: set[str] = set()

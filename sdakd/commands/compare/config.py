@@ -94,6 +94,7 @@ class Method(Struct, forbid_unknown_fields=True):
     weight: str | list[str]
     file: str | None = None
     options: dict[str, Any] = {}
+    seeds: Count | None = None  # so many of the comparison's, the first ones; default: all
 
 
 class Schedule(Struct, forbid_unknown_fields=True):
@@ -294,6 +295,9 @@ def _check(config: Config) -> None:
                 f'schedules:{name}:method',
                 f'no method is called {schedule.method!r}; {near(schedule.method, config.methods)}.',
             )
+    for name, method in config.methods.items():
+        if method.seeds is not None and method.seeds > len(config.seeds):
+            raise UserError(f'methods:{name}:seeds', f'there are {len(config.seeds)} seeds, not {method.seeds}.')
     rows = (*config.methods, *config.schedules)
     if config.reference not in rows:
         raise UserError('reference', f'no method is called {config.reference!r}; {near(config.reference, rows)}.')

@@ -80,7 +80,7 @@ def _times(matrix: Matrix, parsed: dict, jobs: int, threads: int, slow: bool) ->
         seconds = None if slow else rehearsal.time_row(parsed[name, ratio], threads)
         row = next((row for row in matrix.rows if row.name == name), None)
         searched = len(factors_of(config, row)) - 1 if row and ratio == config.ratios()[0] else 0
-        cells = len(config.seeds) + searched
+        cells = len(row.seeds if row else config.seeds) + searched
         total, count = total + cells * (seconds or 0), count + cells
         stages = parsed[name, ratio]['train']['stages'].values()
         times = ['-', '-'] if slow else [duration(seconds), duration(cells * seconds)]

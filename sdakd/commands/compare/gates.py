@@ -220,13 +220,14 @@ def verdict(
     kept = [d for d in differences if _is_primary(d, primary) and math.isfinite(d['mean'])]
     if not kept:
         return 'Verdict: none, there is nothing to compare.'
-    reference = kept[0]['b']
+    reference, enough = kept[0]['b'], any(d['n'] >= FEWEST_SEEDS for d in kept)
     said: dict[str, list[str]] = {}
     for d in kept:
         if d['a'] in edge:
             continue
         kind = _verdict(d, primary, sign)
-        where = f'{d["a"]} ({d["set"]}, width {d["width"]}, {_value(d, primary)})'
+        mark = '*' if enough and d['n'] < FEWEST_SEEDS else ''
+        where = f'{d["a"]}{mark} ({d["set"]}, width {d["width"]}, {_value(d, primary)})'
         said.setdefault(kind, []).append(where)
     parts = {
         'better': f'better than {reference}',
@@ -237,7 +238,7 @@ def verdict(
     text = '; '.join(f'{words}: {", ".join(said[kind])}' for kind, words in parts.items() if kind in said)
     if edge:
         text += ('; ' if text else '') + f'void, their best weight lies at the edge of the search: {", ".join(edge)}'
-    few = min(d['n'] for d in kept)
-    if few < FEWEST_SEEDS:
-        text += f'; of {few} seed{"s" * (few > 1)}, which is a tendency and no evidence'
+    if few := sorted({d['n'] for d in kept if d['n'] < FEWEST_SEEDS}):
+        number = f'{few[0]} seed{"s" * (few[0] > 1)}'
+        text += f'; {"* " if enough else ""}of {number}, which is a tendency and no evidence'
     return f'Verdict by {label}: {text}.'

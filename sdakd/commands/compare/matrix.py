@@ -198,7 +198,7 @@ class Matrix:
 
     def first_runs(self, ratio: Fraction, seed: int) -> list[Run]:
         """:meth:`first_run` of all rows, each once."""
-        found = (self.first_run(row, ratio, seed) for row in self.rows)
+        found = (self.first_run(row, ratio, seed) for row in self.rows if seed in row.seeds)
         return list({run.name: run for run in found if run is not None}.values())
 
     def options(self, row: Row, ratio: Fraction, seed: int, factor: float) -> dict:

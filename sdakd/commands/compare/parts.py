@@ -47,7 +47,7 @@ def finals(matrix: Matrix, best: dict[str, float]) -> list[Cell]:
         for seed in config.seeds
         for ratio in config.ratios()
         for row in matrix.rows
-        if row.name in best
+        if row.name in best and seed in row.seeds
     ]
 
 
@@ -74,7 +74,7 @@ def groups(matrix: Matrix) -> dict[str, list[str]]:
         for seed in config.seeds
         for ratio in config.ratios()
         for row in matrix.rows
-        if (ratio, seed) != first
+        if (ratio, seed) != first and seed in row.seeds
     ]
     found = {
         DATA: [DATA],
@@ -143,7 +143,7 @@ def _cell(matrix: Matrix, name: str) -> Run:
             for seed in config.seeds
             for ratio in config.ratios()
             for row in matrix.rows
-            if cell_of(matrix, row, ratio, seed, 1.0).run.name == name
+            if seed in row.seeds and cell_of(matrix, row, ratio, seed, 1.0).run.name == name
         )
         best = _best(matrix)
         if row.name not in best:

@@ -82,7 +82,9 @@ def _left(matrix: Matrix, row: Row | None, name: str, ratio: Fraction) -> int:
     for seed in config.seeds:
         if row is None:
             runs = {run.name.partition('_w')[0]: run for run in matrix.first_runs(ratio, seed)}
-            left += not runs[name].done
+            left += name in runs and not runs[name].done
+            continue
+        if seed not in row.seeds:
             continue
         done = [matrix.run(row, ratio, seed, factor).done for factor in factors_of(config, row)]
         searched = (ratio, seed) == (config.ratios()[0], config.seeds[0])
@@ -112,7 +114,7 @@ def _images(matrix: Matrix) -> int:
     config = matrix.config
     if not config.images or (matrix.output / 'images').is_dir():
         return 0
-    models = 2 + len(matrix.rows) * len(config.ratios()) * len(config.seeds)
+    models = 2 + sum(len(row.seeds) for row in matrix.rows) * len(config.ratios())
     scales, pixels = config.factors() or [matrix.scale], 0
     for name, source in matrix.images.test.items():
         for testset in open_sets([f'{name}={source}'], scales[0]):

@@ -29,6 +29,7 @@ class Row:
         options: That file's content, with the comparison's changes.
         weights: Keys of the weights that are searched.
         stages: Of this row: the terms are the method's, everything else the schedule's.
+        seeds: Of the comparison's, those with which it is trained.
         own_schedule: Whether the stages are not the budget's.
     """
 
@@ -38,6 +39,7 @@ class Row:
     options: dict
     weights: list[str]
     stages: dict[str, dict]
+    seeds: list[int]
     own_schedule: bool = False
 
     @property
@@ -176,7 +178,7 @@ def read_rows(config: Config, base: Path) -> list[Row]:
             if isinstance(block[last], bool) or not isinstance(block[last], int | float):
                 raise UserError(f'{where}:weight', f'{key} of {file} is {block[last]!r}, no number to search around.')
         stages = schedule(config.budget.stages, options['train']['stages'], where)
-        rows.append(Row(name, name, file, options, weights, stages))
+        rows.append(Row(name, name, file, options, weights, stages, config.seeds[: method.seeds]))
     named = dict.fromkeys(stage for row in rows for stage in row.options['train']['stages'])
     for where, stages in (
         ('budget', config.budget.stages),
@@ -188,7 +190,7 @@ def read_rows(config: Config, base: Path) -> list[Row]:
     for name, entry in config.schedules.items():
         row = next(row for row in rows if row.name == entry.method)
         stages = schedule(entry.stages, row.options['train']['stages'], f'schedules:{name}')
-        rows.append(Row(name, row.method, row.file, row.options, row.weights, stages, own_schedule=True))
+        rows.append(Row(name, row.method, row.file, row.options, row.weights, stages, row.seeds, own_schedule=True))
     return rows
 
 

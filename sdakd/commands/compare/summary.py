@@ -267,6 +267,8 @@ def notes(
     if len(config.seeds) < FEWEST_SEEDS:
         why.append(f'{len(config.seeds)} seed{"s" * (len(config.seeds) > 1)}')
     found = [f'Exploratory: {"; ".join(why)}.'] if why else []
+    fewer = [f'{row.name} ({len(row.seeds)})' for row in matrix.rows if len(row.seeds) < len(config.seeds)]
+    found += [f'Trained with fewer seeds than {len(config.seeds)}: {", ".join(fewer)}.'] if fewer else []
     found.append(f'Primary metric, named before the run: {label_of(config)}.')
     found.append(
         f'Equal for all methods: the teacher ({matrix.teacher.name}, SHA-256 {digest(matrix.teacher)[:8]}), images and '
@@ -329,7 +331,7 @@ def _first_stages(matrix: Matrix) -> list[str]:
     config, found = matrix.config, {}
     for row in matrix.rows:
         for ratio in config.ratios():
-            for seed in config.seeds:
+            for seed in row.seeds:
                 if run := matrix.first_run(row, ratio, seed):
                     rows, runs = found.setdefault(run.name.partition('_w')[0], ({}, {}))
                     rows[row.name] = runs[run.name] = run
