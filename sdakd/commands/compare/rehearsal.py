@@ -54,11 +54,15 @@ def _images(matrix: Matrix, folder: Path) -> dict[str, str]:
     crop, scale = matrix.config.budget.crop or matrix.network['out_size'], matrix.scale or 1
     sides = {'dataroot_gt': crop} if matrix.kind.folders != ('dataroot_gt', 'dataroot_lq') else {
         'dataroot_gt': crop, 'dataroot_lq': crop // scale}  # fmt: skip
+    judges = [entry for row in matrix.rows for entry in (row.options.get('discriminators') or {}).values()]
+    held_out = [entry['selective'].get('held_out', 1) for entry in judges if isinstance(entry.get('selective'), dict)]
+    names = [f'grey_{number}.png' for number in range(max([1, *held_out]))]  # one of so many images is held out
     for side, size in sides.items():
-        write_png(folder / side / 'grey.png', np.full((size, size, 3), 128, np.uint8))
+        for name in names:
+            write_png(folder / side / name, np.full((size, size, 3), 128, np.uint8))
     found = {side: str(folder / side) for side in sides}
     if 'meta_info' in matrix.kind.folders:
-        write(folder / 'list.txt', b'grey.png\n')
+        write(folder / 'list.txt', ''.join(f'{name}\n' for name in names).encode())
         found['meta_info'] = str(folder / 'list.txt')
     return found
 
