@@ -94,7 +94,7 @@ def finished(ground):
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
     first = subprocess.Popen(command, cwd=ground, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 200
-    while not any(record['state'] == 'done' for record in records(output).values()):
+    while not {'done', 'begun'} <= {record['state'] for record in records(output).values()}:
         assert first.poll() is None and time.monotonic() < deadline, first.communicate()[0].decode()
         time.sleep(0.05)
     with pytest.raises(UserError, match='another command works in') as taken, alone_in(output, '-o'):
