@@ -6,7 +6,9 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -332,6 +334,99 @@ def test_the_room_foreseen_is_what_students_take(finished, tmp_path, monkeypatch
     set_places(made[1].images, finished[0])
     left = room.needed(made[1], parsed, 1)
     assert (left.students, left.running, left.images) == (0, 0, 0)
+
+
+# ----------------------------------------------------- SLURM ---------------------------------------------------------
+
+SBATCH = """\
+#!{python}
+import os, shutil, subprocess, sys, pathlib
+arguments = sys.argv[1:]
+flags = []
+while arguments[0].startswith('--'):
+    flags.append(arguments.pop(0))
+place = pathlib.Path({place!r})
+number = len(list(place.glob('job*')))
+with open(place / 'calls.txt', 'a') as file:
+    file.write(' '.join([*flags, *arguments[1:]]) + '\\n')
+if arguments[-1] == os.environ.get('FAIL_AT'):
+    sys.exit(1)
+script = place / f'job{{number}}'  # SLURM runs a copy from its spool
+shutil.copy(arguments.pop(0), script)
+last = int(next(flag for flag in flags if flag.startswith('--array=')).rpartition('-')[2])
+for task in range(last + 1):
+    environment = dict(os.environ, SLURM_JOB_ID=str(number), SLURM_ARRAY_TASK_ID=str(task), SLURM_CPUS_PER_TASK='1')
+    del environment['MARK']
+    output = next(flag for flag in flags if flag.startswith('--output=')).partition('=')[2].replace('%a', str(task))
+    with open(output, 'a') as file:
+        subprocess.run(['bash', script, *arguments], cwd='/', env=environment, stdout=file, stderr=file)
+print(f'{{number}};cluster')
+"""
+
+
+def test_a_job_file_makes_what_the_command_makes(finished, tmp_path, monkeypatch, capsys):
+    """Its tasks really run, one after the other; stopped between two arrays and given again; students to the bit."""
+    here = tmp_path
+    monkeypatch.chdir(here)
+    place = here / 'fake'
+    place.mkdir()
+    (place / 'sbatch').write_text(SBATCH.format(python=sys.executable, place=str(place)))
+    (place / 'sbatch').chmod(stat.S_IRWXU)
+    options = {**shipped(), 'reference': 'sdakd'}
+    options['methods'] = {'sdakd': options['methods']['sdakd']}
+    file = write(here, options)
+    assert compare('-opt', file, '-o', 'JOBS', '--slurm', 'jobs.sh') == 0
+    assert 'jobs.sh: 8 tasks in 6 arrays' in capsys.readouterr().out and not (here / 'JOBS').exists()
+    environment = {**os.environ, 'PATH': f'{place}:{os.environ["PATH"]}', 'MARK': 'here', 'GPUS': '2'}
+    environment |= {'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': str(ROOT)}
+
+    def submit(*flags, **more):
+        return subprocess.run(
+            ['bash', 'jobs.sh', *flags], cwd=here, env=environment | more, capture_output=True, text=True
+        )
+
+    stopped = submit(FAIL_AT='trials')
+    assert stopped.returncode == 1 and stopped.stdout.splitlines() == [
+        'data: job 0, 1 tasks',
+        'shared: job 1, 2 tasks',
+    ]
+    first = here / 'JOBS/experiments/first_stage_w1-2_s1/models/net_g_latest.pth'
+    kept = first.stat().st_mtime_ns
+    done = submit('--partition=gpu', '--time=1:00:00')
+    assert done.returncode == 0, done.stderr
+    assert first.stat().st_mtime_ns == kept
+    calls = (place / 'calls.txt').read_text().splitlines()[3:]
+    assert [call.rpartition(' ')[2] for call in calls] == ['data', 'shared', 'trials', 'search', 'cells', 'tables']
+    assert all('--gres=gpu:2 ' in call and '--partition=gpu --time=1:00:00' in call for call in calls)
+    assert [re.findall(r'--dependency=afterany:(\d+)', call) for call in calls] == [
+        [],
+        *([str(n)] for n in range(2, 7)),
+    ]
+    assert '--array=0-1 ' in calls[1] and '--array=0-0 ' in calls[4]
+    logs = {path.name: path.read_text() for path in (here / 'JOBS/slurm').iterdir()}
+    assert re.search(r'^search: sdakd [13]$', logs['search_0.log'], re.M)
+    assert 'Written to' in logs['tables_0.log'], logs
+    students = sorted(path.relative_to(here / 'JOBS') for path in (here / 'JOBS').rglob('net_g_latest.pth'))
+    assert len(students) == 5
+    for student in students:
+        one, other = (torch.load(out / student, weights_only=True) for out in (here / 'JOBS', finished[0]))
+        for key in ('params', 'params_ema'):
+            assert all(torch.equal(value, other[key][name]) for name, value in one[key].items()), student
+    found = [[score for score in results(out)['compare']['scores'] if score['row'] == 'sdakd']
+             for out in (here / 'JOBS', finished[0])]  # fmt: skip
+    assert found[0] == found[1] and len(found[0]) == 4
+    # a part that is asked for too early, or that is none
+    shutil.rmtree(here / 'JOBS/experiments/first_stage_w1-2_s0')
+    for part, sentence in {
+        'sdakd_w1-2_s0': 'begins with first_stage_w1-2_s0, which is not done; give --part first_stage_w1-2_s0',
+        'serach': "the comparison has no part 'serach'; did you mean search",
+    }.items():
+        with pytest.raises(UserError, match=f'--part: .*{sentence}'):
+            compare('-opt', file, '-o', 'JOBS', '--part', part)
+    with pytest.raises(UserError, match='starts.*is not there; give --part data first'):
+        compare('-opt', file, '-o', 'EMPTY', '--part', 'sdakd_w1-2_s0')
+    with pytest.raises(UserError, match='each is a command of its own'):
+        compare('-opt', file, '-o', 'EMPTY', '--part', 'data', '--dry_run')
 
 
 # ---------------------------------------------------- a single run ----------------------------------------------------
