@@ -61,8 +61,8 @@ def check_run(opt: dict, mistakes: Mistakes, quiet: bool = False) -> Cast | None
         entry = next(entry for entry in scenario.discriminators.values() if entry.selective is not None)
         mistakes.add(
             entry.key('selective:held_out'),
-            f'one of {scenario.held_out} training images is held out, and there are {images["train"]}; write a smaller '
-            'number.',
+            f'one of every {scenario.held_out} training images is held out, of {images["train"]} in all; write a '
+            'smaller number.',
         )
     if not mistakes.about('val'):
         for phase, number in images.items():

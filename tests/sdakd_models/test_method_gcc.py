@@ -295,7 +295,7 @@ MISTAKES = {
     ),
     'many': (
         lambda o: o['discriminators']['selected']['selective'].update(held_out=9),
-        'selective:held_out: one of 9 training images is held out, and there are 8; write a smaller number',
+        'selective:held_out: one of every 9 training images is held out, of 8 in all; write a smaller number',
     ),
     'layer': (
         lambda o: o['discriminators']['selected']['selective'].update(layers=['conv77']),
