@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 
 from sdakd import cli
@@ -196,3 +197,28 @@ def test_the_picture_in_the_readme_is_of_what_ships():
     assert zoo_picture.said(model.bytes, model.cost) == f'{model.bytes / 1e6:.1f} MB, {model.cost.ms:.0f} ms'
     readme = (SCRIPTS.parent / 'README.md').read_text(encoding='utf-8')
     assert 'docs/zoo.png' in readme and (SCRIPTS.parent / 'docs/zoo.png').is_file()
+
+
+def test_a_shallower_network_is_the_deep_one_without_its_middle(tmp_path, call, monkeypatch, capsys):
+    from basicsr.archs.srvgg_arch import SRVGGNetCompact
+
+    torch.manual_seed(0)
+    deep, cut = (SRVGGNetCompact(num_feat=4, num_conv=number, act_type='prelu') for number in (6, 3))
+    with torch.no_grad():
+        for conv in (1, 2, 3):  # of the six; first and last layers stay: 1 and 2 from the beginning, 3 from the end
+            torch.nn.init.dirac_(deep.body[2 + 2 * conv].weight)
+            deep.body[2 + 2 * conv].bias.zero_()
+            deep.body[3 + 2 * conv].weight.fill_(1)  # a PReLU that does nothing
+    torch.save({'params': deep.state_dict()}, tmp_path / 'deep.pth')
+    call('shallower', '-m', 'deep.pth', '--num_conv', 3, '-o', 'new/start.pth')
+    cut.load_state_dict(torch.load(tmp_path / 'new/start.pth', weights_only=True)['params'])
+    image = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(cut(image), deep(image))
+    for flags, sentence in (
+        (('-m', 'deep.pth', '--num_conv', '6'), 'has 6 convolutions; write a number from 1 to 5'),
+        (('-m', 'x4plus_rrdbnet_1_8', '--num_conv', '2'), 'x4plus_rrdbnet_1_8 holds RRDBNet'),
+    ):
+        monkeypatch.setattr(sys, 'argv', ['shallower', *flags, '-o', 'bad.pth'])
+        with pytest.raises(UserError, match=sentence):
+            runpy.run_path(str(SCRIPTS / 'shallower.py'), run_name='__main__')
+    assert not (tmp_path / 'bad.pth').exists()
