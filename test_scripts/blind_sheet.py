@@ -190,6 +190,8 @@ def _text(path: str, flag: str) -> str:
 
 def make(args: argparse.Namespace) -> str:
     """Writes the sheets, an empty file of answers, and the key; returns what to say."""
+    compat.import_basicsr()
+    sys.path.append(ROOT)
     from sdakd.commands.evaluate.contenders import open_contenders
     from sdakd.files.images import write
     from sdakd.files.results import output_folder
@@ -240,8 +242,6 @@ def main() -> int:
     add('--answers', required=True, metavar='FILE', help='a number and A or B a line: the one that is the teacher')
     args = parser.parse_args()
     sys.excepthook = compat.exit_with_sentence
-    compat.import_basicsr()
-    sys.path.append(ROOT)
     sys.stdout.write(make(args) if args.mode == 'make' else score(args.key, args.answers))
     return 0
 

@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
     from sdakd.files.named import Cost
 
-# photograph of scikit-image: left and top of what is degraded; left and top of what is shown, in pixels of the input
-PARTS = {'chelsea': ((60, 10), (14, 8)), 'coffee': ((150, 100), (20, 10))}
-SIZE, SHOWN, SEED = 256, 40, 0  # of what is degraded, in pixels of the photograph; of what is shown, in input pixels
-ZOOM, GAP, LINE = 6, 8, 24  # pixels of the sheet for one of the input; between cells; of a line of text
+PARTS = {'chelsea': (60, 10), 'coffee': (150, 100)}  # of scikit-image: left and top of what is degraded
+SIZE, SHOWN, SEED = 256, 60, 0  # of what is degraded, in its own pixels; of its middle that is shown, in input pixels
+ZOOM, GAP, LINE = 4, 8, 24  # pixels of the sheet for one of the input; between cells; of a line of text
 
 
 def degraded(folder: Path) -> dict[str, np.ndarray]:
@@ -38,7 +37,7 @@ def degraded(folder: Path) -> dict[str, np.ndarray]:
     from sdakd.commands.prepare.pairs import pairs
     from sdakd.files.images import read_image, write_png
 
-    for name, ((left, top), _) in PARTS.items():
+    for name, (left, top) in PARTS.items():
         rgb = getattr(skimage.data, name)()[top : top + SIZE, left : left + SIZE]
         write_png(folder / 'gt' / f'{name}.png', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     pairs(folder / 'gt', folder / 'pairs', degradation='realesrgan', seed=SEED, workers=1)
@@ -101,15 +100,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         inputs = degraded(Path(folder))
 
-    def crops(images: list[np.ndarray], scale: int) -> list[np.ndarray]:
-        corners = [corner for _, corner in PARTS.values()]
-        cut = zip(images, corners, strict=True)
-        return [image[y * scale : (y + SHOWN) * scale, x * scale : (x + SHOWN) * scale] for image, (x, y) in cut]
+    def middle(image: np.ndarray, scale: int) -> np.ndarray:
+        top, left = ((length - SHOWN * scale) // 2 for length in image.shape[:2])
+        return image[top : top + SHOWN * scale, left : left + SHOWN * scale]
 
-    columns = {'photograph, degraded': (crops(list(inputs.values()), 1), '')}
+    columns = {'photograph, degraded': ([middle(image, 1) for image in inputs.values()], '')}
     for name, (opened, line) in shown.items():
         upscaler = open_upscaler(opened)
-        columns[name] = crops([upscaler.enhance(image)[0] for image in inputs.values()], opened.scale), line
+        images = [upscaler.enhance(image)[0] for image in inputs.values()]
+        columns[name] = [middle(image, opened.scale) for image in images], line
     data = io.BytesIO()
     sheet(columns).save(data, 'PNG', optimize=True)
     output_folder(output.parent)

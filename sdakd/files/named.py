@@ -142,6 +142,10 @@ class Zoo(msgspec.Struct, forbid_unknown_fields=True):
         own, teacher = self.models[name].cost, self.teacher_cost(name)
         return teacher.ms / own.ms if own and teacher and own.ms and teacher.ms else None
 
+    def of_file(self, sha256: str) -> str | None:
+        """The name of the model whose file has this SHA-256; None: none."""
+        return next((name for name, model in self.models.items() if model.sha256 == sha256), None)
+
 
 @functools.cache
 def zoo() -> Zoo:

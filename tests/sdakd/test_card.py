@@ -127,6 +127,12 @@ def test_what_ships_has_a_card_and_a_record(name, tmp_path):
     (resource,) = record['resources']
     assert (resource['size'], resource['sha256']) == (SHIPPED[name].bytes, SHIPPED[name].sha256)
     assert f'{SHIPPED[name].cost.parameters:,d} parameters' in record['description']
+    if quality := SHIPPED[name].quality:  # the figures are those of zoo.json
+        said = f"{quality.psnr:.1f} dB from the teacher's; bicubic interpolation is {quality.bicubic[0]:.1f} dB"
+        assert said in record['description'] and said in card.text and 'was not measured' not in card.text
+        assert f'| {quality.psnr:.2f} |' in ' '.join(card.text.split()) and quality.set in card.text
+    if ratio := zoo_of_ours().ratio(name):
+        assert f'{ratio:.1f} times as fast as its teacher' in record['description']
 
 
 # --------------------------------------------------------------------------------------------------- training

@@ -182,7 +182,8 @@ def test_unknown_names_and_flags():
         ('upscale -i a -o b --outscal=2 --sufix x', 'Error: --sufix: there is no such flag; did you mean --suffix'),
         ('link a b', 'Error: sdakd link: b is one argument too many; `sdakd link -h` shows what there is.'),
         ('export -m a -o b --to onxn', "Error: --to: invalid choice 'onxn'; did you mean onnx"),
-        ('export -o b --to onnx', 'Error: sdakd export: the following arguments are required: -m'),
+        ('card -o b', 'Error: sdakd card: the following arguments are required: -m'),
+        ('export -o b --to onnx', 'Error: -m: name a model; only --to web has one of its own'),
         ('--versoin', 'Error: sdakd: '),
     ],
 )

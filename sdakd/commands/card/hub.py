@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import yaml
 
 from sdakd import __version__
@@ -82,7 +83,7 @@ def readme(subject: Subject) -> str:
         f'---\n{block}---\n\n# {subject.name}\n\n{subject.summary}',
         *([f'![before and after]({subject.sheet})'] if subject.sheet else []),
         _facts(subject),
-        *([_results(subject)] if subject.row else []),
+        *([_results(subject)] if subject.row else [_figures(subject)] if subject.ships else []),
         _use(subject),
         _limits(subject),
         _licence(subject),
@@ -156,6 +157,17 @@ photograph or, where it says so, to the teacher's image. NIQE and distances: low
 for 64x64 pixels of input."""
 
 
+def _figures(subject: Subject) -> str:
+    """The figures that are committed beside a model that ships."""
+    from sdakd.commands.models import HEADER, explained, rows
+
+    content, name = subject.ships
+    alone = msgspec.structs.replace(content, models={name: content.models[name]})
+    row = next(row for row in rows(content) if row[0] == name)
+    text = explained(alone).replace('\n', '\n\n').strip()
+    return f'## Results\n\n{table(HEADER, [row], "md")}\n{text}'
+
+
 def _use(subject: Subject) -> str:
     text = f"""## Use
 
@@ -187,7 +199,7 @@ def _limits(subject: Subject) -> str:
     text = 'What it does to images of other kinds than those it was trained on is not known.'
     if subject.teachers:
         text = 'It imitates its teacher on inputs like those it was trained on, and has seen no others.'
-        text += '' if subject.row else ' How near it comes was not measured for this card.'
+        text += '' if subject.row or subject.nearness else ' How near it comes was not measured for this card.'
     if said := subject.facts.get('limits'):
         text = f'{said} {text}'
     return f'## Limits\n\n{text}'

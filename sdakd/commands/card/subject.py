@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdakd.compat import UserError, no_file
+from sdakd.files.named import Zoo, zoo
 from sdakd.files.results import NAME, read_results
 from sdakd.files.training import licence_told, start_of, teachers_of
 from sdakd_arch.families import family_of
@@ -287,6 +288,24 @@ class Subject:
         return found if isinstance(found, int) and found > 0 else None
 
     @property
+    def ships(self) -> tuple[Zoo, str] | None:
+        """What ships with this project, and the name of this model there; None of any other file."""
+        name = zoo().of_file(self.sha256)
+        return None if name is None else (zoo(), name)
+
+    @property
+    def nearness(self) -> tuple[float, float | None] | None:
+        """PSNR to the teacher's images, in dB, and that of bicubic interpolation; None where nobody measured it.
+
+        It is that of the results, else that which is committed beside a model that ships.
+        """
+        if self.row:
+            near = self.row.mean(self.row.name, 'psnr', 'teacher') if self.row.teacher else None
+            return None if near is None else (near, self.row.mean('bicubic', 'psnr', 'teacher'))
+        quality = self.ships and self.ships[0].models[self.ships[1]].quality
+        return (quality.psnr, quality.bicubic[0]) if quality else None
+
+    @property
     def summary(self) -> str:
         """What it is, and how near it is to its teacher, in a sentence or two."""
         cost = self.opened.cost()
@@ -295,12 +314,12 @@ class Subject:
         if self.teachers:
             names = ' and '.join(teacher.get('official') or str(teacher.get('file')) for teacher in self.teachers)
             text += f' It was distilled from {names}.'
-        if self.row and self.row.teacher:
-            near = self.row.mean(self.row.name, 'psnr', 'teacher')
-            bicubic = self.row.mean('bicubic', 'psnr', 'teacher')
-            if near is not None:
-                text += f" Its images are {near:.1f} dB from the teacher's"
-                text += '.' if bicubic is None else f'; bicubic interpolation is {bicubic:.1f} dB from them.'
+        if self.nearness:
+            near, bicubic = self.nearness
+            text += f" Its images are {near:.1f} dB from the teacher's"
+            text += '.' if bicubic is None else f'; bicubic interpolation is {bicubic:.1f} dB from them.'
+        if self.ships and (ratio := self.ships[0].ratio(self.ships[1])):
+            text += f' It is {ratio:.1f} times as fast as its teacher on a processor.'
         return text
 
 
