@@ -151,7 +151,7 @@ def paired(folder: Path) -> dict:
                     'lr': 1e-3,
                     'threshold': 0.5,
                     'held_out': 2,
-                    'layers': ['conv1', 'conv2'],
+                    'layers': ['first', 'last'],
                 },
             },
         },
