@@ -17,6 +17,7 @@ from sdakd.compat import Mistakes, UserError
 from sdakd.files.images import write_png
 from sdakd_arch.width import build
 from sdakd_models import launch
+from sdakd_models.options import Selective
 from sdakd_models.rehearsal import untouched
 
 STEPS = 3  # of each stage; the first warms up
@@ -40,11 +41,19 @@ def parse(options: dict, name: str, folder: Path) -> dict:
     return options
 
 
-def _pairs(folder: Path, crop: int, scale: int) -> tuple[Path, Path]:
-    """A pair of grey images that the data checks accept; a rehearsal needs no photographs."""
+def _pairs(folder: Path, crop: int, scale: int, number: int) -> tuple[Path, Path]:
+    """Pairs of grey images that the data checks accept; a rehearsal needs no photographs."""
     for side, size in (('gt', crop), ('lq', crop // scale)):
-        write_png(folder / side / 'grey.png', np.full((size, size, 3), 128, np.uint8))
+        for index in range(number):
+            write_png(folder / side / f'grey{index}.png', np.full((size, size, 3), 128, np.uint8))
     return folder / 'gt', folder / 'lq'
+
+
+def _least(matrix: Matrix) -> int:
+    """The training images that are enough for every row: one, or as many as one is held out of."""
+    entries = [entry for row in matrix.rows for entry in (row.options.get('discriminators') or {}).values()]
+    held_out = [(entry.get('selective') or {}).get('held_out') for entry in entries if entry.get('selective')]
+    return max([number if isinstance(number, int) else Selective().held_out for number in held_out], default=1)
 
 
 def _stand_in(options: dict, matrix: Matrix, folder: Path) -> None:
@@ -70,7 +79,7 @@ def check_rows(matrix: Matrix, folder: Path, real_data: bool) -> dict[tuple[str,
         UserError: The first mistake.
     """
     found = {}
-    pairs = None if real_data else _pairs(folder, matrix.config.budget.crop, matrix.scale)
+    pairs = None if real_data else _pairs(folder, matrix.config.budget.crop, matrix.scale, _least(matrix))
     seed = matrix.config.seeds[0]
     for ratio in matrix.config.ratios():
         wanted = {row.name: matrix.options(row, ratio, seed, 1) for row in matrix.rows}
