@@ -151,7 +151,7 @@ def paired(folder: Path) -> dict:
                     'lr': 1e-3,
                     'threshold': 0.5,
                     'held_out': 2,
-                    'layers': ['conv1', 'conv2'],
+                    'layers': ['first', 'last'],
                 },
             },
         },
@@ -338,6 +338,7 @@ train:stages:*:lr_g train:stages:*:lr_d train:stages:*:scheduler:type train:stag
 train:*_opt train:*_opt:type train:gan_opt:gan_type
 discriminators discriminators:other discriminators:other:network discriminators:other:gan_opt:*type
 discriminators:picked discriminators:picked:network discriminators:picked:selective:against
+discriminators:picked:selective:held_out
 datasets:*:name datasets:*:type datasets:*:dataroot_?? datasets:*:io_backend datasets:*:io_backend:type
 datasets:*:out_size datasets:*:factors datasets:train:meta_info datasets:train:num_worker_per_gpu
 datasets:train:batch_size_per_gpu paired/datasets:train:gt_size paired/datasets:train:use_????? datasets:train:use_rot

@@ -18,6 +18,7 @@ from sdakd.compat import Mistakes, UserError
 from sdakd.files.images import write, write_png
 from sdakd_arch.width import cost
 from sdakd_models import launch
+from sdakd_models.options import Selective
 from sdakd_models.rehearsal import untouched
 from sdakd_models.scenario import Scenario
 
@@ -54,9 +55,7 @@ def _images(matrix: Matrix, folder: Path) -> dict[str, str]:
     crop, scale = matrix.config.budget.crop or matrix.network['out_size'], matrix.scale or 1
     sides = {'dataroot_gt': crop} if matrix.kind.folders != ('dataroot_gt', 'dataroot_lq') else {
         'dataroot_gt': crop, 'dataroot_lq': crop // scale}  # fmt: skip
-    judges = [entry for row in matrix.rows for entry in (row.options.get('discriminators') or {}).values()]
-    held_out = [entry['selective'].get('held_out', 1) for entry in judges if isinstance(entry.get('selective'), dict)]
-    names = [f'grey_{number}.png' for number in range(max([1, *held_out]))]  # one of so many images is held out
+    names = [f'grey_{number}.png' for number in range(_least(matrix))]
     for side, size in sides.items():
         for name in names:
             write_png(folder / side / name, np.full((size, size, 3), 128, np.uint8))
@@ -65,6 +64,13 @@ def _images(matrix: Matrix, folder: Path) -> dict[str, str]:
         write(folder / 'list.txt', ''.join(f'{name}\n' for name in names).encode())
         found['meta_info'] = str(folder / 'list.txt')
     return found
+
+
+def _least(matrix: Matrix) -> int:
+    """The training images that are enough for every row: one, or as many as one is held out of."""
+    entries = [entry for row in matrix.rows for entry in (row.options.get('discriminators') or {}).values()]
+    held_out = [entry['selective'].get('held_out') for entry in entries if isinstance(entry.get('selective'), dict)]
+    return max([number if isinstance(number, int) else Selective().held_out for number in held_out], default=1)
 
 
 def too_slow(matrix: Matrix) -> bool:
