@@ -38,8 +38,10 @@ def check_measures(config: Config, matrix: Matrix) -> None:
     except UserError as error:
         keys = {'--backbone': 'fd_backbone', '--face_model': 'metrics'}
         raise error.at(keys.get(error.where, error.where.removeprefix('--'))) from None
+    # papers decide by FID on sets of every size; a note says how many samples it stands on
+    decides = next((each for each in metrics if each.name == config.primary.metric == 'fd'), None)
     sizes: dict[str, Sizes] = {}
-    if len(config.search.factors) > 1:
+    if decides and len(config.search.factors) > 1:
         sizes['the validation split'] = _validation_sizes(matrix)
     for name, source in matrix.images.test.items():
         try:
@@ -48,9 +50,8 @@ def check_measures(config: Config, matrix: Matrix) -> None:
         except UserError as error:
             raise error.at(f'data:test:{name}') from None
         sizes[name] = [testset.size(image) for image in testset.names]
-    for metric in metrics:
-        if metric.name == config.primary.metric == 'fd':  # papers decide by FID on sets of every size; its note says so
-            check_samples(metric, sizes)
+    if decides:
+        check_samples(decides, sizes)
 
 
 def _validation_sizes(matrix: Matrix) -> Sizes:
