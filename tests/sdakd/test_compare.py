@@ -864,6 +864,61 @@ def test_photographs_are_split_and_paired(here, photographs, capfd):
     assert cv2.imread(str(images.train[1] / 'rocket.png')).shape == (16, 17, 3)
 
 
+def test_pairs_replace_pairs_and_nothing_else(here, photographs):
+    """A folder of the user's in the place of the pairs is refused as it is; beside pairs, it stays."""
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.data import make_pairs, open_images
+
+    (here / 'two').mkdir()
+    for name in ('astronaut', 'rocket'):
+        cv2.imwrite(str(here / f'two/{name}.png'), photographs[name][:96, :96, ::-1])
+
+    def make(**changes):
+        options = smoke()
+        options['data'] = {
+            'photographs': {'folder': 'two', 'validation': 1, **changes},
+            'test': options['data']['test'],
+        }
+        config = read_config(str(write(here, options)))
+        make_pairs(config, open_images(config), here / 'Q', 4)
+
+    own = [here / 'Q/data/train/gt/mine.png', here / 'Q/data/notes.txt', here / 'Q/data/made.json']
+    for path in own:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"mine": 1}')
+    before = sorted((here / 'Q').rglob('*'))
+    with pytest.raises(UserError, match=f'^-o: {here}/Q/data is where pairs are made, and what is there'):
+        make()
+    assert sorted((here / 'Q').rglob('*')) == before and all(path.read_text() == '{"mine": 1}' for path in own)
+    shutil.rmtree(here / 'Q/data')
+    make()
+    (here / 'Q/data/notes.txt').write_text('mine')
+    first = here / 'Q/data/train/lq'
+    kept = {path.name: path.read_bytes() for path in first.iterdir()}
+    make()
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == kept and len(kept) == 1
+    make(degradation='realesrgan')
+    (made,) = first.iterdir()
+    assert made.read_bytes() != kept[made.name] and (here / 'Q/data/notes.txt').read_text() == 'mine'
+
+
+def test_images_of_sub_folders_are_not_trained_on(here):
+    """BasicSR pairs what lies in the folder itself; what lies below it is not counted and not looked for elsewhere."""
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.data import open_images
+
+    shutil.copytree(here / 'datasets/smoke/train', here / 'deep')
+    options = smoke()
+    options['data']['train'] = {'gt': 'deep/HR', 'lq': 'deep/LRx4'}
+    config = read_config(str(write(here, options)))
+    before = open_images(config)
+    (here / 'deep/HR/old').mkdir()
+    shutil.copy(here / 'datasets/smoke/test/HR/rocket0.png', here / 'deep/HR/old')
+    found = open_images(config)
+    assert found.facts == before.facts and found.identity == before.identity
+    assert found.facts[0].startswith('4 pairs to train on and 2 others')
+
+
 # ----------------------------------------------------- bad input -----------------------------------------------------
 
 
