@@ -11,7 +11,7 @@ from sdakd.commands.compare.config import Config, locate
 from sdakd.commands.compare.factors import merge, names_of, source_of
 from sdakd.commands.compare.matrix import Matrix
 from sdakd.compat import UserError
-from sdakd.files.images import UnusableError, read_header
+from sdakd.files.images import ENDINGS, UnusableError, find_files, read_header
 from sdakd.files.runs import digest
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sdakd_metrics.metrics import Metric
 
 ROUNDS = 10  # of timing a network
+PAIR = 2  # images that a kernel distance takes at least
 Sizes = list[tuple[int, int] | None]  # height and width of images; None of one that cannot be read
 
 
@@ -39,10 +40,10 @@ def check_measures(config: Config, matrix: Matrix) -> None:
         keys = {'--backbone': 'fd_backbone', '--face_model': 'metrics'}
         raise error.at(keys.get(error.where, error.where.removeprefix('--'))) from None
     # papers decide by FID on sets of every size; a note says how many samples it stands on
-    decides = next((each for each in metrics if each.name == config.primary.metric == 'fd'), None)
+    decides = next((each for each in metrics if each.name == config.primary.metric in ('fd', 'kid')), None)
     sizes: dict[str, Sizes] = {}
-    if decides and len(config.search.factors) > 1:
-        sizes['the validation split'] = _validation_sizes(matrix)
+    if decides and len(config.search.factors) > 1 and (found := _validation_sizes(matrix)):
+        sizes['the validation split'] = found
     for name, source in matrix.images.test.items():
         try:
             for scale in scales:
@@ -55,10 +56,11 @@ def check_measures(config: Config, matrix: Matrix) -> None:
 
 
 def _validation_sizes(matrix: Matrix) -> Sizes:
-    """Of the ground truth of the validation split: photographs as they are, or the folder's."""
+    """Of the ground truth of the validation split: photographs as they are, or the folder's; none if it is missing."""
     split, found = matrix.images.splits.get('validation'), []
-    paths = [split.folder / name for name in split.names] if split else sorted(matrix.images.validation[0].iterdir())
-    for path in paths:
+    folder = split.folder if split else matrix.images.validation[0]
+    names = split.names if split else find_files(str(folder), ENDINGS)
+    for path in (folder / name for name in names):
         try:
             header = read_header(path)
             found.append((header.height, header.width))
@@ -68,14 +70,20 @@ def _validation_sizes(matrix: Matrix) -> Sizes:
 
 
 def check_samples(primary: Metric, sizes: Mapping[str, Sizes]) -> None:
-    """Checks that a Frechet distance that is to decide has samples enough on every set that it is measured on.
+    """Checks that a distance of sets that is to decide has samples enough on every set that it is measured on.
 
     Raises:
         UserError: It has not; says how many images it takes.
     """
     for name, images in sizes.items():
-        found = sum(primary.features.independent(*size) for size in images if size) if primary.needed else 0
-        if found >= primary.needed:
+        samples = [primary.features.independent(*size) for size in images if size]
+        if not primary.needed and (usable := sum(map(bool, samples))) < PAIR:
+            raise UserError(
+                'primary:metric',
+                f'{primary.label} compares {primary.features.unit} of two or more images, and {name} has {usable} '
+                f'that will do in {len(images)}; give more, or larger ones.',
+            )
+        if (found := sum(samples)) >= primary.needed:
             continue
         more = f'about {math.ceil(primary.needed * len(images) / found):,d} such images' if found else 'larger images'
         raise UserError(
