@@ -53,7 +53,9 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
     The limits are mean - t s / sqrt(n) at the 97.5% and the 2.5% quantile of these t, which take the place of Student's
     quantiles and lean as the values lean (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5;
     Hall, Annals of Statistics 16(3), 1988: its error of coverage falls with 1/n, that of Student's and the percentile
-    interval of skewed values with 1/sqrt(n) on each side). Draws of a single value tell no spread and are left out.
+    interval of skewed values with 1/sqrt(n) on each side). A draw of equal values has no spread: its t is infinite, on
+    the side of these values, or 0 if they are the mean. Where so many values are equal that a limit is infinite,
+    Student's takes its place.
 
     Args:
         values: One for every image, each averaged over seeds, so that images alone are drawn.
@@ -68,14 +70,18 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
         return mean, None, None
     away = values - mean
     error = float(values.std(ddof=1)) / math.sqrt(number)
+    if not error:
+        return mean, mean, mean
     generator, found = np.random.default_rng(seed), []
     for start in range(0, RESAMPLES, step := max(1, AT_ONCE // number)):
         drawn = away[generator.integers(number, size=(min(step, RESAMPLES - start), number))]
         means, errors = drawn.mean(1), drawn.std(1, ddof=1) / math.sqrt(number)
-        spread = errors > 1e-9 * error  # what is left of a draw of equal values is rounding
-        found.append(means[spread] / errors[spread])
-    quantiles = np.sort(np.concatenate(found))
-    if not error or not len(quantiles):
-        return mean, mean, mean
-    rank = round((len(quantiles) + 1) * 0.025)
-    return mean, mean - float(quantiles[-rank]) * error, mean - float(quantiles[rank - 1]) * error
+        means[abs(means) <= 1e-9 * error] = 0  # what is left of equal values is rounding
+        spread = errors > 1e-9 * error
+        infinite = np.where(means == 0, 0, np.copysign(np.inf, means))
+        found.append(np.divide(means, errors, where=spread, out=infinite))
+    quantiles, rank = np.sort(np.concatenate(found)), round((RESAMPLES + 1) * 0.025)
+    limits = [mean - float(quantiles[place]) * error for place in (-rank, rank - 1)]
+    student = mean_interval(values)[1:]
+    low, high = (one if math.isfinite(one) else other for one, other in zip(limits, student, strict=True))
+    return mean, low, high

@@ -688,6 +688,37 @@ def test_the_best_factor_must_not_lie_at_the_edge(matrix, monkeypatch):
     assert found([1, 3, 9], [31, 30, 29]).edge == found([1, 3, 9], [28, 29, 30]).edge == ['sdakd']
     assert found([9, 1, 3], [29, 28, 30]).edge == []  # their order in the file does not matter
     assert found([1, 3], [31, 30]).edge == []  # of two, each is an edge
+    assert found([1, 3], [None, 30]).best == {'sdakd': 3}
+
+
+def test_a_row_that_no_trial_tells_anything_of_is_named(matrix, monkeypatch):
+    """Its trials are done, and the primary metric has no value: NIQE of images that are too small."""
+    from types import SimpleNamespace
+
+    from sdakd.commands.compare import _broken, search
+    from sdakd.commands.compare.summary import Cell
+
+    made = matrix()
+    run = {name: SimpleNamespace(name=name, done=name != 'c', record=SimpleNamespace(state=state, reason='why.'))
+           for name, state in (('a', 'done'), ('b', 'done'), ('c', 'broken'))}  # fmt: skip
+    section = {
+        'scores': [{'model': name, 'reference': None, 'mean': None} for name in 'ab'],
+        'metrics': [{'higher_is_better': False}],
+    }
+    monkeypatch.setattr(search, 'measure', lambda *_, **__: section)
+    cells = [Cell(row, Fraction(1, 2), 0, 1.0, run[name]) for row, name in zip(made.rows, 'ab', strict=True)]
+    found = search.choose(made.config, made, cells)
+    assert found.lost == ['none_student_d', 'sdakd'] and not found.best
+    assert _broken([], 2, found) == (
+        'no trial of none_student_d, sdakd has a value of the primary metric on the validation split; give more images '
+        'there, or larger ones, and give the same command again, which keeps what is trained.'
+    )
+    cells[1] = Cell(made.rows[1], Fraction(1, 2), 0, 1.0, run['c'])
+    assert _broken([run['c']], 2, search.choose(made.config, made, cells)).startswith(
+        '1 of 2 cells broke (no trial of sdakd was finished, no trial of none_student_d has a value of the primary '
+        'metric on the validation split): c: why; mend that'
+    )
+    assert _broken([], 2, search.Search([])) == ''
 
 
 def test_factors_scale_the_searched_weights_alone(matrix):
@@ -864,6 +895,61 @@ def test_photographs_are_split_and_paired(here, photographs, capfd):
     assert cv2.imread(str(images.train[1] / 'rocket.png')).shape == (16, 17, 3)
 
 
+def test_pairs_replace_pairs_and_nothing_else(here, photographs):
+    """A folder of the user's in the place of the pairs is refused as it is; beside pairs, it stays."""
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.data import make_pairs, open_images
+
+    (here / 'two').mkdir()
+    for name in ('astronaut', 'rocket'):
+        cv2.imwrite(str(here / f'two/{name}.png'), photographs[name][:96, :96, ::-1])
+
+    def make(**changes):
+        options = smoke()
+        options['data'] = {
+            'photographs': {'folder': 'two', 'validation': 1, **changes},
+            'test': options['data']['test'],
+        }
+        config = read_config(str(write(here, options)))
+        make_pairs(config, open_images(config), here / 'Q', 4)
+
+    own = [here / 'Q/data/train/gt/mine.png', here / 'Q/data/notes.txt', here / 'Q/data/made.json']
+    for path in own:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"mine": 1}')
+    before = sorted((here / 'Q').rglob('*'))
+    with pytest.raises(UserError, match=f'^-o: {here}/Q/data is where pairs are made, and what is there'):
+        make()
+    assert sorted((here / 'Q').rglob('*')) == before and all(path.read_text() == '{"mine": 1}' for path in own)
+    shutil.rmtree(here / 'Q/data')
+    make()
+    (here / 'Q/data/notes.txt').write_text('mine')
+    first = here / 'Q/data/train/lq'
+    kept = {path.name: path.read_bytes() for path in first.iterdir()}
+    make()
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == kept and len(kept) == 1
+    make(degradation='realesrgan')
+    (made,) = first.iterdir()
+    assert made.read_bytes() != kept[made.name] and (here / 'Q/data/notes.txt').read_text() == 'mine'
+
+
+def test_images_of_sub_folders_are_not_trained_on(here):
+    """BasicSR pairs what lies in the folder itself; what lies below it is not counted and not looked for elsewhere."""
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.data import open_images
+
+    shutil.copytree(here / 'datasets/smoke/train', here / 'deep')
+    options = smoke()
+    options['data']['train'] = {'gt': 'deep/HR', 'lq': 'deep/LRx4'}
+    config = read_config(str(write(here, options)))
+    before = open_images(config)
+    (here / 'deep/HR/old').mkdir()
+    shutil.copy(here / 'datasets/smoke/test/HR/rocket0.png', here / 'deep/HR/old')
+    found = open_images(config)
+    assert found.facts == before.facts and found.identity == before.identity
+    assert found.facts[0].startswith('4 pairs to train on and 2 others')
+
+
 # ----------------------------------------------------- bad input -----------------------------------------------------
 
 
@@ -973,7 +1059,7 @@ def test_students_are_not_judged_by_what_has_trained_them(here):
         measuring.check_judge(config)
 
 
-def test_a_frechet_distance_that_decides_has_samples_enough(here, tmp_path):
+def test_a_distance_of_sets_that_decides_has_samples_enough(here, tmp_path):
     """Two photographs and two test images of 64x64 pixels are four patches; 512 features take 5,120."""
     import torchvision
 
@@ -997,7 +1083,23 @@ def test_a_frechet_distance_that_decides_has_samples_enough(here, tmp_path):
         check_samples(fd, {'small': [(63, 640), None]})
     with pytest.raises(UserError, match='short has 5,119 in 52 images'):
         check_samples(fd, {'short': [(640, 640)] * 51 + [(64, 1279)]})
-    check_samples(kid, {'small': [(63, 640)]})
+    check_samples(kid, {'two': [(64, 64), None, (63, 640), (70, 640)]})
+    wanted = 'primary:metric: KID-squeezenet compares patches of 64x64 .* of two or more images, and {} has 1 that will'
+    with pytest.raises(UserError, match=wanted.format('small') + ' do in 3; give more, or larger'):
+        check_samples(kid, {'two': [(64, 64)] * 2, 'small': [(63, 640), (6400, 6400), None]})
+    for image in ('chelsea', 'rocket'):
+        for side in ('HR', 'LRx4'):
+            place = here / 'one' / image / side
+            place.mkdir(parents=True)
+            (found,) = here.glob(f'datasets/smoke/*/{side}/{image}0.png')
+            shutil.copy(found, place)
+    options |= {'metrics': ['kid'], 'primary': {'metric': 'kid'}}
+    one = {'gt': 'one/chelsea/HR', 'lq': 'one/chelsea/LRx4'}
+    for name, data in {'the validation split': {'validation': one}, 'a': {'test': {'a': 'one/rocket/HR'}}}.items():
+        file = write(here, {**options, 'data': {**options['data'], **data}}, 'bad.yml')
+        with pytest.raises(UserError, match=wanted.format(name) + ' do in 1'):
+            compare('-opt', file, '-o', 'KID')
+    assert not (here / 'KID').exists()
 
 
 def test_a_frechet_distance_of_few_samples_is_not_reported():

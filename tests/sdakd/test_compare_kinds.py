@@ -2,8 +2,10 @@
 
 import copy
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -317,6 +319,64 @@ def test_the_teacher_of_an_option_file(here):
     found = open_teacher(read_config(str(write(here, faces(teacher='own.yml')))))
     assert (found.weights, found.network, found.scale) == (here / 'gcfsr32.pth', network, None)
     assert found.keys == {'param_key': 'params_ema'}
+
+
+def test_the_teacher_is_measured_as_it_teaches(here, tmp_path):
+    """An option file's `param_key` and `network` count, where the file's first tensors are others."""
+    from sdakd.commands.compare.measuring import teaching_file
+    from sdakd.files.generators import open_network
+
+    network = {'type': 'SRVGGNetCompact', 'num_feat': 8, 'num_conv': 4}
+    ema = torch.load(here / 'teacher.pth', weights_only=True)['params']
+    torch.save({'params_ema': ema, 'params': {key: -value for key, value in ema.items()}}, here / 'two.pth')
+    # without the slopes of PReLU, nothing in the file tells which activation there is
+    torch.save({'params': {k: v for k, v in ema.items() if v.ndim == 4 or 'bias' in k}}, here / 'relu.pth')
+
+    def file(**teacher):
+        write(here, {'teacher': teacher}, 'own.yml')
+        made = matrix_of(here, on_line(teacher='own.yml'), tmp_path / 'T')
+        return teaching_file(made)
+
+    for weights, keys in {'two.pth': {'network': network, 'param_key': 'params'},
+                          'relu.pth': {'network': {**network, 'act_type': 'relu'}}}.items():  # fmt: skip
+        opened = open_network(file(weights=weights, **keys))
+        assert opened.network == keys['network']
+        state = torch.load(here / weights, weights_only=True)['params']
+        assert all(torch.equal(value, state[key]) for key, value in opened.module.state_dict().items())
+    assert file(weights='two.pth', network=network, param_key='params_ema') == here / 'two.pth'
+    assert file(weights='two.pth') == here / 'two.pth'
+    assert teaching_file(matrix_of(here, on_line(), tmp_path / 'T')) == here / 'teacher.pth'
+
+
+def test_what_was_measured_is_kept_for_the_same_images_alone(here, tmp_path):
+    """Other factors, another image under a path, images that shall stay: measured anew, each time once."""
+    from sdakd.commands.compare.config import read_config
+    from sdakd.commands.compare.measuring import measure
+
+    test = tmp_path / 'test'
+    shutil.copytree(here / 'faces128/test', test)
+
+    def measured(factor=8, images=False):
+        options = faces(128)
+        options['data']['faces']['measured'] = [factor]
+        config, matrix = read_config(str(write(tmp_path, options))), SimpleNamespace(scale=None)
+        section = measure(config, matrix, tmp_path / 'M', [], {'a': str(test)}, ['psnr'], ['bicubic'], images)
+        content = json.loads((tmp_path / 'M/results.json').read_text())['evaluate']
+        assert content == section
+        return section['scores'][0]['mean'], (tmp_path / 'M/results.json').stat().st_mtime_ns
+
+    first = measured()
+    assert measured() == first
+    coarse = measured(16)
+    assert coarse[0] < first[0] and measured(16) == coarse
+    image = sorted(test.iterdir())[0]
+    cv2.imwrite(str(image), cv2.imread(str(image))[::-1] // 2)
+    other = measured(16)
+    assert other[0] != coarse[0] and measured(16) == other
+    assert not (tmp_path / 'M/images').exists()
+    kept = measured(16, images=True)
+    assert kept[0] == other[0] and list((tmp_path / 'M/images').rglob('*.png'))
+    assert measured(16, images=True) == measured(16) == kept
 
 
 MISTAKES = [

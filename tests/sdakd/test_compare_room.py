@@ -80,10 +80,53 @@ def test_a_dry_run_lists_all_that_is_missing(here, monkeypatch, capsys):
     assert len(found) == len(expected)
 
 
+@pytest.mark.parametrize('name', ['x4plus_srvgg_32x16', 'realesr_general_x4'])
+def test_a_dry_run_without_the_teacher_lists_all_the_same(here, monkeypatch, capsys, name):
+    """Of comparisons that ship, where neither data nor weights are there: every folder and file, each once."""
+    monkeypatch.setenv('TORCH_HOME', str(here / 'hub'))
+    file = ROOT / f'options/compare/{name}.yml'
+    options = yaml.safe_load(file.read_text())
+    monkeypatch.setattr('sdakd.commands.compare.config.ROOT', here)  # a checkout may hold some of them
+    assert compare('-opt', file, '-o', 'NEW', '--dry_run') == 0
+    text = capsys.readouterr().out
+    lines = text.partition('\nMissing:\n')[2].splitlines()
+    data, named = options['data'], [options['teacher'], options['perceptual']['weights']]
+    named += re.findall(r'experiments/pretrained_models/[\w.-]+', str(options['methods']))
+    named += [part for source in data['test'].values() for part in source.split(':')]
+    named += [data['photographs']['folder']] if 'photographs' in data else [
+        data[part][side] for part in ('train', 'validation') for side in ('gt', 'lq')]  # fmt: skip
+    for path in named:
+        assert sum(f'{path} does not exist' in line for line in lines) == 1, (path, lines)
+    assert len(named) > 4 and "told where the teacher's file is" in text and not list(here.iterdir())
+
+
+def test_a_dry_run_goes_on_without_a_validation_split(here, monkeypatch, capsys):
+    """Of which a distance of sets, the primary metric, wants to know the sizes."""
+    import torch
+    import torchvision
+
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), here / 'squeezenet.pth')
+    options = smoke(metrics=['kid'], primary={'metric': 'kid'}, fd_backbone='squeezenet:squeezenet.pth')
+    monkeypatch.setattr('sdakd.commands.compare.rehearsal.too_slow', lambda matrix: True)
+    for data in (
+        {part: {'gt': f'none/{part}/gt', 'lq': f'none/{part}/lq'} for part in ('train', 'validation')},
+        {'photographs': {**options['data']['photographs'], 'validation': 'none/validation/gt'}},
+    ):
+        content = {**options, 'data': {**data, 'test': options['data']['test']}}
+        assert compare('-opt', write(here, content), '-o', 'NEW', '--dry_run') == 0
+        assert 'the folder none/validation/gt does not exist' in capsys.readouterr().out
+
+
 def test_a_dry_run_refuses_mistakes_all_the_same(here):
     options = smoke()
     options['methods']['sdakd']['options'] = {'train:feature_opt:x': 1}
     with pytest.raises(UserError, match='there is no train:feature_opt:x'):
+        compare('-opt', write(here, options), '-o', 'NEW', '--dry_run')
+    network = {'type': 'SRVGGNetCompact', 'upscale': 4}
+    write(here, {'teacher': {'weights': 'nowhere.pth', 'network': network}}, 'teacher.yml')
+    options = smoke(teacher='teacher.yml')
+    options['budget']['crop'] = 30
+    with pytest.raises(UserError, match='budget:crop: 30 must be a multiple of the scale 4'):
         compare('-opt', write(here, options), '-o', 'NEW', '--dry_run')
 
 

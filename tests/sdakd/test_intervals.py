@@ -1,5 +1,6 @@
 """Intervals of means: against scipy, and how often they cover the truth."""
 
+import itertools
 import math
 
 import numpy as np
@@ -107,3 +108,27 @@ def test_studentised_bootstrap_of_few_infinite_and_equal_values():
     assert bootstrap_interval([2.0] * 6) == (2.0, 2.0, 2.0)
     _, low, high = bootstrap_interval([0.1, 0.1, 0.1, 0.1, 0.1, 1])  # a third of the draws holds a single value
     assert math.isfinite(low) and math.isfinite(high) and low <= 0.25 <= high
+
+
+@pytest.mark.parametrize('values', [[0, 0, 0, 1, 2, 3], [0.1, 0.2, 0.2, 0.2, 0.3, 0.7], [5, 5, 5, 5, 5, 6]])
+def test_draws_of_equal_values_count(values):
+    """Against all 6 ** 6 draws, each as likely; a spread of 0 divides as IEEE 754 says."""
+    values = np.asarray(values)
+    draws = values[np.array(list(itertools.product(range(6), repeat=6)))]
+    with np.errstate(divide='ignore', invalid='ignore'):
+        t = (draws.mean(1) - values.mean()).round(12) / (draws.std(1, ddof=1) / math.sqrt(6)).round(12)
+    low, high = np.quantile(np.nan_to_num(t, nan=0, posinf=np.inf, neginf=-np.inf), [0.025, 0.975], method='nearest')
+    expected = [values.mean() - high * stats.sem(values), values.mean() - low * stats.sem(values)]
+    found = np.median([bootstrap_interval(values, seed)[1:] for seed in range(21)], 0)
+    student = mean_interval(values)[1:]
+    expected = [one if math.isfinite(one) else other for one, other in zip(expected, student, strict=True)]
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+def test_limits_lie_on_both_sides_of_a_mean_of_equal_values():
+    """A third of the draws is all 0: the mean itself was the upper limit when they were left out."""
+    mean, low, high = bootstrap_interval([0, 0, 0, 0, 0, 1])
+    assert low < mean and high == pytest.approx(mean + stats.t.ppf(0.975, 5) / 6, rel=1e-3)
+    mirrored = bootstrap_interval([0, 0, 0, 0, 0, -1])
+    assert mirrored == pytest.approx((-mean, -high, -low), rel=0.05)
+    assert bootstrap_interval([7, 7, 7, 7, 7, 8]) == pytest.approx((7 + mean, 7 + low, 7 + high))

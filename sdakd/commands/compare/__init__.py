@@ -254,16 +254,23 @@ def compare(
     # of a row that is lost, other seeds are not begun
     shared = [run for run in parts.shared(matrix) if run.record.state != 'new']
     broken = [run for run in [*shared, *(cell.run for cell in every)] if not run.done]
-    return Compared(text, _broken(broken, len(every) + len(shared), search.lost), file)
+    return Compared(text, _broken(broken, len(every) + len(shared), search), file)
 
 
-def _broken(runs: Sequence[Run], total: int, lost: Sequence[str]) -> str:
-    """What to say of cells that broke, and of rows without any finished trial."""
+def _broken(runs: Sequence[Run], total: int, search: Search) -> str:
+    """What to say of cells that broke, and of rows that are not in the tables because no trial is done or measured."""
+    trained = {trial['row'] for trial in search.trials if trial['state'] == 'done'}
+    unmeasured = ', '.join(row for row in search.lost if row in trained)
+    if unmeasured:
+        unmeasured = f'no trial of {unmeasured} has a value of the primary metric on the validation split'
     if not runs:
-        return ''
+        again = 'give more images there, or larger ones, and give the same command again, which keeps what is trained'
+        return unmeasured and f'{unmeasured}; {again}.'
     first = '; '.join(f'{run.name}: {run.record.reason.rstrip(".") or "it is not finished"}' for run in runs[:3])
     more = '; ...' if len(runs) > 3 else ''
-    without = f' (no trial of {", ".join(lost)} was finished)' if lost else ''
+    unfinished = ', '.join(row for row in search.lost if row not in trained)
+    unfinished = unfinished and f'no trial of {unfinished} was finished'
+    without = f' ({", ".join(filter(None, (unfinished, unmeasured)))})' if search.lost else ''
     return (
         f'{len(runs)} of {total} cells broke{without}: {first}{more}; mend that and give the same command again, which '
         'keeps the others.'

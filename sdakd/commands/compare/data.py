@@ -122,9 +122,13 @@ def open_images(config: Config) -> Images:
         )
         _list(found[part][0], f'data:{part}:gt')
         groups[f'data:{part}:gt'] = _files(found[part][0])
+    # BasicSR pairs images of the folder itself; those of sub-folders are not trained on
+    trained = [[path for path in _files(side) if path.parent == side] for side in found['train']]
+    groups['data:train:gt'] = trained[0]
     check_apart(groups)
-    gt, lq = found['train']
-    identity = ' '.join(listing(side, [path.name for path in _files(side)]) for side in (gt, lq))
+    identity = ' '.join(
+        listing(side, [path.name for path in paths]) for side, paths in zip(found['train'], trained, strict=True)
+    )
     counts = [len(groups[f'data:{part}:gt']) for part in ('train', 'validation')]
     facts = [f'{counts[0]} pairs to train on and {counts[1]} others to choose weights.']
     return Images(found['train'], found['validation'], test, identity, facts)
@@ -231,7 +235,7 @@ def make_pairs(config: Config, images: Images, output: Path, scale: int | None) 
     """Makes what cells read in ``output/data``, where it is not there already: pairs, or the list of photographs.
 
     Raises:
-        UserError: A photograph cannot be used.
+        UserError: The folder holds what is not this command's, or a photograph cannot be used.
     """
     if not images.splits:
         return
@@ -243,8 +247,11 @@ def make_pairs(config: Config, images: Images, output: Path, scale: int | None) 
     made, mark = output / 'data', output / 'data' / 'made.json'
     content = {'settings': settings, 'splits': {part: listing(s.folder, s.names) for part, s in splits.items()}}
     note = json.dumps(content, indent=2)
-    if made.exists() and not (mark.is_file() and mark.read_text(encoding='utf-8') == note):
-        shutil.rmtree(made)
+    if made.exists() and _marked(made, mark) != content:  # only what this command makes is removed
+        for part in ('train', 'validation'):
+            if (made / part).is_dir():
+                shutil.rmtree(made / part)
+        (output / LIST).unlink(missing_ok=True)
     write(mark, note.encode())
     if wanted.on_line:
         write(output / LIST, ''.join(f'{name}\n' for name in images.splits['train'].names).encode())
@@ -262,6 +269,27 @@ def make_pairs(config: Config, images: Images, output: Path, scale: int | None) 
             if every.unusable:
                 raise UserError(f'data:photographs: {split.folder}', f'{every.unusable[0]}; repair or remove it.')
     set_places(images, output)
+
+
+def _marked(made: Path, mark: Path) -> dict | None:
+    """What the mark says was made in a folder; None of an empty one.
+
+    Raises:
+        UserError: The folder holds something and no mark of this command's.
+    """
+    try:
+        content = json.loads(mark.read_text(encoding='utf-8'))
+        if content.keys() == {'settings', 'splits'}:
+            return content
+    except (OSError, ValueError, AttributeError):
+        pass
+    if not made.is_dir() or any(made.iterdir()):
+        raise UserError(
+            '-o',
+            f'{made} is where pairs are made, and what is there this command did not make; move it, or choose another '
+            'folder.',
+        )
+    return None
 
 
 def set_places(images: Images, output: Path) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from msgspec import structs
 
-from sdakd.commands.compare import data, measuring, missing, rehearsal, room
-from sdakd.commands.compare.config import Config
+from sdakd.commands.compare import data, measuring, missing, rehearsal, room, standins
+from sdakd.commands.compare.config import Config, locate
 from sdakd.commands.compare.matrix import Matrix
 from sdakd.commands.compare.progress import duration
-from sdakd.commands.compare.rows import read_rows
+from sdakd.commands.compare.rows import Row, read_rows
 from sdakd.commands.compare.search import factors_of
 from sdakd.commands.compare.summary import budget_line
+from sdakd.compat import UserError
 from sdakd.files import results
 from sdakd.progress import Progress
 from sdakd_metrics.distribution import INCEPTION
@@ -34,14 +36,25 @@ def dry_run(config: Config, file: str, output: Path, jobs: int, threads: int) ->
         threads: Of each.
 
     Raises:
-        UserError: A mistake; what is merely missing is listed.
+        UserError: A mistake; what is merely missing is listed. Where the teacher is, its network is not known, and
+            nothing else is told.
     """
     with missing.noted() as lacking, tempfile.TemporaryDirectory() as place:
         rows = read_rows(config, Path(file).parent)
         images = data.open_images(config)
-        matrix = Matrix(config, rows, images, output)
+        try:
+            matrix = Matrix(config, rows, images, output)
+        except UserError as error:
+            if error.where != 'teacher' or 'does not exist' not in error.sentence:
+                raise  # a mistake
+            _note_files(config, rows)  # which cells would have named
+            _there(config)
+            unknown = (
+                "Cells, their time and their room on the disk are told where the teacher's file is, or its network"
+            )
+            return f'{unknown} in an option file as `teacher`.\n{_missing(lacking)}Nothing was written.\n'
         data.set_places(images, output)
-        _check_measures(config, matrix)
+        measuring.check_measures(_there(config), matrix)
         slow = rehearsal.too_slow(matrix)
         parsed = rehearsal.check_rows(matrix, Path(place), real_data=False, rehearses=not slow)
         text = _times(matrix, parsed, jobs, threads, slow)
@@ -49,13 +62,29 @@ def dry_run(config: Config, file: str, output: Path, jobs: int, threads: int) ->
     short = ', which is TOO LITTLE' if wanted.total > free else ''
     unknown = ' (without the images that are missing)' if lacking else ''
     text += f'On the disk: {wanted}{unknown}; {there} has {size(free)} left{short}.\n'
-    if lacking:
-        text += '\nMissing:\n' + ''.join(f'- {where}: {sentence}\n' for sentence, where in lacking.items())
-    return text + 'Nothing was written.\n'
+    return f'{text}{_missing(lacking)}Nothing was written.\n'
 
 
-def _check_measures(config: Config, matrix: Matrix) -> None:
-    """The files of metrics, without fetching what a start would fetch; metrics that lack theirs are not opened."""
+def _missing(lacking: Mapping[str, str]) -> str:
+    lines = [f'- {where}: {sentence}\n' for sentence, where in lacking.items()]
+    return '\nMissing:\n' + ''.join(lines) if lines else ''
+
+
+def _note_files(config: Config, rows: Sequence[Row]) -> None:
+    """Notes the files of discriminators, further teachers and backbones that methods name."""
+    for row in rows:
+        blocks = {f'train:{key}': block for key, block in row.options['train'].items()}
+        for name in ('discriminators', 'teachers'):
+            blocks |= {f'{name}:{key}': block for key, block in (row.options.get(name) or {}).items()}
+        for key, block in blocks.items():
+            later = key.startswith('discriminators:') and config.teacher_discriminator is not None
+            if isinstance(block, Mapping) and isinstance(block.get('weights'), str) and not later:
+                locate(block['weights'], f'methods:{row.method}: {key}:weights')
+            standins.note_vgg(block)
+
+
+def _there(config: Config) -> Config:
+    """The comparison with those metrics whose files are there, as a dry run fetches none; notes the others."""
     hub = Path(torch.hub.get_dir(), 'checkpoints')
     backbone = measuring.fd_backbone(config)  # of fd, and of kid, which takes InceptionV3 without it
     files = {('fid',) if backbone else ('fid', 'kid'): INCEPTION, ('lpips',): (ALEXNET,)}
@@ -69,8 +98,7 @@ def _check_measures(config: Config, matrix: Matrix) -> None:
         kept, backbone = [name for name in kept if name not in ('fd', 'kid')], None
     kept = kept or ['psnr']  # the test sets are looked at in any case
     primary = config.primary if config.primary.metric in kept else structs.replace(config.primary, metric=kept[0])
-    there = structs.replace(config, metrics=kept, primary=primary, fd_backbone=backbone)
-    measuring.check_measures(there, matrix)
+    return structs.replace(config, metrics=kept, primary=primary, fd_backbone=backbone)
 
 
 def _times(matrix: Matrix, parsed: dict, jobs: int, threads: int, slow: bool) -> str:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from sdakd.commands.compare.config import Config, locate
 from sdakd.commands.compare.factors import merge, names_of, source_of
 from sdakd.commands.compare.matrix import Matrix
 from sdakd.compat import UserError
-from sdakd.files.images import UnusableError, read_header
+from sdakd.files.images import ENDINGS, UnusableError, find_files, read_header, write
 from sdakd.files.runs import digest
 
 if TYPE_CHECKING:
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
     from sdakd_metrics.metrics import Metric
 
 ROUNDS = 10  # of timing a network
+PAIR = 2  # images that a kernel distance takes at least
 Sizes = list[tuple[int, int] | None]  # height and width of images; None of one that cannot be read
 
 
@@ -39,10 +46,10 @@ def check_measures(config: Config, matrix: Matrix) -> None:
         keys = {'--backbone': 'fd_backbone', '--face_model': 'metrics'}
         raise error.at(keys.get(error.where, error.where.removeprefix('--'))) from None
     # papers decide by FID on sets of every size; a note says how many samples it stands on
-    decides = next((each for each in metrics if each.name == config.primary.metric == 'fd'), None)
+    decides = next((each for each in metrics if each.name == config.primary.metric in ('fd', 'kid')), None)
     sizes: dict[str, Sizes] = {}
-    if decides and len(config.search.factors) > 1:
-        sizes['the validation split'] = _validation_sizes(matrix)
+    if decides and len(config.search.factors) > 1 and (found := _validation_sizes(matrix)):
+        sizes['the validation split'] = found
     for name, source in matrix.images.test.items():
         try:
             for scale in scales:
@@ -55,10 +62,11 @@ def check_measures(config: Config, matrix: Matrix) -> None:
 
 
 def _validation_sizes(matrix: Matrix) -> Sizes:
-    """Of the ground truth of the validation split: photographs as they are, or the folder's."""
+    """Of the ground truth of the validation split: photographs as they are, or the folder's; none if it is missing."""
     split, found = matrix.images.splits.get('validation'), []
-    paths = [split.folder / name for name in split.names] if split else sorted(matrix.images.validation[0].iterdir())
-    for path in paths:
+    folder = split.folder if split else matrix.images.validation[0]
+    names = split.names if split else find_files(str(folder), ENDINGS)
+    for path in (folder / name for name in names):
         try:
             header = read_header(path)
             found.append((header.height, header.width))
@@ -68,14 +76,20 @@ def _validation_sizes(matrix: Matrix) -> Sizes:
 
 
 def check_samples(primary: Metric, sizes: Mapping[str, Sizes]) -> None:
-    """Checks that a Frechet distance that is to decide has samples enough on every set that it is measured on.
+    """Checks that a distance of sets that is to decide has samples enough on every set that it is measured on.
 
     Raises:
         UserError: It has not; says how many images it takes.
     """
     for name, images in sizes.items():
-        found = sum(primary.features.independent(*size) for size in images if size) if primary.needed else 0
-        if found >= primary.needed:
+        samples = [primary.features.independent(*size) for size in images if size]
+        if not primary.needed and (usable := sum(map(bool, samples))) < PAIR:
+            raise UserError(
+                'primary:metric',
+                f'{primary.label} compares {primary.features.unit} of two or more images, and {name} has {usable} '
+                f'that will do in {len(images)}; give more, or larger ones.',
+            )
+        if (found := sum(samples)) >= primary.needed:
             continue
         more = f'about {math.ceil(primary.needed * len(images) / found):,d} such images' if found else 'larger images'
         raise UserError(
@@ -138,15 +152,19 @@ def measure(
         The section ``evaluate`` of the folder's results.json.
     """
     from sdakd.commands.evaluate import evaluate
-    from sdakd.files.results import read_results
+    from sdakd.files.results import read_results, write_section
 
-    plain = {'teacher': str(matrix.teacher), 'bicubic': 'bicubic'}
-    models = {name: plain[name] for name in others} | {cell.run.name: str(cell.run.result) for cell in cells}
+    plain = {'teacher': lambda: str(teaching_file(matrix)), 'bicubic': lambda: 'bicubic'}
+    models = {name: plain[name]() for name in others} | {cell.run.name: str(cell.run.result) for cell in cells}
     sources = {name: f'{name}={source}' for name, source in sets.items()}
     known = read_results(folder).get('evaluate') or {}
     wanted = {name: None if path == 'bicubic' else digest(path) for name, path in models.items()}
     same = {model['name']: model['sha256'] for model in known.get('models', ())} == wanted
     factors = config.factors()
+    scales = factors or [matrix.scale]
+    inputs = {'scales': scales, 'data': {name: _content(source, scales) for name, source in sources.items()}}
+    before = known.get('inputs') or {}
+    same = same and all(before.get(key) == value for key, value in inputs.items()) and before['images'] >= images
     same = same and [s['name'] for s in known['sets']] == names_of(list(sets), factors)
     same = same and all(s['source'] == source_of(s['name'], sources) for s in known['sets'])
     backbone = fd_backbone(config) if {'fd', 'kid'} & set(metrics) else None
@@ -165,7 +183,59 @@ def measure(
         teacher='teacher' if 'teacher' in others else None,
         images=images,
     ).check()
-    return merge(folder, factors) if len(factors) > 1 else read_results(folder)['evaluate']
+    section = merge(folder, factors) if len(factors) > 1 else read_results(folder)['evaluate']
+    section['inputs'] = {**inputs, 'images': images}
+    write_section(folder, 'evaluate', section)
+    return section
+
+
+def _content(source: str, scales: Sequence[int]) -> str:
+    """A digest of the names and bytes of a test set's images, wherever they lie."""
+    from sdakd.files.testsets import Folder, open_sets
+
+    found, lines = functools.cache(digest), []
+    for scale in scales:  # inputs may lie in a folder for each
+        (testset,) = open_sets([source], scale)
+        for side, images in (('hr', testset.hr), ('lr', testset.lr)):
+            if images is not None:
+                names = images.files.values() if isinstance(images, Folder) else ('data.mdb', 'meta_info.txt')
+                lines += [f'{side} {scale} {name} {found(Path(images.path, name))}' for name in sorted(names)]
+    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+
+
+def teaching_file(matrix: Matrix) -> Path:
+    """A file that opens as what teaches: the teacher's own, or, where an option file names other tensors of it or a
+    network that it does not tell by itself, one with these in ``OUT/starts``.
+    """
+    from safetensors.torch import save
+
+    from sdakd.files.generators import open_network
+    from sdakd_arch.weights import read_weights
+
+    key = matrix.teaches.get('param_key')
+    state = read_weights(matrix.teacher, key, 'teacher')
+    try:
+        opened = open_network(matrix.teacher, 'teacher', faces=True)
+        usual = read_weights(matrix.teacher, 'params_ema', 'teacher')
+        equal = state.keys() == usual.keys() and all(torch.equal(state[name], usual[name]) for name in state)
+        if equal and _whole(opened.network) == _whole(matrix.network):
+            return matrix.teacher
+    except UserError:  # it does not tell its network
+        pass
+    file = matrix.output / 'starts' / 'teacher.safetensors'
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    write(file, save(tensors, metadata={'network': json.dumps(matrix.network)}))
+    return file
+
+
+def _whole(network: Mapping) -> dict:
+    """A network's options with what its class takes for those that are left out."""
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    from sdakd_arch.width import lookup
+
+    parameters = inspect.signature(lookup(ARCH_REGISTRY, network['type'], 'teacher')).parameters
+    return {name: one.default for name, one in parameters.items()} | dict(network)
 
 
 def latencies(matrix: Matrix, cells: Sequence[Cell]) -> tuple[dict[str, dict], str]:
@@ -179,7 +249,7 @@ def latencies(matrix: Matrix, cells: Sequence[Cell]) -> tuple[dict[str, dict], s
 
     students = {str(cell.ratio): str(cell.run.result) for cell in reversed(cells)}
     names = {'teacher': 'teacher'} | {width: f'student {number}' for number, width in enumerate(students)}
-    files = {'teacher': str(matrix.teacher)} | students
+    files = {'teacher': str(teaching_file(matrix))} | students
     sources = [f'{names[key]}={file}' for key, file in files.items()]
     try:
         content = bench(sources, rounds=ROUNDS, backends=['eager'], precisions=['fp32']).section

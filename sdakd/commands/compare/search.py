@@ -23,7 +23,7 @@ class Search:
         trials: Entries ``row, factor, value, state``; ``value`` is the primary metric on the validation split.
         best: The best factor of every row that has a finished trial.
         edge: Rows whose best factor is the smallest or the largest of three or more: a better one may lie beyond.
-        lost: Rows without any finished trial.
+        lost: Rows without any trial that is finished and, where there is a search, has a value.
     """
 
     trials: list[dict]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -44,11 +44,21 @@ def put(options: dict, matrix: Matrix, folder: Path) -> None:
     for block in _blocks(options):
         if 'backbone' in block and block['backbone'].startswith('vgg') and not Path(block['weights']).is_file():
             block['weights'] = _vgg(block['backbone'].partition('-')[0], folder)
-        elif block.get('type') == 'PerceptualLoss' and (kind := block.get('vgg_type', 'vgg19')) in VGG:
-            file = FOLDER / VGG[kind]
-            if not any(place.is_file() for place in (file, Path(torch.hub.get_dir(), 'checkpoints', VGG[kind]))):
-                missing.note(f'methods ({kind} of the perceptual term)', missing.how_to_get(file.absolute()))
-                _vgg(kind, folder)
+        elif (kind := note_vgg(block)) is not None:
+            _vgg(kind, folder)
+
+
+def note_vgg(block: object) -> str | None:
+    """Notes the VGG of a published perceptual term where it is missing, and says which one it is."""
+    if not isinstance(block, Mapping) or block.get('type') != 'PerceptualLoss':
+        return None
+    if (kind := block.get('vgg_type', 'vgg19')) not in VGG:
+        return None
+    file = FOLDER / VGG[kind]
+    if any(place.is_file() for place in (file, Path(torch.hub.get_dir(), 'checkpoints', VGG[kind]))):
+        return None
+    missing.note(f'methods ({kind} of the perceptual term)', missing.how_to_get(file.absolute()))
+    return kind
 
 
 def _blocks(options: dict) -> Iterator[dict]:
