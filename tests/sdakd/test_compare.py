@@ -815,6 +815,18 @@ def test_keys_follow_content_and_not_place(matrix, here):
     assert made.run(row, Fraction(1, 2), 0, 1).key != key
 
 
+def test_keys_hold_what_decides_the_result(matrix):
+    """Not how often a training saves, nor how many processes load its images."""
+    budget, half = smoke()['budget'], Fraction(1, 2)
+
+    def keys(**changes):
+        made = matrix(budget={**budget, **changes})
+        return [run.key for row in made.rows for run in (made.run(row, half, 0, 1), made.first_run(row, half, 0))]
+
+    assert keys(checkpoints=4) == keys(workers=3) == keys()
+    assert all(one != other for one, other in zip(keys(batch=1), keys(), strict=True))
+
+
 def test_cells_share_the_teachers_answers(matrix, here, tmp_path):
     from sdakd.commands.compare import rehearsal
 

@@ -127,7 +127,7 @@ class Matrix:
                 'gan_opt': deepcopy(row.options['train']['gan_opt']),
             },
         }
-        key = key_of(options, self._digests(options), (__version__, self.images.identity))
+        key = self._key(options)
         return Run('teacher_discriminator', options, self.output / 'cells', self.output, wanted.iters, key,
                    'net_d_teacher_latest.pth')  # fmt: skip
 
@@ -193,7 +193,7 @@ class Matrix:
         if wanted['imports']:
             options['imports'] = deepcopy(wanted['imports'])
         self._absolute(options, f'methods:{row.method}')
-        key = key_of(options, self._digests(options), (__version__, self.images.identity))
+        key = self._key(options)
         return Run(name, options, self.output / 'cells', self.output, iterations, key)
 
     def first_runs(self, ratio: Fraction, seed: int) -> list[Run]:
@@ -292,9 +292,15 @@ class Matrix:
         options = self.options(row, ratio, seed, factor)
         changed = '' if factor == 1 else f'_x{factor:g}'
         name = f'{row.name}_w{_text(ratio)}_s{seed}{changed}'
-        key = key_of(options, self._digests(options), (__version__, self.images.identity))
+        key = self._key(options)
         iterations = sum(stage['iters'] for stage in options['train']['stages'].values())
         return Run(name, options, self.output / 'cells', self.output, iterations, key)
+
+    def _key(self, options: Mapping) -> str:
+        """The key of a run: of what decides its result, not of how often it saves and how many load its images."""
+        train = {key: value for key, value in options['datasets']['train'].items() if key != 'num_worker_per_gpu'}
+        decides = {key: value for key, value in options.items() if key != 'logger'} | {'datasets': {'train': train}}
+        return key_of(decides, self._digests(options), (__version__, self.images.identity))
 
     def _digests(self, options: Mapping) -> dict[str, str]:
         """What stands for each path in a key: the content."""
