@@ -630,6 +630,9 @@ def test_a_placebo_is_a_row_with_a_shuffled_teacher(matrix):
     assert {key for key, _ in different} == {'teacher:shuffle', 'teacher:cache'}  # other answers, in another folder
     assert placebo['teacher']['shuffle'] == 7 and plain['teacher'].get('shuffle') is None
     assert rows['placebo'].placebo == 7 and rows['sdakd'].placebo is None
+    moved = matrix(methods={'placebo': method}, reference='placebo', teacher_cache='elsewhere')
+    keys = [each.run(rows['placebo'], Fraction(1, 2), 0, 1).key for each in (made, moved)]
+    assert keys[0] == keys[1] != made.run(rows['sdakd'], Fraction(1, 2), 0, 1).key
     first = made.first_run(rows['placebo'], Fraction(1, 2), 0)
     assert first.key == made.first_run(rows['sdakd'], Fraction(1, 2), 0).key
 
