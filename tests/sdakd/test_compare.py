@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / 'options/compare/smoke.yml'
 COMMAND = [sys.executable, '-m', 'sdakd.cli', 'compare']
 HR = 'datasets/smoke/{}/HR'
+FIRST = re.compile('first_stage_[0-9a-f]{6}')
 
 
 def compare(*arguments):
@@ -269,8 +270,8 @@ def test_a_broken_cell_is_reported_and_the_rest_goes_on(finished, here, capsys):
     assert 'the loss l_g_pix became inf at iteration 7' in str(error.value)
     after = records(here / 'OUT')
     assert {name: after[name] for name in before} == before
-    assert {name: record['state'] for name, record in after.items() if name not in before} == {
-        'first_stage2_w1-2_s0': 'done',  # of a loss of its own, which has not overflowed yet
+    assert {FIRST.sub('first', name): record['state'] for name, record in after.items() if name not in before} == {
+        'first_w1-2_s0': 'done',  # of a loss of its own, which has not overflowed yet
         'worse_w1-2_s0': 'broken',
         'worse_w1-2_s0_x3': 'broken',
     }
@@ -299,9 +300,9 @@ def test_a_method_of_ones_own_extends_and_imports(here, capsys):
 def test_dry_run_shows_the_matrix_and_writes_nothing(here, capsys):
     before = sorted(here.rglob('*'))
     assert compare('-opt', SMOKE, '-o', 'NEW', '--dry_run') == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = FIRST.sub('first', capsys.readouterr().out).splitlines()
     for row, expected in {
-        'first_stage': ['1/2', '2', '4'],
+        'first': ['1/2', '2', '4'],
         'none_student_d': ['1/2', '2', '8'],
         'sdakd': ['1/2', '3', '8'],
     }.items():
@@ -324,7 +325,8 @@ def test_the_room_foreseen_is_what_students_take(finished, tmp_path, monkeypatch
     rows = read_rows(config, SMOKE.parent)
     made = [Matrix(config, rows, open_images(config), output) for output in (tmp_path / 'new', finished[0])]
     parsed = rehearsal.check_rows(made[0], tmp_path, real_data=False)
-    names = {name for name in records(finished[0]) if name.startswith(('none_student_d', 'sdakd', 'first_stage_'))}
+    firsts = {run.name for seed in (0, 1) for run in made[0].first_runs(Fraction(1, 2), seed)}
+    names = {name for name in records(finished[0]) if name.startswith(('none_student_d', 'sdakd'))} | firsts
     assert len(names) == 7
     taken = 0
     for path in (path for path in finished[0].glob('experiments/*/models/net_g_*.pth') if path.parts[-3] in names):
@@ -391,7 +393,7 @@ def test_a_job_file_makes_what_the_command_makes(finished, tmp_path, monkeypatch
         'data: job 0, 1 tasks',
         'shared: job 1, 2 tasks',
     ]
-    first = here / 'JOBS/experiments/first_stage_w1-2_s1/models/net_g_latest.pth'
+    (first,) = (here / 'JOBS/experiments').glob('first_stage_*_w1-2_s1/models/net_g_latest.pth')
     kept = first.stat().st_mtime_ns
     done = submit('--partition=gpu', '--time=1:00:00')
     assert done.returncode == 0, done.stderr
@@ -417,9 +419,12 @@ def test_a_job_file_makes_what_the_command_makes(finished, tmp_path, monkeypatch
              for out in (here / 'JOBS', finished[0])]  # fmt: skip
     assert found[0] == found[1] and len(found[0]) == 4
     # a part that is asked for too early, or that is none
-    shutil.rmtree(here / 'JOBS/experiments/first_stage_w1-2_s0')
+    (first,) = (here / 'JOBS/experiments').glob('first_stage_*_w1-2_s0')
+    shutil.rmtree(first)
+    assert compare('-opt', file, '-o', 'JOBS', '--part', 'sdakd_w1-2_s0') == 0  # it is done, and begins with nothing
+    shutil.rmtree(here / 'JOBS/experiments/sdakd_w1-2_s0')
     for part, sentence in {
-        'sdakd_w1-2_s0': 'begins with first_stage_w1-2_s0, which is not done; give --part first_stage_w1-2_s0',
+        'sdakd_w1-2_s0': f'begins with {first.name}, which is not done; give --part {first.name}',
         'serach': "the comparison has no part 'serach'; did you mean search",
     }.items():
         with pytest.raises(UserError, match=f'--part: .*{sentence}'):
@@ -428,6 +433,21 @@ def test_a_job_file_makes_what_the_command_makes(finished, tmp_path, monkeypatch
         compare('-opt', file, '-o', 'EMPTY', '--part', 'sdakd_w1-2_s0')
     with pytest.raises(UserError, match='each is a command of its own'):
         compare('-opt', file, '-o', 'EMPTY', '--part', 'data', '--dry_run')
+
+
+def test_a_done_comparison_does_not_need_its_first_stages(finished, monkeypatch, capsys):
+    """One that was removed for its room is not trained again, and nothing is called broken."""
+    output = finished[0]
+    monkeypatch.chdir(output.parent)
+    (first,) = (output / 'experiments').glob('first_stage_*_w1-2_s1')
+    before = records(output)
+    aside = first.rename(output / 'aside')
+    try:
+        assert compare('-opt', SMOKE, '-o', output.name) == 0
+        assert not first.exists() and records(output) == before
+    finally:
+        shutil.rmtree(first, ignore_errors=True)
+        aside.rename(first)
 
 
 # ---------------------------------------------------- a single run ----------------------------------------------------
@@ -605,7 +625,8 @@ def test_a_first_stage_is_shared_by_rows_that_begin_alike(matrix):
     assert firsts['no_stage1'] is firsts['early'] is None  # adapters begin in it, and their state is no student's
     # without perceptual terms l1 begins as the others do
     assert firsts['none_student_d'].key == firsts['sdakd'].key == firsts['l1'].key != firsts['heavier'].key
-    assert firsts['sdakd'].name == 'first_stage_w1-2_s0' and firsts['heavier'].name == 'first_stage2_w1-2_s0'
+    names = {firsts[row].name for row in ('none_student_d', 'sdakd', 'heavier')}
+    assert len(names) == 2 and all(re.fullmatch(r'first_stage_[0-9a-f]{6}_w1-2_s0', name) for name in names)
     assert len(made.first_runs(ratio, 0)) == 2
     cell = made.run(made.rows[1], ratio, 0, 1)
     begun = made.options(made.rows[1], ratio, 0, 1)
@@ -617,7 +638,16 @@ def test_a_first_stage_is_shared_by_rows_that_begin_alike(matrix):
     assert sum(stage['iters'] for stage in rest) == 8
     budget = smoke()['budget']
     longer = {**budget['stages'], 'supervised': {**budget['stages']['supervised'], 'lr_g': 2e-3}}
+    turned = matrix(methods=dict(reversed(methods.items())), perceptual='none')
+    for row in turned.rows:  # another order, and fewer rows, are the same trainings
+        first = turned.first_run(row, ratio, 0)
+        assert (first and (first.name, first.key)) == (
+            firsts[row.name] and (firsts[row.name].name, firsts[row.name].key)
+        )
+        rows = [each for each in made.rows if each.name == row.name]
+        assert [made.run(each, ratio, 0, 1).key for each in rows] == [turned.run(row, ratio, 0, 1).key]
     other = matrix(methods=methods, perceptual='none', budget={**budget, 'stages': longer})
+    assert other.first_run(other.rows[1], ratio, 0).name == firsts['sdakd'].name  # trained again, in its place
     assert other.run(other.rows[1], ratio, 0, 1).key != cell.key  # another beginning is another cell
 
 

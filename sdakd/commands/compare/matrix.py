@@ -176,16 +176,13 @@ class Matrix:
         return stages if stages[name]['iters'] else {key: stage for key, stage in stages.items() if key != name}
 
     def first_run(self, row: Row, ratio: Fraction, seed: int) -> Run | None:
-        """The training of the first stage, once for a seed and for all rows that begin alike."""
+        """The training of the first stage, once for a seed and for all rows that begin alike.
+
+        It is named after what it is, so that other rows, or another order of them, change nothing.
+        """
         wanted = self._first(row)
         if wanted is None:
             return None
-        kinds = []
-        for each in self.rows:
-            if (found := self._first(each)) is not None and found not in kinds:
-                kinds.append(found)
-        number = kinds.index(wanted) + 1
-        name = f'first_stage{number if number > 1 else ""}_w{_text(ratio)}_s{seed}'
         stages, terms = deepcopy(wanted['stages']), deepcopy(wanted['terms'])
         iterations = sum(stage['iters'] for stage in stages.values())
         student = self.student(ratio)
@@ -193,8 +190,11 @@ class Matrix:
         if wanted['imports']:
             options['imports'] = deepcopy(wanted['imports'])
         self._absolute(options, f'methods:{row.method}')
-        key = self._key(options)
-        return Run(name, options, self.output / 'cells', self.output, iterations, key)
+        # what rows begin with: lengths and rates are the budget's, and its change trains the same one again
+        of_row = [{k: v for k, v in stage.items() if k in ('terms', 'reset_optimizers')} for stage in stages.values()]
+        kind = {'stages': of_row, 'terms': terms, 'imports': wanted['imports']}
+        name = f'first_stage_{key_of(kind, self._digests(options))[:6]}_w{_text(ratio)}_s{seed}'
+        return Run(name, options, self.output / 'cells', self.output, iterations, self._key(options))
 
     def first_runs(self, ratio: Fraction, seed: int) -> list[Run]:
         """:meth:`first_run` of all rows, each once."""

@@ -149,6 +149,8 @@ def _cell(matrix: Matrix, name: str) -> Run:
         if row.name not in best:
             raise UserError('--part', f'no trial of {row.name} was finished; see their logs in {matrix.output}/cells.')
         found = cell_of(matrix, row, ratio, seed, best[row.name])
+    if found.run.done:
+        return found.run
     first, discriminator = matrix.first_run(found.row, found.ratio, found.seed), matrix.discriminator_run()
     needed = [first, discriminator if found.row.name in matrix.guided else None]
     lacking = next((run for run in needed if run is not None and not run.done), None)
