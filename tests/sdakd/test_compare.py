@@ -678,6 +678,48 @@ def test_a_method_of_fewer_seeds(matrix):
     assert names['cells'] == ['none_student_d_w1-2_s5', 'none_student_d_w1-2_s6']
 
 
+def test_a_search_waits_for_all_trials(matrix, here, monkeypatch):
+    """New and begun ones; not for those that broke, and not for those whose first stage did."""
+    from sdakd.commands.compare import parts
+    from sdakd.commands.compare.search import Search
+
+    made = matrix(seeds=[7, 8])
+    made.output = here / 'TRIED'
+    for seed in (7, 8):
+        made.make_start(Fraction(1, 2), seed)
+    chosen = {'none_student_d': 1.0, 'sdakd': 3.0}
+    asked = []
+    monkeypatch.setattr(parts, 'choose', lambda *_: asked.append(1) or Search([], chosen))
+
+    def note(run, state):
+        run.record.state = state
+        run.save()
+        if state == 'done':
+            run.result.parent.mkdir(parents=True, exist_ok=True)
+            run.result.write_bytes(run.name.encode())
+
+    none, plain, tripled = (trial.run for trial in parts.trials(made))
+    (first,) = made.first_runs(Fraction(1, 2), 7)
+    note(none, 'done')
+    note(plain, 'begun')
+    names = [(parts.SEARCH,), ('sdakd_w1-2_s8',)]
+    sentence = (
+        r'2 of 3 trials are not finished \(sdakd_w1-2_s7, sdakd_w1-2_s7_x3\).*no verdict yet; give --part sdakd_w'
+    )
+    for attempt in [*(lambda n=n: parts.run_part(made, *n, 1) for n in names), lambda: parts.measured(made)]:
+        with pytest.raises(UserError, match=sentence):
+            attempt()
+    note(plain, 'broken')
+    with pytest.raises(UserError, match=r'1 of 3 trials is not finished \(sdakd_w1-2_s7_x3\)'):
+        parts.run_part(made, parts.SEARCH, 1)
+    assert not asked and not (made.output / 'validation').exists()
+    note(first, 'broken')
+    assert parts.run_part(made, parts.SEARCH, 1) == 'search: none_student_d 1, sdakd 3'
+    note(first, 'done')
+    note(tripled, 'done')
+    assert parts.run_part(made, parts.SEARCH, 1) and parts.measured(made)[2].best == chosen
+
+
 def test_students_of_another_architecture(matrix):
     from sdakd_arch.width import build
 
