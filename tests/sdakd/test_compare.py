@@ -739,6 +739,29 @@ def test_students_of_another_architecture(matrix):
     assert judges[0]['num_feat'] == 8 and judges[1]['network_d']['num_feat'] == 8  # the student's, and the teacher's
 
 
+def test_layers_are_those_of_the_students_depth(matrix, here, tmp_path):
+    """A teacher of the files' own depth and students of half of it: layers that methods' files name are not there."""
+    from basicsr.archs.srvgg_arch import SRVGGNetCompact
+
+    from sdakd.commands.compare import rehearsal
+    from sdakd.commands.compare.summary import student_line
+
+    torch.save({'params': SRVGGNetCompact(num_feat=8, num_conv=32).state_dict()}, here / 'deep.pth')
+    student = {'type': 'SRVGGNetCompact', 'num_feat': 8, 'num_conv': 16, 'upscale': 4}
+    changes = {'methods': {'dcd': {'weight': []}, 'omgd': {'weight': []}, 'gcc': {'weight': []}}, 'reference': 'dcd'}
+    changes |= {'teacher_discriminator': {'iters': 1, 'lr_d': 1e-4}, 'budget': {**smoke()['budget'], 'crop': 64}}
+    alone, made = (matrix(teacher='deep.pth', **changes, **more) for more in ({}, {'student': student}))
+    for row in made.rows:
+        stated, left = ({key for key, block in each.options(row, Fraction(1, 2), 0, 1)['train'].items()
+                         if isinstance(block, dict) and 'layers' in block} for each in (alone, made))  # fmt: skip
+        assert stated and not left, row.name
+    assert len(rehearsal.check_rows(made, tmp_path, real_data=False, rehearses=False)) >= 3
+    assert student_line(student) == (
+        'Students: parts of SRVGGNetCompact (num_feat 8, num_conv 16, upscale 4), which stands in the place of the '
+        "teacher's network."
+    )
+
+
 def test_the_best_factor_must_not_lie_at_the_edge(matrix, monkeypatch):
     """Of three or more; what the trials score is given."""
     from types import SimpleNamespace

@@ -209,7 +209,8 @@ class Matrix:
             block[last] = float(f'{_scaled(block[last], factor, last == "share"):.6g}')
         student = self.student(ratio)
         terms = {key: value for key, value in method['train'].items() if key.endswith('_opt')}
-        if _trunk(self.network) != _trunk(method['teacher'].get('network') or method['network_g']):
+        of_file = method['teacher'].get('network') or method['network_g'], method['network_g']
+        if any(_trunk(one) != _trunk(other) for one, other in zip((self.network, student), of_file, strict=True)):
             for block in terms.values():  # layers of a network of another depth: the terms know good ones themselves
                 if isinstance(block, dict):
                     block.pop('layers', None)

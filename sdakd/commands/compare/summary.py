@@ -235,6 +235,12 @@ def label_of(config: Config) -> str:
     return f'{label} to the {"teacher" if config.primary.against == "teacher" else "ground truth"}'
 
 
+def student_line(network: Mapping) -> str:
+    """Students of another network than the teacher's, in words."""
+    facts = ', '.join(f'{key} {value}' for key, value in network.items() if key != 'type')
+    return f"Students: parts of {network['type']} ({facts}), which stands in the place of the teacher's network."
+
+
 def budget_line(budget: Budget) -> str:
     """The budget in words."""
     stages = ', '.join(
@@ -275,6 +281,7 @@ def notes(
         'their order, crops and flips and the first weights of the student for a seed, iterations, batch, crop, rates, '
         'Adam, averaging.'
     )
+    found += [student_line(config.student)] if config.student is not None else []
     found += [*matrix.images.facts, budget_line(config.budget)]
     factors = ', '.join(f'{factor:g}' for factor in config.search.factors)
     if len(config.search.factors) > 1:
