@@ -334,6 +334,9 @@ def test_the_room_foreseen_is_what_students_take(finished, tmp_path, monkeypatch
         taken += sum(value.numel() * value.element_size() for state in states for value in state.values())
     # a bound, which counts every checkpoint that falls due
     assert 0 < taken <= room.needed(made[0], parsed, 1).students <= 1.3 * taken
+    # at once: as many as there are, of which each has a seed, a factor or a width of its own
+    at_once = [room.needed(made[0], parsed, jobs).running for jobs in (1, 2, 7, 8)]
+    assert at_once[1] == 2 * at_once[0] and at_once[1] < at_once[2] == at_once[3] < 7 * at_once[0]
     set_places(made[1].images, finished[0])
     left = room.needed(made[1], parsed, 1)
     assert (left.students, left.running, left.images) == (0, 0, 0)
@@ -448,6 +451,27 @@ def test_a_done_comparison_does_not_need_its_first_stages(finished, monkeypatch,
     finally:
         shutil.rmtree(first, ignore_errors=True)
         aside.rename(first)
+
+
+def test_names_with_spaces_in_a_job_file(matrix, here):
+    from sdakd.commands.compare.slurm import write_jobs
+
+    told = write_jobs(here / 'my jobs.sh', here / "my run's file (2).yml", matrix(), {'data': ['data']})
+    assert f"`bash '{here}/my jobs.sh'` submits them" in told
+    text = (here / 'my jobs.sh').read_text()
+    assert '\n#SBATCH --job-name=my_run_s_file_2_\n' in text
+    assert "   bash 'my jobs.sh' --partition" in text and "GPUS= bash 'my jobs.sh'" in text
+    assert subprocess.run(['bash', '-n', here / 'my jobs.sh']).returncode == 0
+
+
+def test_the_part_data_sees_to_room_for_the_largest_array(matrix, here, monkeypatch):
+    from sdakd.commands.compare import parts
+
+    made, asked = matrix(seeds=[0, 1, 2, 3]), []
+    made.output = here
+    monkeypatch.setattr(parts, 'prepare', lambda _, jobs: asked.append(jobs))
+    parts.run_part(made, parts.DATA, 1)
+    assert asked == [6]  # two methods, three further seeds
 
 
 # ---------------------------------------------------- a single run ----------------------------------------------------

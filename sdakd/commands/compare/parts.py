@@ -99,12 +99,13 @@ def run_part(matrix: Matrix, name: str, threads: int) -> str:
     Raises:
         UserError: There is no such part, what it needs is not there, or its training broke.
     """
-    known = [part for names in groups(matrix).values() for part in names]
+    arrays = groups(matrix)
+    known = [part for names in arrays.values() for part in names]
     if name not in known:
         raise UserError('--part', f'the comparison has no part {name!r}; {near(name, known)}.')
     if name == DATA:
         with alone_in(matrix.output, '-o'):
-            prepare(matrix, 1)
+            prepare(matrix, max(map(len, arrays.values())))  # those of an array may run at once
         return f'{name}: done'
     data.set_places(matrix.images, matrix.output)
     if missing := [start for start in _starts(matrix) if not start.is_file()]:
