@@ -168,3 +168,15 @@ def test_a_verdict_by_a_distance_of_few_samples_says_so():
         'stands on 5,000 independent samples, and it needs 20,480, ten for each feature.'
     )
     assert 'too large' not in text(20480) and 'too large' not in text(5000, 'kid')
+
+
+def test_what_is_not_finished_is_not_called_broken():
+    from sdakd.commands.compare.summary import lost_lines
+
+    states = {'a': ('broken', 'the loss became inf.'), 'b': ('begun', ''), 'c': ('new', '')}
+    runs = [
+        SimpleNamespace(name=name, record=SimpleNamespace(state=state, reason=reason))
+        for name, (state, reason) in states.items()
+    ]
+    assert lost_lines(runs) == ['Broken: a: the loss became inf.', 'Not finished: b, c.']
+    assert lost_lines([]) == []

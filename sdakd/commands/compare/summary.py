@@ -309,7 +309,7 @@ def notes(
         found.append(
             f'Continued after an interruption, with the images and draws of an uninterrupted run: {", ".join(again)}.'
         )
-    found += [f'Broken: {cell.run.name}: {cell.run.record.reason}' for cell in broken]
+    found += lost_lines([cell.run for cell in broken])
     threads = sorted({cell.run.record.threads for cell in cells})
     found.append(
         'Minutes: wall time of a training process with its start, mean over seeds; '
@@ -331,6 +331,13 @@ def notes(
             'choice of images does, not what chance in training does.'
         )
     return found
+
+
+def lost_lines(runs: Sequence[Run]) -> list[str]:
+    """Which trainings broke, and why, and which are not finished."""
+    lines = [f'Broken: {run.name}: {run.record.reason}' for run in runs if run.record.state == 'broken']
+    rest = [run.name for run in runs if run.record.state != 'broken']
+    return lines + ([f'Not finished: {", ".join(rest)}.'] if rest else [])
 
 
 def _first_stages(matrix: Matrix) -> list[str]:
