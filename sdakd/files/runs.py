@@ -27,8 +27,9 @@ import psutil
 import yaml
 
 from sdakd import machine, stops
+from sdakd.compat import UserError
 from sdakd.files.images import write
-from sdakd.lock import check_free
+from sdakd.lock import check_free, holder, lock_of
 from sdakd.progress import say
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,9 +153,12 @@ class Run:
         Args:
             threads: That it may use for arithmetic.
             device: The GPU that it sees, as in CUDA_VISIBLE_DEVICES; None: what this process sees.
+
+        Raises:
+            UserError: Another process trains it; its record and log are left as they are.
         """
+        check_free(self.experiment)
         if self.record.starts and not any((self.experiment / 'training_states').glob('*.state')):
-            check_free(self.experiment)
             shutil.rmtree(self.experiment, ignore_errors=True)  # it had not come to its first checkpoint
         self.write_options()
         command = self.command()
@@ -190,7 +194,10 @@ class Run:
         return last.removeprefix('Error: ')[:400]
 
     def finish(self, status: int) -> None:
-        """Notes how its process ended, and drops what only a continuation needs."""
+        """Notes how its process ended, and drops what only a continuation needs.
+
+        Where it was refused because another process had begun to train the same, the record stays that one's.
+        """
         complete = status == 0 and self.result.is_file()
         self.record.state = 'done' if complete else 'broken'
         self.record.reason = '' if complete else self.explain(status)
@@ -202,6 +209,8 @@ class Run:
             for path in (self.experiment / 'models').glob('net_*_*.pth'):
                 if not path.name.startswith('net_g_') and path != self.result:
                     path.unlink(missing_ok=True)
+        elif holder(lock_of(self.experiment)):
+            return
         self.save()
 
 
@@ -329,8 +338,14 @@ def train_all(
                 before = run.record.seconds
                 taken = [one.device for one in busy]
                 device = min(devices, key=taken.count, default=None)
-                with stops.held_back():  # none is started that is not known
-                    busy.append(_Busy(run, run.start(threads, device), time.monotonic(), before, device))
+                try:
+                    with stops.held_back():  # none is started that is not known
+                        busy.append(_Busy(run, run.start(threads, device), time.monotonic(), before, device))
+                except UserError as error:
+                    run.record.state, run.record.reason = 'broken', error.sentence
+                    for event in ('begun', 'broken'):
+                        watch(run, event)
+                    continue
                 watch(run, 'begun')
             for one in list(busy):
                 one.look()

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / 'options/compare/smoke.yml'
 COMMAND = [sys.executable, '-m', 'sdakd.cli', 'compare']
 HR = 'datasets/smoke/{}/HR'
+FIRST = re.compile('first_stage_[0-9a-f]{6}')
 
 
 def compare(*arguments):
@@ -269,8 +270,8 @@ def test_a_broken_cell_is_reported_and_the_rest_goes_on(finished, here, capsys):
     assert 'the loss l_g_pix became inf at iteration 7' in str(error.value)
     after = records(here / 'OUT')
     assert {name: after[name] for name in before} == before
-    assert {name: record['state'] for name, record in after.items() if name not in before} == {
-        'first_stage2_w1-2_s0': 'done',  # of a loss of its own, which has not overflowed yet
+    assert {FIRST.sub('first', name): record['state'] for name, record in after.items() if name not in before} == {
+        'first_w1-2_s0': 'done',  # of a loss of its own, which has not overflowed yet
         'worse_w1-2_s0': 'broken',
         'worse_w1-2_s0_x3': 'broken',
     }
@@ -299,9 +300,9 @@ def test_a_method_of_ones_own_extends_and_imports(here, capsys):
 def test_dry_run_shows_the_matrix_and_writes_nothing(here, capsys):
     before = sorted(here.rglob('*'))
     assert compare('-opt', SMOKE, '-o', 'NEW', '--dry_run') == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = FIRST.sub('first', capsys.readouterr().out).splitlines()
     for row, expected in {
-        'first_stage': ['1/2', '2', '4'],
+        'first': ['1/2', '2', '4'],
         'none_student_d': ['1/2', '2', '8'],
         'sdakd': ['1/2', '3', '8'],
     }.items():
@@ -324,7 +325,8 @@ def test_the_room_foreseen_is_what_students_take(finished, tmp_path, monkeypatch
     rows = read_rows(config, SMOKE.parent)
     made = [Matrix(config, rows, open_images(config), output) for output in (tmp_path / 'new', finished[0])]
     parsed = rehearsal.check_rows(made[0], tmp_path, real_data=False)
-    names = {name for name in records(finished[0]) if name.startswith(('none_student_d', 'sdakd', 'first_stage_'))}
+    firsts = {run.name for seed in (0, 1) for run in made[0].first_runs(Fraction(1, 2), seed)}
+    names = {name for name in records(finished[0]) if name.startswith(('none_student_d', 'sdakd'))} | firsts
     assert len(names) == 7
     taken = 0
     for path in (path for path in finished[0].glob('experiments/*/models/net_g_*.pth') if path.parts[-3] in names):
@@ -332,6 +334,9 @@ def test_the_room_foreseen_is_what_students_take(finished, tmp_path, monkeypatch
         taken += sum(value.numel() * value.element_size() for state in states for value in state.values())
     # a bound, which counts every checkpoint that falls due
     assert 0 < taken <= room.needed(made[0], parsed, 1).students <= 1.3 * taken
+    # at once: as many as there are, of which each has a seed, a factor or a width of its own
+    at_once = [room.needed(made[0], parsed, jobs).running for jobs in (1, 2, 7, 8)]
+    assert at_once[1] == 2 * at_once[0] and at_once[1] < at_once[2] == at_once[3] < 7 * at_once[0]
     set_places(made[1].images, finished[0])
     left = room.needed(made[1], parsed, 1)
     assert (left.students, left.running, left.images) == (0, 0, 0)
@@ -391,7 +396,7 @@ def test_a_job_file_makes_what_the_command_makes(finished, tmp_path, monkeypatch
         'data: job 0, 1 tasks',
         'shared: job 1, 2 tasks',
     ]
-    first = here / 'JOBS/experiments/first_stage_w1-2_s1/models/net_g_latest.pth'
+    (first,) = (here / 'JOBS/experiments').glob('first_stage_*_w1-2_s1/models/net_g_latest.pth')
     kept = first.stat().st_mtime_ns
     done = submit('--partition=gpu', '--time=1:00:00')
     assert done.returncode == 0, done.stderr
@@ -417,9 +422,12 @@ def test_a_job_file_makes_what_the_command_makes(finished, tmp_path, monkeypatch
              for out in (here / 'JOBS', finished[0])]  # fmt: skip
     assert found[0] == found[1] and len(found[0]) == 4
     # a part that is asked for too early, or that is none
-    shutil.rmtree(here / 'JOBS/experiments/first_stage_w1-2_s0')
+    (first,) = (here / 'JOBS/experiments').glob('first_stage_*_w1-2_s0')
+    shutil.rmtree(first)
+    assert compare('-opt', file, '-o', 'JOBS', '--part', 'sdakd_w1-2_s0') == 0  # it is done, and begins with nothing
+    shutil.rmtree(here / 'JOBS/experiments/sdakd_w1-2_s0')
     for part, sentence in {
-        'sdakd_w1-2_s0': 'begins with first_stage_w1-2_s0, which is not done; give --part first_stage_w1-2_s0',
+        'sdakd_w1-2_s0': f'begins with {first.name}, which is not done; give --part {first.name}',
         'serach': "the comparison has no part 'serach'; did you mean search",
     }.items():
         with pytest.raises(UserError, match=f'--part: .*{sentence}'):
@@ -428,6 +436,42 @@ def test_a_job_file_makes_what_the_command_makes(finished, tmp_path, monkeypatch
         compare('-opt', file, '-o', 'EMPTY', '--part', 'sdakd_w1-2_s0')
     with pytest.raises(UserError, match='each is a command of its own'):
         compare('-opt', file, '-o', 'EMPTY', '--part', 'data', '--dry_run')
+
+
+def test_a_done_comparison_does_not_need_its_first_stages(finished, monkeypatch, capsys):
+    """One that was removed for its room is not trained again, and nothing is called broken."""
+    output = finished[0]
+    monkeypatch.chdir(output.parent)
+    (first,) = (output / 'experiments').glob('first_stage_*_w1-2_s1')
+    before = records(output)
+    aside = first.rename(output / 'aside')
+    try:
+        assert compare('-opt', SMOKE, '-o', output.name) == 0
+        assert not first.exists() and records(output) == before
+    finally:
+        shutil.rmtree(first, ignore_errors=True)
+        aside.rename(first)
+
+
+def test_names_with_spaces_in_a_job_file(matrix, here):
+    from sdakd.commands.compare.slurm import write_jobs
+
+    told = write_jobs(here / 'my jobs.sh', here / "my run's file (2).yml", matrix(), {'data': ['data']})
+    assert f"`bash '{here}/my jobs.sh'` submits them" in told
+    text = (here / 'my jobs.sh').read_text()
+    assert '\n#SBATCH --job-name=my_run_s_file_2_\n' in text
+    assert "   bash 'my jobs.sh' --partition" in text and "GPUS= bash 'my jobs.sh'" in text
+    assert subprocess.run(['bash', '-n', here / 'my jobs.sh']).returncode == 0
+
+
+def test_the_part_data_sees_to_room_for_the_largest_array(matrix, here, monkeypatch):
+    from sdakd.commands.compare import parts
+
+    made, asked = matrix(seeds=[0, 1, 2, 3]), []
+    made.output = here
+    monkeypatch.setattr(parts, 'prepare', lambda _, jobs: asked.append(jobs))
+    parts.run_part(made, parts.DATA, 1)
+    assert asked == [6]  # two methods, three further seeds
 
 
 # ---------------------------------------------------- a single run ----------------------------------------------------
@@ -605,7 +649,8 @@ def test_a_first_stage_is_shared_by_rows_that_begin_alike(matrix):
     assert firsts['no_stage1'] is firsts['early'] is None  # adapters begin in it, and their state is no student's
     # without perceptual terms l1 begins as the others do
     assert firsts['none_student_d'].key == firsts['sdakd'].key == firsts['l1'].key != firsts['heavier'].key
-    assert firsts['sdakd'].name == 'first_stage_w1-2_s0' and firsts['heavier'].name == 'first_stage2_w1-2_s0'
+    names = {firsts[row].name for row in ('none_student_d', 'sdakd', 'heavier')}
+    assert len(names) == 2 and all(re.fullmatch(r'first_stage_[0-9a-f]{6}_w1-2_s0', name) for name in names)
     assert len(made.first_runs(ratio, 0)) == 2
     cell = made.run(made.rows[1], ratio, 0, 1)
     begun = made.options(made.rows[1], ratio, 0, 1)
@@ -617,7 +662,16 @@ def test_a_first_stage_is_shared_by_rows_that_begin_alike(matrix):
     assert sum(stage['iters'] for stage in rest) == 8
     budget = smoke()['budget']
     longer = {**budget['stages'], 'supervised': {**budget['stages']['supervised'], 'lr_g': 2e-3}}
+    turned = matrix(methods=dict(reversed(methods.items())), perceptual='none')
+    for row in turned.rows:  # another order, and fewer rows, are the same trainings
+        first = turned.first_run(row, ratio, 0)
+        assert (first and (first.name, first.key)) == (
+            firsts[row.name] and (firsts[row.name].name, firsts[row.name].key)
+        )
+        rows = [each for each in made.rows if each.name == row.name]
+        assert [made.run(each, ratio, 0, 1).key for each in rows] == [turned.run(row, ratio, 0, 1).key]
     other = matrix(methods=methods, perceptual='none', budget={**budget, 'stages': longer})
+    assert other.first_run(other.rows[1], ratio, 0).name == firsts['sdakd'].name  # trained again, in its place
     assert other.run(other.rows[1], ratio, 0, 1).key != cell.key  # another beginning is another cell
 
 
@@ -630,6 +684,9 @@ def test_a_placebo_is_a_row_with_a_shuffled_teacher(matrix):
     assert {key for key, _ in different} == {'teacher:shuffle', 'teacher:cache'}  # other answers, in another folder
     assert placebo['teacher']['shuffle'] == 7 and plain['teacher'].get('shuffle') is None
     assert rows['placebo'].placebo == 7 and rows['sdakd'].placebo is None
+    moved = matrix(methods={'placebo': method}, reference='placebo', teacher_cache='elsewhere')
+    keys = [each.run(rows['placebo'], Fraction(1, 2), 0, 1).key for each in (made, moved)]
+    assert keys[0] == keys[1] != made.run(rows['sdakd'], Fraction(1, 2), 0, 1).key
     first = made.first_run(rows['placebo'], Fraction(1, 2), 0)
     assert first.key == made.first_run(rows['sdakd'], Fraction(1, 2), 0).key
 
@@ -643,6 +700,48 @@ def test_a_method_of_fewer_seeds(matrix):
     names = parts.groups(made)
     assert names['trials'] == ['none_student_d_w1-2_s4', 'l1_w1-2_s4']
     assert names['cells'] == ['none_student_d_w1-2_s5', 'none_student_d_w1-2_s6']
+
+
+def test_a_search_waits_for_all_trials(matrix, here, monkeypatch):
+    """New and begun ones; not for those that broke, and not for those whose first stage did."""
+    from sdakd.commands.compare import parts
+    from sdakd.commands.compare.search import Search
+
+    made = matrix(seeds=[7, 8])
+    made.output = here / 'TRIED'
+    for seed in (7, 8):
+        made.make_start(Fraction(1, 2), seed)
+    chosen = {'none_student_d': 1.0, 'sdakd': 3.0}
+    asked = []
+    monkeypatch.setattr(parts, 'choose', lambda *_: asked.append(1) or Search([], chosen))
+
+    def note(run, state):
+        run.record.state = state
+        run.save()
+        if state == 'done':
+            run.result.parent.mkdir(parents=True, exist_ok=True)
+            run.result.write_bytes(run.name.encode())
+
+    none, plain, tripled = (trial.run for trial in parts.trials(made))
+    (first,) = made.first_runs(Fraction(1, 2), 7)
+    note(none, 'done')
+    note(plain, 'begun')
+    names = [(parts.SEARCH,), ('sdakd_w1-2_s8',)]
+    sentence = (
+        r'2 of 3 trials are not finished \(sdakd_w1-2_s7, sdakd_w1-2_s7_x3\).*no verdict yet; give --part sdakd_w'
+    )
+    for attempt in [*(lambda n=n: parts.run_part(made, *n, 1) for n in names), lambda: parts.measured(made)]:
+        with pytest.raises(UserError, match=sentence):
+            attempt()
+    note(plain, 'broken')
+    with pytest.raises(UserError, match=r'1 of 3 trials is not finished \(sdakd_w1-2_s7_x3\)'):
+        parts.run_part(made, parts.SEARCH, 1)
+    assert not asked and not (made.output / 'validation').exists()
+    note(first, 'broken')
+    assert parts.run_part(made, parts.SEARCH, 1) == 'search: none_student_d 1, sdakd 3'
+    note(first, 'done')
+    note(tripled, 'done')
+    assert parts.run_part(made, parts.SEARCH, 1) and parts.measured(made)[2].best == chosen
 
 
 def test_students_of_another_architecture(matrix):
@@ -662,6 +761,29 @@ def test_students_of_another_architecture(matrix):
         made.options(made.rows[2], Fraction(1, 2), 0, 1),
     )
     assert judges[0]['num_feat'] == 8 and judges[1]['network_d']['num_feat'] == 8  # the student's, and the teacher's
+
+
+def test_layers_are_those_of_the_students_depth(matrix, here, tmp_path):
+    """A teacher of the files' own depth and students of half of it: layers that methods' files name are not there."""
+    from basicsr.archs.srvgg_arch import SRVGGNetCompact
+
+    from sdakd.commands.compare import rehearsal
+    from sdakd.commands.compare.summary import student_line
+
+    torch.save({'params': SRVGGNetCompact(num_feat=8, num_conv=32).state_dict()}, here / 'deep.pth')
+    student = {'type': 'SRVGGNetCompact', 'num_feat': 8, 'num_conv': 16, 'upscale': 4}
+    changes = {'methods': {'dcd': {'weight': []}, 'omgd': {'weight': []}, 'gcc': {'weight': []}}, 'reference': 'dcd'}
+    changes |= {'teacher_discriminator': {'iters': 1, 'lr_d': 1e-4}, 'budget': {**smoke()['budget'], 'crop': 64}}
+    alone, made = (matrix(teacher='deep.pth', **changes, **more) for more in ({}, {'student': student}))
+    for row in made.rows:
+        stated, left = ({key for key, block in each.options(row, Fraction(1, 2), 0, 1)['train'].items()
+                         if isinstance(block, dict) and 'layers' in block} for each in (alone, made))  # fmt: skip
+        assert stated and not left, row.name
+    assert len(rehearsal.check_rows(made, tmp_path, real_data=False, rehearses=False)) >= 3
+    assert student_line(student) == (
+        'Students: parts of SRVGGNetCompact (num_feat 8, num_conv 16, upscale 4), which stands in the place of the '
+        "teacher's network."
+    )
 
 
 def test_the_best_factor_must_not_lie_at_the_edge(matrix, monkeypatch):
@@ -844,6 +966,18 @@ def test_keys_follow_content_and_not_place(matrix, here):
     assert made.run(row, Fraction(1, 2), 1, 1).key != key and made.run(row, Fraction(1, 2), 0, 3).key != key
     made.images.identity = 'other photographs'
     assert made.run(row, Fraction(1, 2), 0, 1).key != key
+
+
+def test_keys_hold_what_decides_the_result(matrix):
+    """Not how often a training saves, nor how many processes load its images."""
+    budget, half = smoke()['budget'], Fraction(1, 2)
+
+    def keys(**changes):
+        made = matrix(budget={**budget, **changes})
+        return [run.key for row in made.rows for run in (made.run(row, half, 0, 1), made.first_run(row, half, 0))]
+
+    assert keys(checkpoints=4) == keys(workers=3) == keys()
+    assert all(one != other for one, other in zip(keys(batch=1), keys(), strict=True))
 
 
 def test_cells_share_the_teachers_answers(matrix, here, tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -186,3 +187,48 @@ def test_each_training_sees_one_gpu(here, monkeypatch):
     assert all(of[other] != device for device, others in seen for other in others)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     assert gpus() == []
+
+
+HOLDER = """
+import sys
+from sdakd.lock import hold
+hold(sys.argv[1])
+print('held', flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_record_is_that_of_the_process_that_trains(here):
+    """A second one, refused before it starts or by its own training, changes neither record nor log nor options."""
+    from sdakd.files.runs import Run, train_all
+
+    class Told(Run):
+        def command(self):
+            path = f'experiments/{self.name}/models'
+            return [sys.executable, '-c', f'import pathlib; p = pathlib.Path("{path}"); p.mkdir(parents=True); '
+                                          '(p / "net_g_latest.pth").touch()']  # fmt: skip
+
+    def run(name='run'):
+        return Told(name, {}, here / 'runs', here, 1, 'key')
+
+    first = run()
+    first.record.state, first.record.starts, first.record.seconds = 'begun', 1, 5.0
+    first.save()
+    first.write_options()
+    first.path('log').write_text('of the first')
+    files = {path: path.read_bytes() for path in (here / 'runs').iterdir()}
+    command = [sys.executable, '-c', HOLDER, str(first.experiment)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == 'held\n'
+        second, third, events = run(), run('third'), []
+        train_all([second, third], watch=lambda one, event: events.append((one.name, event)))
+        assert second.record.state == 'broken' and 'a training runs in' in second.record.reason
+        assert not second.done and third.done  # the others go on
+        assert [event for name, event in events if name == 'run'] == ['begun', 'broken']
+        late = run()
+        late.finish(1)  # it began before the other one had come to its lock, and its training was refused
+        assert late.record.state == 'broken'
+        assert {path: path.read_bytes() for path in files} == files
+        other.stdin.close()
+    train_all([again := run()])  # now it is free
+    assert again.done

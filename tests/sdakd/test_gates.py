@@ -51,7 +51,7 @@ def section(teacher, students, higher=True):
         {'model': name, 'set': 'set', 'metric': 'psnr', 'reference': 'gt', 'mean': value}
         for name, value in {'teacher': teacher, **students}.items()
     ]
-    return {'scores': scores, 'metrics': [{'name': 'psnr', 'higher_is_better': higher}]}
+    return {'scores': scores, 'metrics': [{'name': 'psnr', 'label': 'PSNR', 'higher_is_better': higher}]}
 
 
 def difference(a, values, low=None, high=None):
@@ -142,3 +142,41 @@ def test_what_a_verdict_leaves_out():
     assert 'of 1 seed, which is a tendency' in gates.verdict(PSNR, 'PSNR', OPEN, [], scores, [difference('own', [0.2])])
     mixed = gates.verdict(PSNR, 'PSNR', OPEN, [], scores, [better, difference('rival', [0.2])])
     assert ' own (' in mixed and ' rival* (' in mixed and '* of 1 seed, which is a tendency' in mixed
+    several = [better, difference('rival', [0.2]), difference('other', [0.2, 0.3]), difference('far', [0.1, 0.2])]
+    text = gates.verdict(PSNR, 'PSNR', OPEN, [], scores, several)
+    assert text.endswith('; * of 1 or 2 seeds, which is a tendency and no evidence.')
+    text = gates.verdict(
+        PSNR, 'PSNR', OPEN, ['own', 'rival'], scores, several
+    )  # void rows and their seeds do not count
+    assert '; of 2 seeds, which' in text and '*' not in text
+
+
+def test_a_verdict_by_a_distance_of_few_samples_says_so():
+    def text(samples, primary='fid'):
+        scores = [
+            {'model': 'own', 'set': 'set', 'metric': metric, 'reference': None, 'mean': 20.0}
+            | ({'samples': samples, 'needed': 20480} if metric == 'fid' else {})
+            for metric in ('fid', 'kid')
+        ]
+        metrics = [{'name': name, 'label': name.upper(), 'higher_is_better': False} for name in ('fid', 'kid')]
+        found = difference('own', [-2.0, -3.0, -4.0]) | {'metric': primary, 'reference': None}
+        content = {'scores': scores, 'metrics': metrics}
+        return gates.verdict(Primary(primary), primary.upper(), OPEN, [], content, [found])
+
+    assert text(5000) == (
+        'Verdict by FID: better than base: own (set, width 1/4, -3.00); FID on set is too large and says little: it '
+        'stands on 5,000 independent samples, and it needs 20,480, ten for each feature.'
+    )
+    assert 'too large' not in text(20480) and 'too large' not in text(5000, 'kid')
+
+
+def test_what_is_not_finished_is_not_called_broken():
+    from sdakd.commands.compare.summary import lost_lines
+
+    states = {'a': ('broken', 'the loss became inf.'), 'b': ('begun', ''), 'c': ('new', '')}
+    runs = [
+        SimpleNamespace(name=name, record=SimpleNamespace(state=state, reason=reason))
+        for name, (state, reason) in states.items()
+    ]
+    assert lost_lines(runs) == ['Broken: a: the loss became inf.', 'Not finished: b, c.']
+    assert lost_lines([]) == []

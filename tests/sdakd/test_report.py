@@ -875,6 +875,38 @@ def test_a_comparison_shows_means_over_seeds_and_one_student_of_every_method(com
     assert "default-src 'none'" in policy and not re.search(r'https?://', comparison_page)
 
 
+def test_a_method_whose_first_seed_broke_is_shown_with_another(tmp_path, compared):
+    """Its student of seed 0 was never measured; pictures, parameters and curves are those of seed 1, and say so."""
+    folder = tmp_path / 'broken'
+    shutil.copytree(compared, folder)
+    shutil.copytree(folder / 'experiments/m0_s0', folder / 'experiments/m1_s1')
+    content = json.loads((folder / 'results.json').read_text())
+    evaluate, found = content['evaluate'], content['compare']
+    for cell in found['cells']:
+        cell['state'] = 'broken' if cell['name'] == 'm1_s0' else 'done'
+    found['latency'] = {}  # costs are operations
+    for key, name in (('models', 'name'), ('scores', 'model')):
+        evaluate[key] = [entry for entry in evaluate[key] if entry[name] != 'm1_s0']
+    for model in evaluate['models']:
+        if model['name'] == 'teacher':
+            model['macs'] *= 8
+        if model['name'] == 'm1_s1':
+            model['source'] = f'm1_s1={folder / "experiments/m1_s1/models/net_g_latest.pth"}'
+    for picture in evaluate['pictures']['Set & 1'].values():
+        del picture['models']['m1_s0']
+    (folder / 'results.json').write_text(json.dumps(content))
+    page = Page(make(tmp_path, folder, flags=('--student', 'm1_s2')))
+    crops = [a['alt'] for tag, a in page.elements if tag == 'img' and a.get('alt', '').startswith('Crop of')]
+    assert sum(crop.endswith(': own & <b> (seed 1)') for crop in crops) == len(PICTURES)
+    assert sum(crop.endswith(': base') for crop in crops) == len(PICTURES) and len(crops) == 5 * len(PICTURES)
+    rows = [cells for cells in page.rows if cells and cells[0] == 'own & <b>']
+    assert rows[0] == ['own & <b>', '28.73± 0.10'] and rows[2][4:6] == ['1,000', '1.000']  # means are over seeds
+    assert 'own & <b> (seed 1): feature' in page.text
+    assert page.text.count('seed 0, unless another one stands beside the name') == 2
+    (label,) = {a['aria-label'] for t, a in page.elements if t == 'svg' and 'Pareto' in a.get('aria-label', '')}
+    assert label.endswith('on the Pareto front: own & <b> and teacher')
+
+
 def test_pareto_front_is_what_nothing_beats():
     from sdakd.commands.report.front import Point, _dodge, pareto
 

@@ -80,14 +80,14 @@ def _train(matrix: Matrix, jobs: int, threads: int) -> tuple[list[Cell], list[Ce
 
     def train(cells: Sequence[Cell]) -> None:
         """What cells begin with, and then those of them whose beginning there is."""
-        begin = [matrix.first_run(each.row, each.ratio, each.seed) for each in cells]
-        begin = {run.name: run for run in begin if run is not None and run.name not in begun}
+        begin = [(each.run.done, matrix.first_run(each.row, each.ratio, each.seed)) for each in cells]
+        begin = {run.name: run for done, run in begin if run and run.name not in begun and (run.done or not done)}
         begun.update(begin)
         train_all(begin.values(), jobs, threads, progress, devices)
         ready = []
         for each in cells:
             first = matrix.first_run(each.row, each.ratio, each.seed)
-            if first is None or first.done:
+            if each.run.done or first is None or first.done:
                 ready.append(each.run)
             else:
                 record = each.run.record
@@ -253,7 +253,8 @@ def compare(
         raise error.within(file) from None
     # of a row that is lost, other seeds are not begun
     shared = [run for run in parts.shared(matrix) if run.record.state != 'new']
-    broken = [run for run in [*shared, *(cell.run for cell in every)] if not run.done]
+    broken = [run for run in shared if run.record.state != 'done']  # a first stage that was removed is not needed
+    broken += [cell.run for cell in every if not cell.run.done]
     return Compared(text, _broken(broken, len(every) + len(shared), search), file)
 
 

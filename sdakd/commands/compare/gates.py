@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sdakd.commands.compare.config import Primary
+from sdakd.commands.compare.measuring import without_short
 from sdakd.commands.compare.rows import Row
 from sdakd.commands.compare.summary import DIGITS, FEWEST_SEEDS, Cell
 from sdakd.commands.report.curves import Run as Curves
@@ -220,11 +221,10 @@ def verdict(
     kept = [d for d in differences if _is_primary(d, primary) and math.isfinite(d['mean'])]
     if not kept:
         return 'Verdict: none, there is nothing to compare.'
-    reference, enough = kept[0]['b'], any(d['n'] >= FEWEST_SEEDS for d in kept)
+    reference, counted = kept[0]['b'], [d for d in kept if d['a'] not in edge]
+    enough = any(d['n'] >= FEWEST_SEEDS for d in counted)
     said: dict[str, list[str]] = {}
-    for d in kept:
-        if d['a'] in edge:
-            continue
+    for d in counted:
         kind = _verdict(d, primary, sign)
         mark = '*' if enough and d['n'] < FEWEST_SEEDS else ''
         where = f'{d["a"]}{mark} ({d["set"]}, width {d["width"]}, {_value(d, primary)})'
@@ -238,7 +238,9 @@ def verdict(
     text = '; '.join(f'{words}: {", ".join(said[kind])}' for kind, words in parts.items() if kind in said)
     if edge:
         text += ('; ' if text else '') + f'void, their best weight lies at the edge of the search: {", ".join(edge)}'
-    if few := sorted({d['n'] for d in kept if d['n'] < FEWEST_SEEDS}):
-        number = f'{few[0]} seed{"s" * (few[0] > 1)}'
+    if few := sorted({d['n'] for d in counted if d['n'] < FEWEST_SEEDS}):
+        number = f'{" or ".join(map(str, few))} seed{"s" * (few != [1])}'
         text += f'; {"* " if enough else ""}of {number}, which is a tendency and no evidence'
+    _, short = without_short({**section, 'scores': [s for s in section['scores'] if s['metric'] == primary.metric]})
+    text += ''.join(f'; {remark.rstrip(".")}' for remark in short)
     return f'Verdict by {label}: {text}.'

@@ -127,7 +127,7 @@ class Matrix:
                 'gan_opt': deepcopy(row.options['train']['gan_opt']),
             },
         }
-        key = key_of(options, self._digests(options), (__version__, self.images.identity))
+        key = self._key(options)
         return Run('teacher_discriminator', options, self.output / 'cells', self.output, wanted.iters, key,
                    'net_d_teacher_latest.pth')  # fmt: skip
 
@@ -176,16 +176,13 @@ class Matrix:
         return stages if stages[name]['iters'] else {key: stage for key, stage in stages.items() if key != name}
 
     def first_run(self, row: Row, ratio: Fraction, seed: int) -> Run | None:
-        """The training of the first stage, once for a seed and for all rows that begin alike."""
+        """The training of the first stage, once for a seed and for all rows that begin alike.
+
+        It is named after what it is, so that other rows, or another order of them, change nothing.
+        """
         wanted = self._first(row)
         if wanted is None:
             return None
-        kinds = []
-        for each in self.rows:
-            if (found := self._first(each)) is not None and found not in kinds:
-                kinds.append(found)
-        number = kinds.index(wanted) + 1
-        name = f'first_stage{number if number > 1 else ""}_w{_text(ratio)}_s{seed}'
         stages, terms = deepcopy(wanted['stages']), deepcopy(wanted['terms'])
         iterations = sum(stage['iters'] for stage in stages.values())
         student = self.student(ratio)
@@ -193,8 +190,11 @@ class Matrix:
         if wanted['imports']:
             options['imports'] = deepcopy(wanted['imports'])
         self._absolute(options, f'methods:{row.method}')
-        key = key_of(options, self._digests(options), (__version__, self.images.identity))
-        return Run(name, options, self.output / 'cells', self.output, iterations, key)
+        # what rows begin with: lengths and rates are the budget's, and its change trains the same one again
+        of_row = [{k: v for k, v in stage.items() if k in ('terms', 'reset_optimizers')} for stage in stages.values()]
+        kind = {'stages': of_row, 'terms': terms, 'imports': wanted['imports']}
+        name = f'first_stage_{key_of(kind, self._digests(options))[:6]}_w{_text(ratio)}_s{seed}'
+        return Run(name, options, self.output / 'cells', self.output, iterations, self._key(options))
 
     def first_runs(self, ratio: Fraction, seed: int) -> list[Run]:
         """:meth:`first_run` of all rows, each once."""
@@ -209,7 +209,8 @@ class Matrix:
             block[last] = float(f'{_scaled(block[last], factor, last == "share"):.6g}')
         student = self.student(ratio)
         terms = {key: value for key, value in method['train'].items() if key.endswith('_opt')}
-        if _trunk(self.network) != _trunk(method['teacher'].get('network') or method['network_g']):
+        of_file = method['teacher'].get('network') or method['network_g'], method['network_g']
+        if any(_trunk(one) != _trunk(other) for one, other in zip((self.network, student), of_file, strict=True)):
             for block in terms.values():  # layers of a network of another depth: the terms know good ones themselves
                 if isinstance(block, dict):
                     block.pop('layers', None)
@@ -292,9 +293,15 @@ class Matrix:
         options = self.options(row, ratio, seed, factor)
         changed = '' if factor == 1 else f'_x{factor:g}'
         name = f'{row.name}_w{_text(ratio)}_s{seed}{changed}'
-        key = key_of(options, self._digests(options), (__version__, self.images.identity))
+        key = self._key(options)
         iterations = sum(stage['iters'] for stage in options['train']['stages'].values())
         return Run(name, options, self.output / 'cells', self.output, iterations, key)
+
+    def _key(self, options: Mapping) -> str:
+        """The key of a run: of what decides its result, not of how often it saves and how many load its images."""
+        train = {key: value for key, value in options['datasets']['train'].items() if key != 'num_worker_per_gpu'}
+        decides = {key: value for key, value in options.items() if key != 'logger'} | {'datasets': {'train': train}}
+        return key_of(decides, self._digests(options), (__version__, self.images.identity))
 
     def _digests(self, options: Mapping) -> dict[str, str]:
         """What stands for each path in a key: the content."""
@@ -302,7 +309,8 @@ class Matrix:
             if text not in self.stand_ins and Path(text).is_absolute() and Path(text).is_file():
                 self.stand_ins[text] = digest(text)
         found = {str(folder): side for folder, side in zip(self.images.train, ('gt', 'lq'), strict=False)}
-        found |= {folder: 'cache' for folder in self.cache.values()}
+        if folder := options['teacher'].get('cache'):  # a placebo's lies beside the others'
+            found[folder] = 'cache'
         start = options['path'].get('pretrain_network_g', '')
         return {**self.stand_ins, **found, start: self.firsts.get(start, 'start')}
 

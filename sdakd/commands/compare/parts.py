@@ -99,19 +99,22 @@ def run_part(matrix: Matrix, name: str, threads: int) -> str:
     Raises:
         UserError: There is no such part, what it needs is not there, or its training broke.
     """
-    known = [part for names in groups(matrix).values() for part in names]
+    arrays = groups(matrix)
+    known = [part for names in arrays.values() for part in names]
     if name not in known:
         raise UserError('--part', f'the comparison has no part {name!r}; {near(name, known)}.')
     if name == DATA:
         with alone_in(matrix.output, '-o'):
-            prepare(matrix, 1)
+            prepare(matrix, max(map(len, arrays.values())))  # those of an array may run at once
         return f'{name}: done'
     data.set_places(matrix.images, matrix.output)
     if missing := [start for start in _starts(matrix) if not start.is_file()]:
         raise UserError('--part', f'{missing[0]} is not there; give --part {DATA} first.')
     if name == SEARCH:
         with alone_in(matrix.output, '-o'):
-            found = choose(matrix.config, matrix, trials(matrix))
+            every = trials(matrix)
+            check_tried(matrix, every)
+            found = choose(matrix.config, matrix, every)
             write(_chosen(matrix), json.dumps({'students': _students(matrix), 'best': found.best}, indent=2).encode())
         return f'{name}: ' + ', '.join(f'{row} {factor:g}' for row, factor in found.best.items())
     run = next((run for run in shared(matrix) if run.name == name), None)
@@ -123,6 +126,40 @@ def run_part(matrix: Matrix, name: str, threads: int) -> str:
             f'{run.name} broke: {run.record.reason.rstrip(".")}; mend that and give the same command again.'
         )
     return f'{name}: done'
+
+
+def _begins(matrix: Matrix, cell: Cell) -> list[Run]:
+    """What a cell begins with."""
+    needed = [matrix.first_run(cell.row, cell.ratio, cell.seed)]
+    needed += [matrix.discriminator_run()] if cell.row.name in matrix.guided else []
+    return [run for run in needed if run is not None]
+
+
+def check_tried(matrix: Matrix, every: Sequence[Cell]) -> None:
+    """Checks that a search chooses among all trials: those that broke, or whose beginning did, are lost.
+
+    Raises:
+        UserError: One was not trained yet, or not to its end.
+    """
+    if len(matrix.config.search.factors) == 1:
+        return
+
+    def lost(run: Run) -> bool:
+        return run.record.state == 'broken'
+
+    waiting = [
+        trial.run.name
+        for trial in every
+        if not trial.run.done and not lost(trial.run) and not any(map(lost, _begins(matrix, trial)))
+    ]
+    if waiting:
+        several = len(waiting) > 1
+        raise UserError(
+            '--part',
+            f'{len(waiting)} of {len(every)} trials {"are" if several else "is"} not finished '
+            f'({", ".join(waiting[:3])}{", ..." if len(waiting) > 3 else ""}), and the factors of the weights are '
+            f'chosen among all of them: there is no verdict yet; give --part {waiting[0]} first.',
+        )
 
 
 def _starts(matrix: Matrix) -> list[Path]:
@@ -145,13 +182,14 @@ def _cell(matrix: Matrix, name: str) -> Run:
             for row in matrix.rows
             if seed in row.seeds and cell_of(matrix, row, ratio, seed, 1.0).run.name == name
         )
+        check_tried(matrix, every)
         best = _best(matrix)
         if row.name not in best:
             raise UserError('--part', f'no trial of {row.name} was finished; see their logs in {matrix.output}/cells.')
         found = cell_of(matrix, row, ratio, seed, best[row.name])
-    first, discriminator = matrix.first_run(found.row, found.ratio, found.seed), matrix.discriminator_run()
-    needed = [first, discriminator if found.row.name in matrix.guided else None]
-    lacking = next((run for run in needed if run is not None and not run.done), None)
+    if found.run.done:
+        return found.run
+    lacking = next((run for run in _begins(matrix, found) if not run.done), None)
     if lacking is not None:
         raise UserError('--part', f'{name} begins with {lacking.name}, which is not done; give --part {lacking.name}.')
     return found.run
@@ -183,9 +221,14 @@ def _best(matrix: Matrix) -> dict[str, float]:
 
 
 def measured(matrix: Matrix) -> tuple[list[Cell], list[Cell], Search]:
-    """The cells of the tables, all cells, and the search, of what is trained; trains nothing."""
+    """The cells of the tables, all cells, and the search, of what is trained; trains nothing.
+
+    Raises:
+        UserError: A trial is not finished: the search would choose among the others.
+    """
     data.set_places(matrix.images, matrix.output)
     every = {trial.run.name: trial for trial in trials(matrix)}
+    check_tried(matrix, list(every.values()))
     found = choose(matrix.config, matrix, list(every.values()))
     final: Sequence[Cell] = [every.setdefault(cell.run.name, cell) for cell in finals(matrix, found.best)]
     return list(final), list(every.values()), found

@@ -63,7 +63,7 @@ def needed(matrix: Matrix, parsed: Mapping[tuple[str, Fraction], dict], jobs: in
         parsed: From :func:`sdakd.commands.compare.rehearsal.check_rows`.
         jobs: Trainings at a time.
     """
-    students, running = 0, [0]
+    students, running = 0, []
     rows = {row.name: row for row in matrix.rows}
     for (name, ratio), options in parsed.items():
         scenario = Scenario.read(options)
@@ -72,7 +72,7 @@ def needed(matrix: Matrix, parsed: Mapping[tuple[str, Fraction], dict], jobs: in
         kept = 2 * FLOAT * values * (number_of(scenario) + 1)  # weights and their average; the latest once more
         left = _left(matrix, rows.get(name), name, ratio)
         students += left * kept
-        running.append(most_of(Cast(scenario, 'meta')) if left else 0)
+        running += [most_of(Cast(scenario, 'meta'))] * left if left else []
     return Room(students, sum(sorted(running)[-jobs:]), _pairs(matrix), _images(matrix))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,8 @@ TEMPLATE = """\
 #!/bin/bash
 # The comparison {config} as jobs of SLURM: {tasks} tasks in {stages} arrays, one after the other.
 #
-#   bash {name} --partition=gpu --time=24:00:00     # submits all of them; options go to every sbatch
-#   GPUS= bash {name}                               # tasks without a GPU
+#   bash {hint} --partition=gpu --time=24:00:00     # submits all of them; options go to every sbatch
+#   GPUS= bash {hint}                               # tasks without a GPU
 #
 # Give it again after a kill or a time limit: what is done is kept, what was begun goes on from its last checkpoint.
 # `sdakd compare --slurm` writes this file; write it again when methods, widths, seeds or factors have changed.
@@ -77,8 +78,8 @@ def write_jobs(file: Path, config: Path, matrix: Matrix, groups: Mapping[str, Se
     tasks = sum(map(len, groups.values()))
     text = TEMPLATE.format(
         config=config.name,
-        name=file.name,
-        job=config.stem,
+        hint=shlex.quote(file.name),
+        job=re.sub(r'[^\w.-]+', '_', config.stem),  # a directive is cut at the first space
         tasks=tasks,
         stages=len(groups),
         arrays=''.join(f'part_{group}=({" ".join(map(shlex.quote, names))})\n' for group, names in groups.items()),
@@ -92,4 +93,5 @@ def write_jobs(file: Path, config: Path, matrix: Matrix, groups: Mapping[str, Se
         write(file, text.encode())
     except OSError as error:
         raise UserError('--slurm', f'{file} cannot be written ({error.strerror}); name another file.') from None
-    return f'{file}: {tasks} tasks in {len(groups)} arrays; `bash {file}` submits them, options of sbatch behind it.\n'
+    submit = f'bash {shlex.quote(str(file))}'
+    return f'{file}: {tasks} tasks in {len(groups)} arrays; `{submit}` submits them, options of sbatch behind it.\n'

@@ -235,6 +235,12 @@ def label_of(config: Config) -> str:
     return f'{label} to the {"teacher" if config.primary.against == "teacher" else "ground truth"}'
 
 
+def student_line(network: Mapping) -> str:
+    """Students of another network than the teacher's, in words."""
+    facts = ', '.join(f'{key} {value}' for key, value in network.items() if key != 'type')
+    return f"Students: parts of {network['type']} ({facts}), which stands in the place of the teacher's network."
+
+
 def budget_line(budget: Budget) -> str:
     """The budget in words."""
     stages = ', '.join(
@@ -275,6 +281,7 @@ def notes(
         'their order, crops and flips and the first weights of the student for a seed, iterations, batch, crop, rates, '
         'Adam, averaging.'
     )
+    found += [student_line(config.student)] if config.student is not None else []
     found += [*matrix.images.facts, budget_line(config.budget)]
     factors = ', '.join(f'{factor:g}' for factor in config.search.factors)
     if len(config.search.factors) > 1:
@@ -302,7 +309,7 @@ def notes(
         found.append(
             f'Continued after an interruption, with the images and draws of an uninterrupted run: {", ".join(again)}.'
         )
-    found += [f'Broken: {cell.run.name}: {cell.run.record.reason}' for cell in broken]
+    found += lost_lines([cell.run for cell in broken])
     threads = sorted({cell.run.record.threads for cell in cells})
     found.append(
         'Minutes: wall time of a training process with its start, mean over seeds; '
@@ -324,6 +331,13 @@ def notes(
             'choice of images does, not what chance in training does.'
         )
     return found
+
+
+def lost_lines(runs: Sequence[Run]) -> list[str]:
+    """Which trainings broke, and why, and which are not finished."""
+    lines = [f'Broken: {run.name}: {run.record.reason}' for run in runs if run.record.state == 'broken']
+    rest = [run.name for run in runs if run.record.state != 'broken']
+    return lines + ([f'Not finished: {", ".join(rest)}.'] if rest else [])
 
 
 def _first_stages(matrix: Matrix) -> list[str]:

@@ -244,7 +244,7 @@ def build_page(inputs: Inputs, max_images: int | None = None, student: str | Non
         view = comparison.view_of(inputs.evaluate, inputs.comparison, inputs.runs)
         compared = comparison.context(view, inputs.comparison, inputs.evaluate)
         trade_offs = comparison.trade_offs(view, inputs.comparison)
-        student = comparison.shown_as(student, inputs.comparison)
+        student = comparison.shown_as(student, view, inputs.comparison)
         names = view.labels
         inputs = replace(inputs, evaluate=view.evaluate, runs=list(view.runs.values()))
     evaluate, bench = inputs.evaluate, inputs.bench

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from sdakd.commands.report import front, svg
 from sdakd.commands.report.curves import Run, smooth, thin
+from sdakd.commands.report.data import Cell as Training
 from sdakd.commands.report.data import Comparison, Evaluate, Metric, OverSeeds, Picture
 from sdakd.commands.report.text import GIGA, Cell, Table, heading, joined, milliseconds, set_caption, shown
 
@@ -20,17 +21,25 @@ SIDE_BY_SIDE = 5  # images in the grid of crops before the others are folded awa
 
 @dataclass
 class View:
-    """One student of every method and width, that of the first seed, under the method's name.
+    """One student of every method and width, that of its first seed that is done, under the method's name.
+
+    Where this is another seed than that of the others, it stands beside the name.
 
     Args:
         evaluate: What was measured of these students, the teacher and bicubic interpolation.
         labels: Name of a model in ``results.json`` -> what the page calls it.
         runs: Their trainings, by label.
+        students: Label of the student that is shown of a method and width.
+        seed: The first one, of students whose name has none beside it.
+        other_seeds: Whether some students are of another one.
     """
 
     evaluate: Evaluate
     labels: dict[str, str]
     runs: dict[str, Run]
+    students: dict[tuple[str, str], str]
+    seed: int
+    other_seeds: bool
 
 
 def label_of(comparison: Comparison, row: str, width: str) -> str:
@@ -41,11 +50,15 @@ def label_of(comparison: Comparison, row: str, width: str) -> str:
 
 def view_of(evaluate: Evaluate, comparison: Comparison, runs: Sequence[Run]) -> View:
     """What the page shows of single students."""
-    labels: dict[str, str] = {}
+    first: dict[tuple[str, str], Training] = {}
     for cell in sorted(comparison.final(), key=lambda cell: cell.seed):
-        label = label_of(comparison, cell.row, cell.width)
-        if label not in labels.values():
-            labels[cell.name] = label
+        first.setdefault((cell.row, cell.width), cell)
+    seed = min((cell.seed for cell in first.values()), default=0)
+    labels = {}
+    for cell in first.values():
+        own = '' if cell.seed == seed else f' (seed {cell.seed})'
+        labels[cell.name] = label_of(comparison, cell.row, cell.width) + own
+    students = {of: labels[cell.name] for of, cell in first.items()}
     others = {cell.name for cell in comparison.final()} - labels.keys()
     kept = {model.name: labels.get(model.name, model.name) for model in evaluate.models if model.name not in others}
     models = [replace(model, name=kept[model.name]) for model in evaluate.models if model.name in kept]
@@ -58,13 +71,14 @@ def view_of(evaluate: Evaluate, comparison: Comparison, runs: Sequence[Run]) -> 
         for of, images in evaluate.pictures.items()
     }
     made = replace(evaluate, models=models, scores=scores, differences=[], pictures=pictures)
-    return View(made, labels, {labels[run.name]: run for run in runs if run.name in labels})
+    of_runs = {labels[run.name]: run for run in runs if run.name in labels}
+    return View(made, labels, of_runs, students, seed, any(cell.seed != seed for cell in first.values()))
 
 
-def shown_as(student: str | None, comparison: Comparison) -> str | None:
+def shown_as(student: str | None, view: View, comparison: Comparison) -> str | None:
     """The label under which the page shows a student: of the same method and width, if not of the same seed."""
     cell = next((cell for cell in comparison.final() if cell.name == student), None)
-    return student if cell is None else label_of(comparison, cell.row, cell.width)
+    return student if cell is None else view.students[cell.row, cell.width]
 
 
 # ------------------------------------------------------- tables ------------------------------------------------------
@@ -141,7 +155,7 @@ def costs(view: View, comparison: Comparison) -> Table:
     rows = []
     for cost in comparison.costs:
         label = label_of(comparison, cost.row, cost.width)
-        model, timed = models.get(label), comparison.latency.get(cost.width)
+        model, timed = models.get(view.students.get((cost.row, cost.width))), comparison.latency.get(cost.width)
         spread = '' if cost.seconds_sd is None else f'± {cost.seconds_sd / 60:.1f}'
         texts = [f'×{cost.factor:g}', f'{cost.iterations:,d}', f'{cost.seconds / 60:.1f}']
         texts += [f'{model.parameters:,d}' if model and model.parameters else '–']
@@ -162,9 +176,9 @@ def _points(view: View, comparison: Comparison, column: Column) -> tuple[list[fr
     macs = {model.name: model.macs / GIGA for model in view.evaluate.models if model.macs}
     points, levels = [], {}
 
-    def add(name: str, width: str, y: float, y_range: tuple[float, float] | None = None) -> None:
+    def add(name: str, width: str, y: float, y_range: tuple[float, float] | None = None, model: str = '') -> None:
         time = comparison.latency.get(width)
-        x = time.median_ms if time else None if timed else macs.get(name)
+        x = time.median_ms if time else None if timed else macs.get(model or name)
         if x:
             points.append(front.Point(name, x, y, (time.p10_ms, time.p90_ms) if time else None, y_range))
         else:
@@ -173,7 +187,8 @@ def _points(view: View, comparison: Comparison, column: Column) -> tuple[list[fr
     for s in comparison.scores:
         if (s.set, s.metric, s.reference) == (of, metric.name, reference):
             ends = [s.mean - s.sd, s.mean + s.sd] if s.sd is not None else s.values.values()
-            add(label_of(comparison, s.row, s.width), s.width, s.mean, (min(ends), max(ends)))
+            label, student = label_of(comparison, s.row, s.width), view.students.get((s.row, s.width), '')
+            add(label, s.width, s.mean, (min(ends), max(ends)), student)
     for model in ('teacher', 'bicubic') if points else ():
         score = view.evaluate.score(model, of, metric.name, reference)
         if score is not None and score.mean is not None:
@@ -250,6 +265,7 @@ def context(view: View, comparison: Comparison, evaluate: Evaluate) -> dict:
         'costs': costs(view, comparison),
         'notes': comparison.notes,
         'curves': overview(view),
-        'seed': min((cell.seed for cell in comparison.final()), default=0),
+        'seed': view.seed,
+        'other_seeds': view.other_seeds,
         'few': SIDE_BY_SIDE,
     }

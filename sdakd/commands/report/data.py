@@ -187,6 +187,7 @@ class Cell(Struct):
     width: str
     seed: int
     factor: float = 1.0
+    state: str = 'done'
 
 
 class Cost(Struct):
@@ -258,9 +259,9 @@ class Comparison(Struct):
     timed: str = ''
 
     def final(self) -> list[Cell]:
-        """The cells of the tables: of every method and width, with the factor that the search chose."""
+        """The cells of the tables: those done of every method and width, with the factor that the search chose."""
         chosen = {(cost.row, cost.width, cost.factor) for cost in self.costs}
-        return [cell for cell in self.cells if (cell.row, cell.width, cell.factor) in chosen]
+        return [c for c in self.cells if c.state == 'done' and (c.row, c.width, c.factor) in chosen]
 
 
 @dataclass
