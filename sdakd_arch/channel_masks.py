@@ -33,7 +33,7 @@ class ChannelMasks(nn.Module):
         gap: What selection remembers of the teacher's discriminator; a buffer, so that it is saved.
 
     Raises:
-        UserError: A layer is not there, or is neither a convolution nor a batch normalisation.
+        UserError: A layer is not there, comes twice, or is neither a convolution nor a batch normalisation.
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str] | None, threshold: float, where: str) -> None:
@@ -53,6 +53,8 @@ class ChannelMasks(nn.Module):
                     f'{type(network).__name__} has no convolution or batch normalisation {name!r}; '
                     f'{near(name, known)}.',
                 )
+            if name.replace('.', '/') in self.alphas:
+                raise UserError(where, f'{name!r} stands there twice; a layer has one mask.')
             channels = next(getattr(known[name], key) for kind, key in MASKED.items() if isinstance(known[name], kind))
             device = next(known[name].parameters()).device  # under spectral norm the weight itself lies elsewhere
             key = name.replace('.', '/')  # a parameter's name may hold no dot

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from sdakd_data.randomness import aside
 
 IMAGES, SAMPLES, HELD_OUT = 0, 1, 2  # what a seed is for
 AHEAD = 2  # batches that a process loads ahead, torch's default
+_NUMBERED = re.compile(r'(.+)_([1-9]\d*)', re.ASCII | re.DOTALL)
 TRIES = 50  # images that are skipped in a row before the data set is given up
 
 
@@ -73,6 +74,31 @@ class Draws(Sampler):
         """Does nothing: BasicSR's loop finds one long epoch."""
 
 
+def photographs(names: Sequence[str]) -> list[int]:
+    """Which photograph an image is of, numbered in the order in which they come: several may be of one.
+
+    `sdakd prepare pairs --per_image N` makes ``NAME_1`` to ``NAME_N`` of ``NAME``, `sdakd prepare subimages`
+    ``NAME_s001`` and so on: of one photograph are names that differ in such an ending alone. Numbers that begin with 0,
+    or that do not run from 1 to their number, are no such ending, but what a camera counts.
+
+    Args:
+        names: Paths without their ending.
+    """
+    numbers: dict[str, set[int]] = {}
+    for name in names:
+        if found := _NUMBERED.fullmatch(name):
+            numbers.setdefault(found[1], set()).add(int(found[2]))
+
+    def stem(name: str) -> str:
+        found = _NUMBERED.fullmatch(name)
+        if found and 1 < len(numbers[found[1]]) == max(numbers[found[1]]):
+            name = found[1]
+        return re.sub(r'_s\d{3,}$', '', name)
+
+    known: dict[str, int] = {}
+    return [known.setdefault(stem(name), len(known)) for name in names]
+
+
 class SampleError(UserError):
     """A sample that a data set cannot make.
 
@@ -97,8 +123,11 @@ class Drawn(Dataset):
         seed: Of the run.
         where: Its key in the option file.
         skip: Whether a sample that cannot be made is replaced by the next one; else it raises :class:`SampleError`.
-        held_out: Of so many images, by name, one is held out: it is no sample, and every sample brings one of these
-            along as ``held_out``, drawn at random. 0 holds none out.
+        held_out: Of so many photographs (:func:`photographs`), by name, one is held out: its images are no samples, and
+            every sample brings one of these along as ``held_out``, drawn at random. 0 holds none out.
+
+    Raises:
+        UserError: There are fewer photographs than that.
     """
 
     def __init__(self, dataset: Dataset, seed: int, where: str, skip: bool = False, held_out: int = 0) -> None:
@@ -108,8 +137,15 @@ class Drawn(Dataset):
         # told now: data sets take the type out of their options when they read the first image
         self.on_disk = isinstance(backend, Mapping) and backend.get('type') == 'disk'
         order = sorted(range(len(dataset)), key=self._key)
-        self.held = order[held_out - 1 :: held_out] if held_out else []
-        self.order = [index for number, index in enumerate(order) if not held_out or (number + 1) % held_out]
+        whose = photographs([self._truth(index) for index in order]) if held_out else []
+        if len(set(whose)) < held_out:
+            raise UserError(
+                f'{where}: one of every {held_out} photographs is held out, of {len(set(whose))} in all (NAME_1 to '
+                'NAME_N are one, and so are subimages); write a smaller held_out, or other names.'
+            )
+        held = {index for index, number in zip(order, whose, strict=False) if (number + 1) % held_out == 0}
+        self.held = [index for index in order if index in held]
+        self.order = [index for index in order if index not in held]
 
     def _key(self, index: int) -> list[list[str]]:
         return [os.path.splitext(path)[0].replace(os.sep, '/').split('/') for path in self._paths(index)]
@@ -145,6 +181,13 @@ class Drawn(Dataset):
         paths = getattr(self.dataset, 'paths', None)
         entry = paths[index] if paths else ''
         return [path for path in (entry.values() if isinstance(entry, Mapping) else [entry]) if path]
+
+    def _truth(self, index: int) -> str:
+        """What is known of the file of the ground truth, without its ending."""
+        paths = getattr(self.dataset, 'paths', None)
+        entry = paths[index] if paths else str(index)
+        path = entry.get('gt_path') or self._paths(index)[0] if isinstance(entry, Mapping) else entry
+        return os.path.splitext(path)[0].replace(os.sep, '/')
 
     def _name(self, index: int) -> str:
         return ' and '.join(self._paths(index)) or f'sample {index:,d}'

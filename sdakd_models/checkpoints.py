@@ -21,7 +21,7 @@ from sdakd_models.manifest import Manifest, is_pool
 from sdakd_models.processes import meet
 from sdakd_models.threads import resume_threads
 
-PROCESSES, NETWORKS, BATCHES = 3, 4, 5  # what a seed is for, beside those of data and validation
+PROCESSES, NETWORKS, BATCHES, HELD_BACK = 3, 4, 5, 6  # what a seed is for, beside those of data and validation
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -182,6 +182,7 @@ class Checkpoints:
             'threads': torch.get_num_threads(),
             'stage': self.plan.at(current_iter).name,
             'plan': self.plan.state(),
+            'held_out': self.scenario.held_out,
             'players': [player.name for player in self.players],
             'teachers': self.cast.fingerprints,
             'terms': {name: term.state() for name, term in self.terms.items()},

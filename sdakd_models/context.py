@@ -95,7 +95,7 @@ class Context:
         return self.model.as_input(image)
 
     def image(self, who: str) -> torch.Tensor:
-        """The image of ``'student'``, with gradient, or of a teacher by name, without; ``(N, 3, H, W)``."""
+        """The image of ``'student'``, with gradient unless that is off, or of a teacher, without; ``(N, 3, H, W)``."""
         if who not in self._images:
             self._look(who, with_image=True)
         return self._images[who]
@@ -109,7 +109,7 @@ class Context:
             network = (self.author or self.model.net_g) if who == 'student' else self.model.teachers[who]
             taps, image = self.model.taps.get(who) if self.with_features else None, None
             around = recording(taps, with_image or self.micro_batch is not None)
-            with torch.set_grad_enabled(who == 'student'), around:
+            with torch.set_grad_enabled(who == 'student' and torch.is_grad_enabled()), around:
                 image = self.model.generate(network, who)
             if taps is not None:
                 self._features[who] = {name: feature.float() for name, feature in taps.pop().items()}

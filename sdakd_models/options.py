@@ -103,7 +103,11 @@ class Selective(Block):
     ] = 0.5
     held_out: Annotated[
         int,
-        Meta(ge=2, description='Of so many training images, by name, one is shown to this step alone: 10 for a tenth.'),
+        Meta(
+            ge=2,
+            description='Of so many photographs, by name, one is shown to this step alone: 10 for a tenth. NAME_1 to '
+            'NAME_N, and subimages NAME_s001 and so on, are one photograph.',
+        ),
     ] = 10
     layers: Annotated[
         list[str] | None,

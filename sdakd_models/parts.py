@@ -53,8 +53,7 @@ def in_parts(network: nn.Module, size: int | None, *inputs: object) -> object:
     count = -(-number // size)
     split = [each.split(size) if torch.is_tensor(each) else [each] * count for each in tensors]
     pieces = [tree_unflatten(list(piece), kind) for piece in zip(*split, strict=True)]
-    learns = any(torch.is_tensor(each) and each.requires_grad for each in tensors)
-    again = torch.is_grad_enabled() and (learns or any(each.requires_grad for each in network.parameters()))
+    again = torch.is_grad_enabled()  # what learns may be neither an input nor a parameter: channel masks are hooks
     advance(network)
     state = Still(network)
 

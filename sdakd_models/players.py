@@ -237,6 +237,10 @@ class Discriminator:
         """An image as the discriminator sees it: without the border where some of its images are the teacher's."""
         return context.inside(image) if self.facts.sees_teacher else image
 
+    def real(self, context: Context) -> torch.Tensor:
+        """The images that it learns to call real: the ground truth's or the teacher's."""
+        return context.target('gan') if self.facts.real == 'gt' else context.teacher
+
     def learn(
         self, context: Context, teacher: Context | None = None, r1_weight: float = 0.0
     ) -> dict[str, torch.Tensor]:
@@ -252,7 +256,7 @@ class Discriminator:
             return {}
         self.bare.requires_grad_(True).train()
         net, log = self.player.net, {}
-        real = self.shown(context, context.target('gan') if self.facts.real == 'gt' else context.teacher)
+        real = self.shown(context, self.real(context))
         images = {
             'student': lambda: context.student,
             'teacher': lambda: context.teacher if teacher is None else teacher.student,

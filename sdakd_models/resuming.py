@@ -18,6 +18,7 @@ from sdakd_models.manifest import check_whole, seed_of
 from sdakd_models.options import read_train
 from sdakd_models.processes import spread
 from sdakd_models.registry import term_options
+from sdakd_models.scenario import Scenario, held_out_of
 
 
 def seed_for(state: str | None) -> int:
@@ -65,7 +66,7 @@ def load_resume_state(opt: dict, change_stages: bool = False) -> dict | None:
 
     Raises:
         UserError: The file is missing, cannot be read or lies beyond the end of the run, its checkpoint is not whole,
-            or the stages have changed.
+            or the stages or the images that are held out have changed.
     """
     path = opt['path'].get('resume_state')
     if not path:
@@ -91,7 +92,19 @@ def load_resume_state(opt: dict, change_stages: bool = False) -> dict | None:
         raise UserError(
             f'train:stages{change}; resume with the stages of that run, or accept the change with --change_stages.'
         )
+    if state.get('held_out', held := held_out_of(opt)) != held:
+        raise UserError(
+            f'{_key_of_held_out(opt)}: it was {state["held_out"]} when the run began, and is {held}, so that images '
+            'that are held out would have been trained on; resume with the number of that run.'
+        )
     if Loop.latest is not None:
         Loop.latest.iteration, Loop.latest.epoch = iteration, state['epoch']
     check_resume(opt, iteration)
     return state
+
+
+def _key_of_held_out(opt: Mapping) -> str:
+    """Where a file says how many images are held out; where it could, if it does not."""
+    runs = (opt.get('students') or {'': opt}).values()
+    entries = [entry for each in runs for entry in Scenario.read(each).discriminators.values() if entry.selective]
+    return entries[0].key('selective:held_out') if entries else 'discriminators'

@@ -26,7 +26,7 @@ from sdakd_data.cached_dataset import answers_in
 from sdakd_data.pool import ReusingPool
 from sdakd_data.randomness import aside, seed_all
 from sdakd_models.cast import Cast, distributed, student_network
-from sdakd_models.checkpoints import BATCHES, NETWORKS, PROCESSES, Checkpoints
+from sdakd_models.checkpoints import BATCHES, HELD_BACK, NETWORKS, PROCESSES, Checkpoints
 from sdakd_models.clock import Clock
 from sdakd_models.common import Common
 from sdakd_models.context import Context
@@ -225,12 +225,13 @@ class SDAKDModel(Checkpoints, Validation, SRModel):
         self.settle()
         for backbone in self.cast.backbones if self.is_train else ():
             backbone.forget()
-        with self._drawing() if self.is_train and not self.opt.get('rehearsal') else nullcontext():
+        with self.drawing() if self.is_train and not self.opt.get('rehearsal') else nullcontext():
             self._next(data)
 
-    def _drawing(self) -> AbstractContextManager:
+    def drawing(self) -> AbstractContextManager:
         """What a batch draws, its degradation, crops and noise, depends on seed and iteration, and on no term."""
-        return aside(self.opt['manual_seed'], BATCHES, self.last_iter + 1, self.opt['rank'], device=self.device)
+        purpose = HELD_BACK if self.aside else BATCHES
+        return aside(self.opt['manual_seed'], purpose, self.last_iter + 1, self.opt['rank'], device=self.device)
 
     def _next(self, data: Mapping) -> None:
         data = dict(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
@@ -27,6 +27,8 @@ class Holder(Protocol):
 
     def take(self, data: Mapping) -> None: ...
 
+    def drawing(self) -> AbstractContextManager: ...
+
 
 @contextmanager
 def on_held_out(model: Holder) -> Iterator[None]:
@@ -40,7 +42,8 @@ def on_held_out(model: Holder) -> Iterator[None]:
     before = {name: getattr(model, name) for name in model.batch if hasattr(model, name)}
     model.aside = True
     try:
-        model.take(model.held_out)
+        with model.drawing():  # their degradation changes nothing of what others draw
+            model.take(model.held_out)
         crop, side = model.scenario.crop, model.scenario.input_crop  # pairs for a pool are larger
         for name, length in (('lq', side), ('gt', crop), ('gt_usm', crop)):
             if hasattr(model, name):
@@ -58,8 +61,10 @@ class Selection:
     discriminator on the teacher's images are compared, on images that are held out from all other training::
 
         gap(D, x) = |l(D(x), real) - l(D(x), fake)|
-        loss = |gap(D, student's image) - average of gap(D', teacher's image)| + l(D(truth), real)
+        loss = |gap(D, student's image) - average of gap(D', teacher's image)| + l(D(y), real)
                + l(D(student's image), fake)
+
+    where ``y`` is what the discriminator takes for real: the ground truth, or the teacher's image.
 
     The average is exponential: ``b`` times the present value, ``b`` falling from 1 to 0 over the stage (Li et al.,
     NeurIPS 2021, and its public code). Nothing but the masks moves: the passes are those of evaluation mode.
@@ -92,9 +97,9 @@ class Selection:
             weight = 1 - (moment.step - 1) / moment.stage.iters
             known = self.masks.gap
             known.copy_(torch.where(known == 0, gap, weight * gap + (1 - weight) * known))
-            image, truth = context.student.detach(), context.target('gan')
+            image, real = context.student, own.real(context)
         self.masks.requires_grad_(True)
-        fake, real = (self._verdict(own, context, each) for each in (image, truth))
+        fake, real = (self._verdict(own, context, each) for each in (image, real))
         distance = (self._gap(own.loss, fake) - self.masks.gap).abs()
         loss = distance + own.loss(real, True, is_disc=True) + own.loss(fake, False, is_disc=True)
         self.player.derive(loss)

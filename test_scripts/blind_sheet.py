@@ -5,8 +5,8 @@
     python test_scripts/blind_sheet.py score --key key.json --answers blind/answers.txt
 
 Each crop of an enlarged image is shown twice, as A and B: one by the student, one by the teacher, in an order that a
-coin decides for each. Who looks writes behind the numbers in answers.txt which one is the teacher's, A or B; what is
-left empty is not counted. A share of a half means that nobody can tell them apart.
+coin decides for each and the key alone tells. Who looks writes behind the numbers in answers.txt which one is the
+teacher's, A or B; what is left empty is not counted. A share of a half means that nobody can tell them apart.
 
 Models and set are written as for `sdakd evaluate`. Pixels are repeated, never interpolated. Of several places in an
 image, the one is shown in which the teacher draws most, since there is nothing to see in a sky.
@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import re
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +201,8 @@ def make(args: argparse.Namespace) -> str:
     for flag in ('count', 'crop', 'zoom', 'scale'):
         if getattr(args, flag) < 1:
             raise UserError(f'--{flag}: write a whole number of at least 1, not {getattr(args, flag)}.')
+    if args.seed is None:
+        args.seed = secrets.randbelow(2**32)  # whoever knows it knows the order
     if args.seed < 0:
         raise UserError(f'--seed: write a whole number of at least 0, not {args.seed}.')
     (testset,) = open_sets([args.data], args.scale)
@@ -236,7 +239,7 @@ def main() -> int:
     add('--crop', type=int, default=160, help='side of a crop in pixels of the enlarged image (default: 160)')
     add('--zoom', type=int, default=2, help='how often pixels are repeated (default: 2)')
     add('--scale', type=int, default=4, help='factor between input and output (default: 4)')
-    add('--seed', type=int, default=0, help='of images, places and order (default: 0)')
+    add('--seed', type=int, help='of images, places and order (default: a random one, which the key holds)')
     add = modes.add_parser('score', help='score answers').add_argument
     add('--key', required=True, metavar='FILE', help='what `make` has written')
     add('--answers', required=True, metavar='FILE', help='a number and A or B a line: the one that is the teacher')

@@ -186,7 +186,7 @@ def by_name(name: str, where: str = '-n', before: str = '') -> Path:
     known = published()
     if name not in known:
         raise UserError(where, f'{before}no model is called {name}; {near(name, [*zoo().models, *known])}.')
-    found = next((path for folder in PLACES if (path := folder / f'{name}.pth').exists()), None)
+    found = next((path for folder in PLACES if (path := folder / f'{name}.pth').is_file()), None)
     if found is None:
         places = ' or '.join(map(str, PLACES))
         raise UserError(where, f'{name} does not ship and is not in {places}; get it by `sdakd fetch {name}`.')
@@ -195,6 +195,8 @@ def by_name(name: str, where: str = '-n', before: str = '') -> Path:
 
 def model_file(model: str | Path, where: str = '-m') -> Path:
     """What ``-m`` means: the file of this path or, where there is none, the model of this name.
+
+    A folder is no file: the one that `sdakd export -m NAME -o NAME` has written does not hide the model.
 
     Args:
         model: A path, or a name as :func:`by_name` takes it.
@@ -207,9 +209,11 @@ def model_file(model: str | Path, where: str = '-m') -> Path:
         UserError: There is neither.
     """
     text = os.fspath(model)
-    if os.path.lexists(text) or not _NAME.fullmatch(text) or Path(text).suffix.lower() in ENDINGS:
+    folder = os.path.isdir(text)
+    there = os.path.lexists(text) and not folder
+    if there or not _NAME.fullmatch(text) or Path(text).suffix.lower() in ENDINGS:
         return Path(text)
-    return by_name(text, where, f'the file {text} does not exist, and ')
+    return by_name(text, where, f'{text} is a folder, and ' if folder else f'the file {text} does not exist, and ')
 
 
 def model_files(models: str | Path | Iterable[str | Path], where: str = '-m') -> list[Path]:

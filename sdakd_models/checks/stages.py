@@ -63,6 +63,8 @@ def _check_selective(scenario: Scenario, entry: DiscriminatorBlock, active: list
     against = entry.selective.against
     if not entry.learns or 'student' not in entry.fake:
         raise entry.error('it balances a discriminator that learns from the student; leave it out here.', 'selective')
+    if entry.fake != ['student']:
+        raise entry.error("its channels are chosen by the student's images alone; write [student].", 'fake')
     if scenario.faces:
         raise entry.error('no face is held out from a training; leave it out here.', 'selective')
     if against == entry.name:

@@ -22,8 +22,12 @@ class MCADTerm(Term):
         return {'mcad': self.loss(*context.pair())}
 
     def check(self, scenario: Scenario, cast: Cast) -> None:
-        batch = scenario.datasets.get('train', {}).get('batch_size_per_gpu', 2)
-        if self.block.loss.get('image_weight', 0.3) and batch * scenario.file.get('world_size', 1) < 2:
+        images = scenario.datasets.get('train', {}).get('batch_size_per_gpu', 2) * scenario.file.get('world_size', 1)
+        if self.block.loss.get('patch_weight', 0.7) and images * self.block.loss.get('patches', 8) < 2:
+            raise UserError(
+                f'{self.block.where}:patches', 'a batch has one patch, and no other to tell it from; write at least 2.'
+            )
+        if self.block.loss.get('image_weight', 0.3) and images < 2:
             raise UserError(
                 'datasets:train:batch_size_per_gpu',
                 f'{self.block.where} contrasts the images of a batch, and there is one alone; write at least 2, or '

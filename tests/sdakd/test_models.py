@@ -156,6 +156,18 @@ def test_a_file_comes_before_a_name(tmp_path, monkeypatch):
         model_file('demo_studnt_x4')
 
 
+def test_a_folder_hides_no_name(tmp_path, monkeypatch):
+    """`sdakd export -m NAME -o NAME` makes one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ('demo_student_x4', 'mine', 'weights/RealESRGAN_x4plus.pth'):
+        (tmp_path / name).mkdir(parents=True)
+    assert model_file('demo_student_x4') == PRETRAINED / 'demo_student_x4.pth'
+    with pytest.raises(UserError, match='^-m: mine is a folder, and no model is called mine; '):
+        model_file('mine')
+    with pytest.raises(UserError, match='RealESRGAN_x4plus does not ship and is not in .*; get it by'):
+        model_file('RealESRGAN_x4plus')
+
+
 def test_every_command_takes_names(tmp_path, photographs, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'gt').mkdir()

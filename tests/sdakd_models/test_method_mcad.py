@@ -150,6 +150,9 @@ def test_an_image_alone_has_nothing_to_be_contrasted_with(world, parse):
         parse(world.write(options), world.root)
     options['train']['mcad_opt']['image_weight'] = 0
     parse(world.write(options), world.root)  # patches of one image are enough
+    options['train']['mcad_opt']['patches'] = 1
+    with pytest.raises(UserError, match=r'train:mcad_opt:patches: a batch has one patch, .*; write at least 2'):
+        parse(world.write(options), world.root)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from sdakd.compat import UserError
+from sdakd_arch.channel_masks import ChannelMasks
 from sdakd_models.parts import InParts, in_parts
 from sdakd_models.players import penalise, r1_penalty
 
@@ -41,6 +42,22 @@ def test_spectral_norm_moves_once_for_a_batch(norm, size):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
     parts = -(-5 // size)
     assert max(batches) == min(size, 5) and len(batches) == 2 * (2 * parts - 1)  # all but the last once more
+
+
+def test_masks_of_a_network_that_rests_are_learned_in_parts():
+    """Neither images nor parameters ask for a gradient then."""
+    images, batches = torch.randn(5, 3, 8, 8, dtype=torch.float64), []
+    network = judge(nn.utils.spectral_norm).eval().requires_grad_(False)
+    masks = ChannelMasks(network, ['0'], 0.5, 'here').requires_grad_(True)
+    found = []
+    network[0].register_forward_hook(lambda _module, _inputs, output: batches.append(len(output)))
+    for size in (None, 2):
+        batches.clear()
+        masks.zero_grad()
+        in_parts(network, size, images).sin().sum().backward()
+        found.append(masks.alphas['0'].grad.clone())
+    torch.testing.assert_close(*found)
+    assert batches == [2, 2, 1, 2, 2]  # all but the last once more
 
 
 @pytest.mark.parametrize('size', [2, 3])
