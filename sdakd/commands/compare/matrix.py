@@ -277,9 +277,9 @@ class Matrix:
         return self.output / 'starts' / f'w{_text(ratio)}_s{seed}.pth'
 
     def make_start(self, ratio: Fraction, seed: int) -> None:
-        path = self.start(ratio, seed)
-        if path.is_file():
-            return
+        path, shapes = self.start(ratio, seed), _shapes(build_on_meta(self.student(ratio), 'network_g').state_dict())
+        if path.is_file() and _shapes(torch.load(path, weights_only=True)['params']) == shapes:
+            return  # one of another network is of an earlier option file
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = build(self.student(ratio), 'network_g')
@@ -313,6 +313,10 @@ class Matrix:
             found[folder] = 'cache'
         start = options['path'].get('pretrain_network_g', '')
         return {**self.stand_ins, **found, start: self.firsts.get(start, 'start')}
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 def _trunk(network: Mapping) -> tuple[str, list[str] | None]:
