@@ -38,6 +38,11 @@ REGIMES = {
     'sdakd_no_student_d': {'teacher': OWN},
     'dgl_gan': {'student': OWN, 'teacher': FROZEN},
     'dgl_gan_updated': {'student': OWN, 'teacher': OWN},
+    'dime': {'student': OWN, 'teacher': OWN},
+    'mcad': {'student': OWN},
+    'sdakd_plus': {'image': ['student+', 'teacher+', 'student+', 'teacher-', 'gt-']},
+    # the step of the masks comes last: of both discriminators, whose gap is compared
+    'gcc': {'selected': [*OWN, 'student-', 'gt-'], 'teacher': ['teacher-']},
     'akdg': {'student': OWN, 'distillation': ['student+', 'teacher+', 'student+', 'teacher-', 'gt-']},
     'dcd': {'teacher': UPDATING_FREEZING},
     'dcd_always_updating': {'teacher': ALWAYS_UPDATING},
@@ -83,6 +88,9 @@ def small(world, opt):
         }
         for name, stage in opt['train']['stages'].items()
     }
+    for stage in stages.values():
+        if 'lr_g' in stage and 'pixel' not in stage['terms']:
+            stage['terms'].insert(0, 'pixel')  # in the place of what the student learns from there
     torch.save({'params': UNetDiscriminatorSN(3, 4).state_dict()}, world.root / 'judge.pth')
     judge = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
     if 'network_d' in opt:
@@ -92,6 +100,8 @@ def small(world, opt):
     for entry in options['discriminators'].values():
         assert entry['network']['type'] == judge['type']
         entry['network'] = judge
+        if entry.get('selective'):
+            entry['selective']['held_out'] = 4  # there are eight images
         entry['weights'] = str(world.root / 'judge.pth') if entry.get('weights') else None
     if opt['path'].get('pretrain_network_d'):
         options['path']['pretrain_network_d'] = str(world.root / 'judge.pth')
@@ -102,6 +112,11 @@ def small(world, opt):
     if 'network_g' not in opt:
         del options['network_g'], options['val'], options['datasets']['val']
     return options
+
+
+def judges_of(opt):
+    """What option files say of discriminators that are selectively activated, by name."""
+    return {key: entry['selective'] for key, entry in (opt.get('discriminators') or {}).items() if 'selective' in entry}
 
 
 def build(world, parse, options):
@@ -187,11 +202,13 @@ def test_regime_of_a_method(name, world, parse):
         assert moved(student, model.bare_student) == set(student)
         for key, adversary in model.discriminators.items():
             on = adversary.term in stage.terms
+            if by := [judge for judge, entry in judges_of(opt).items() if entry.get('against') == key]:
+                on = f'gan:{by[0]}' in stage.terms  # it trains nobody: another one's masks look at it
             assert watch.calls[key] == (wanted[key] if on else [])
             learns = on and any(call.startswith('gt+') or call == 'teacher+' for call in wanted[key])
             assert moved(judges[key], adversary.bare) == (set(judges[key]) if learns else set())
             assert all(parameter.grad is None for parameter in adversary.bare.parameters())
-            assert (f'l_g_gan{adversary.suffix}' in log) == on
+            assert (f'l_g_gan{adversary.suffix}' in log) == (on and adversary.facts.trains_student)
             assert (f'l_d_real{adversary.suffix}' in log) == learns
             if len(watch.states[key]) > 1:  # what the student's pass has left behind when the discriminator learns
                 before, after = watch.states[key][:2]
