@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,9 @@ def _build(options: Mapping) -> SDAKDModel:
         def _begin(self) -> None:
             self.cast.lower_teachers()
             forget_states()  # files that were read are held twice until then
+
+        def drawing(self) -> AbstractContextManager:
+            return nullcontext()  # every step is seeded by who makes it, as one of BasicSR's model is
 
     model = Timed(options)
     asked = {(options.get(block) or {}).get('precision') for block in ('train', 'teacher')}
