@@ -173,6 +173,7 @@ def paired(folder: Path) -> dict:
             'teacher_margin': 0,
             'share_freq': 1000,
             'pool_reuse': 1,
+            'pool_flips': True,
             'channels_last': True,
             'compile': False,
             'micro_batch_size': 1,
