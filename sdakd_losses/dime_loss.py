@@ -51,10 +51,6 @@ class DistributionMatchingLoss(_BackboneLoss):
         if not (first_weight or second_weight):
             raise ValueError('first_weight, second_weight: both are 0, leave at least one on')
 
-    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """Compares images ``(N, 3, H, W)`` in [0, 1]; the sum of the parts, a scalar."""
-        return sum(self.parts(student, teacher)[0].values())
-
     def _parts(self, maps: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
         own, other = (_moments(each) for each in maps[-1])
         weights = {'first': self.first_weight, 'second': self.second_weight}

@@ -56,6 +56,10 @@ class _BackboneLoss(nn.Module):
         units = [self.scales.scale(str(depth)).sqrt() + 1e-8 for depth in range(len(pairs))]
         return [(one / unit, other / unit) for (one, other), unit in zip(pairs, units, strict=True)]
 
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """Compares images ``(N, 3, H, W)`` in [0, 1]; the sum of the parts, a scalar."""
+        return sum(self.parts(student, teacher)[0].values())
+
     def parts(self, student: torch.Tensor, *teachers: torch.Tensor) -> list[dict[str, torch.Tensor]]:
         """For every teacher's image, the weighted parts by name; the teachers' side is detached.
 
@@ -143,10 +147,6 @@ class ImitationLoss(_BackboneLoss):
             one, other = maps[_FEATURE_DEPTH]
             found['feature'] = self.loss_weight * self.feature_weight * (one - other).abs().mean()
         return found
-
-    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """The sum of the parts, a scalar."""
-        return sum(self.parts(student, teacher)[0].values())
 
 
 @LOSS_REGISTRY.register()
